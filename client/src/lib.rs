@@ -1,0 +1,1 @@
+//! Mounts a CernVM-FS repository over HTTP with a local cache.

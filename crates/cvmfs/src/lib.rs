@@ -1,0 +1,1 @@
+//! The CernVM-FS repository format: objects, catalogs, manifest, trust, transactions.

@@ -1,0 +1,1 @@
+//! Container images as values: names, digests, manifests, layer changes, repository layout.

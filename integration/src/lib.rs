@@ -1,0 +1,1 @@
+//! Scenarios with real engines and servers, run against the built binaries.

@@ -1,0 +1,1 @@
+//! Publishes container images into a CernVM-FS repository.

@@ -1,0 +1,1 @@
+//! Scenarios across crates; a Rust toolchain and /dev/fuse are all they need.
