@@ -1,1 +1,8 @@
 //! Publishes container images into a CernVM-FS repository.
+//!
+//! The binary `cvmfs-publisher` parses its arguments ([`cli`]), runs one command and turns the result into an exit
+//! status ([`error`], [`report`]). Everything that can be tested is in this library.
+
+pub mod error;
+pub mod progress;
+pub mod report;

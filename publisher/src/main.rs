@@ -1,0 +1,3 @@
+//! `cvmfs-publisher`: parse, run, exit status. Everything else is in the library.
+
+fn main() {}
