@@ -19,12 +19,17 @@
 //! - A [`PublicName`] is a name that may appear in a repository: never one of the internal trees.
 
 use std::fmt;
-use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::digest::ManifestDigest;
+
+mod grammar;
+mod public_name;
+
+use grammar::{NAME_MAX, TEXT_MAX, check_text, is_component, is_registry, is_tag};
+pub use public_name::PublicName;
 
 /// The name under which images of Docker Hub are published.
 pub const DOCKER_HUB: &str = "registry.hub.docker.com";
@@ -32,13 +37,6 @@ pub const DOCKER_HUB: &str = "registry.hub.docker.com";
 const DOCKER_HUB_API: &str = "registry-1.docker.io";
 /// Top-level directory for images that come from disk.
 const LOCAL: &str = "local";
-/// Top-level names of the repository that no image may take, besides everything that starts with a dot.
-/// (`new_repository` is the file that marks a fresh repository.)
-const RESERVED: [&str; 2] = ["podmanStore", "new_repository"];
-/// Longest file name that a repository can hold.
-const NAME_MAX: usize = 255;
-/// Longest accepted text: registry, repository, tag and digest at their limits fit well below.
-const TEXT_MAX: usize = 1024;
 
 /// Why a text names no image. The message says what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -461,91 +459,6 @@ impl fmt::Display for Wish {
     }
 }
 
-/// A path in the public part of a repository: `DIRECTORY/…/NAME:TAG`, or `NAME:sha256:<hex>` for a bare digest.
-///
-/// The first component may be a registry (`host:5000`); the others obey the OCI grammar for repositories.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PublicName {
-    text: String,
-    /// where the tag or digest begins in `text`
-    split: usize,
-}
-
-impl PublicName {
-    /// Parses `REGISTRY/REPOSITORY:TAG`, `NAME:TAG`, `…:sha256:<hex>`: the path that an operator asks for, or one
-    /// found in a repository.
-    pub fn parse(text: &str) -> Result<Self, ReferenceError> {
-        check_text(text)?;
-        let start = text.rfind('/').map_or(0, |slash| slash + 1);
-        match text[start..].find(':') {
-            Some(colon) => Self::new(&text[..start + colon], &text[start + colon + 1..]),
-            None => Err(ReferenceError::NoTagNoDigest(text.to_owned())),
-        }
-    }
-
-    /// Puts a name together from its directory part and its tag or digest.
-    fn new(path: &str, reference: &str) -> Result<Self, ReferenceError> {
-        let text = format!("{path}:{reference}");
-        let refuse = |why: &str| ReferenceError::Publication { name: text.clone(), why: why.to_owned() };
-        let first = path.split('/').next().unwrap_or_default();
-        if first.starts_with('.') {
-            return Err(refuse("names at the top that begin with a dot belong to the repository itself"));
-        }
-        if RESERVED.iter().any(|reserved| reserved.eq_ignore_ascii_case(first)) {
-            return Err(refuse(&format!("the top-level name {first} belongs to the repository itself")));
-        }
-        let is_digest = ManifestDigest::parse(reference).is_ok();
-        if !is_digest && !is_tag(reference) {
-            return Err(ReferenceError::Tag { name: text, tag: reference.to_owned() });
-        }
-        let (top, rest) = path.split_once('/').map_or((path, None), |(top, rest)| (top, Some(rest)));
-        let top_fits = is_component(top) || (rest.is_some() && is_registry(top) && top == top.to_ascii_lowercase());
-        if !top_fits || rest.is_some_and(|rest| !rest.split('/').all(is_component)) {
-            return Err(ReferenceError::Repository { name: text.clone(), repository: path.to_owned() });
-        }
-        if text.split('/').any(|component| component.len() > NAME_MAX) {
-            return Err(refuse("a component is longer than 255 bytes"));
-        }
-        Ok(Self { split: path.len(), text })
-    }
-
-    /// The path, without a leading slash.
-    pub fn as_str(&self) -> &str {
-        &self.text
-    }
-
-    /// The directory that holds the link; empty for the root of the repository.
-    pub fn directory(&self) -> &str {
-        self.text.rsplit_once('/').map_or("", |(directory, _)| directory)
-    }
-
-    /// The name of the link in its directory: `NAME:TAG`.
-    pub fn file_name(&self) -> &str {
-        self.text.rsplit_once('/').map_or(&self.text, |(_, name)| name)
-    }
-
-    /// Everything before the tag: `REGISTRY/REPOSITORY`.
-    pub fn repository(&self) -> &str {
-        &self.text[..self.split]
-    }
-
-    /// The tag, or the digest as text.
-    pub fn reference(&self) -> &str {
-        &self.text[self.split + 1..]
-    }
-
-    /// How many directories lie above the link.
-    pub fn depth(&self) -> usize {
-        self.text.matches('/').count()
-    }
-}
-
-impl fmt::Display for PublicName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
 /// A name of an image in a registry, cut at its delimiters, not yet checked.
 struct Parts<'a> {
     scheme: Scheme,
@@ -624,61 +537,8 @@ impl<'a> Parts<'a> {
     }
 }
 
-fn check_text(text: &str) -> Result<(), ReferenceError> {
-    if text.is_empty() || text.len() > TEXT_MAX || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        return Err(ReferenceError::Text(text.chars().take(80).flat_map(char::escape_debug).collect()));
-    }
-    Ok(())
-}
-
 fn is_docker_hub(registry: &str) -> bool {
     [DOCKER_HUB, "docker.io", "index.docker.io"].iter().any(|hub| hub.eq_ignore_ascii_case(registry))
-}
-
-/// `HOST`, `HOST:PORT`, `[IPv6]`, `[IPv6]:PORT`.
-fn is_registry(text: &str) -> bool {
-    let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((address, port)) => {
-            if address.parse::<Ipv6Addr>().is_err() {
-                return false;
-            }
-            (None, port.strip_prefix(':').or((!port.is_empty()).then_some(port)))
-        }
-        None => match text.split_once(':') {
-            Some((host, port)) => (Some(host), Some(port)),
-            None => (Some(text), None),
-        },
-    };
-    let label = |label: &str| {
-        !label.is_empty()
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    host.is_none_or(|host| host.len() <= 253 && host.split('.').all(label))
-        && port.is_none_or(|port| {
-            port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0)
-        })
-}
-
-/// One component of a repository: `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`, as the OCI distribution specification has it.
-fn is_component(text: &str) -> bool {
-    let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let bytes = text.as_bytes();
-    let (Some(&first), Some(&last)) = (bytes.first(), bytes.last()) else { return false };
-    word(first)
-        && word(last)
-        && bytes
-            .split(|&b| word(b))
-            .all(|joint| matches!(joint, [] | b"." | b"_" | b"__") || joint.iter().all(|&b| b == b'-'))
-}
-
-/// A tag: `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`.
-fn is_tag(text: &str) -> bool {
-    text.len() <= 128
-        && !text.is_empty()
-        && !text.starts_with(['.', '-'])
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
 /// Text form everywhere: `FromStr` and serde by the one parser and the one printer.
@@ -706,205 +566,4 @@ macro_rules! text_form {
 text_form!(Reference, TagPattern, ImageSource, Wish, PublicName);
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn digest() -> String {
-        format!("sha256:{}", "ab".repeat(32))
-    }
-
-    #[test]
-    fn prints_the_full_form_of_every_spelling() {
-        for (text, whole) in [
-            ("hub.docker.com/library/redis:5", "https://hub.docker.com/library/redis:5"),
-            (
-                "https://registry.hub.docker.com/library/debian:stable",
-                "https://registry.hub.docker.com/library/debian:stable",
-            ),
-            ("debian:stable", "https://registry.hub.docker.com/library/debian:stable"),
-            ("docker.io/debian:stable", "https://registry.hub.docker.com/library/debian:stable"),
-            ("docker.io/library/debian:stable", "https://registry.hub.docker.com/library/debian:stable"),
-            ("index.docker.io/user/app:1", "https://registry.hub.docker.com/user/app:1"),
-            ("docker://user/app:1", "https://registry.hub.docker.com/user/app:1"),
-            ("user/app:1", "https://registry.hub.docker.com/user/app:1"),
-            ("localhost/app:1", "https://localhost/app:1"),
-            ("http://localhost:5000/app:1", "http://localhost:5000/app:1"),
-            ("host:5000/a/b/c:1", "https://host:5000/a/b/c:1"),
-            ("http://127.0.0.1:5000/demo/python:3.12-slim", "http://127.0.0.1:5000/demo/python:3.12-slim"),
-            ("http://[::1]:5000/app:1", "http://[::1]:5000/app:1"),
-            ("https://QUAY.io/a/b:V1", "https://quay.io/a/b:V1"),
-            ("quay.io//a/b:1", "https://quay.io/a/b:1"),
-            ("quay.io/a/b__c-d--e.f:1", "https://quay.io/a/b__c-d--e.f:1"),
-            ("quay.io/a:1*", "https://quay.io/a:1*"),
-            ("quay.io/a:*", "https://quay.io/a:*"),
-            ("oci:/tmp/x:1", "oci:/tmp/x:1"),
-            ("oci:/tmp/a:b/x", "oci:/tmp/a:b/x"),
-            ("docker-archive:/tmp/x.tar", "docker-archive:/tmp/x.tar"),
-        ] {
-            let wish = Wish::parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
-            assert_eq!(wish.to_string(), whole, "{text}");
-            assert_eq!(Wish::parse(whole).unwrap(), wish, "{text}");
-        }
-    }
-
-    #[test]
-    fn refuses_what_names_no_image() {
-        use ReferenceError as E;
-        let both = format!("quay.io/a:1*@{}", digest());
-        let long_tag = format!("quay.io/a:{}", "x".repeat(129));
-        let long_name = format!("quay.io/{}:1", "x".repeat(255));
-        let very_long = "x".repeat(2000);
-        type Check = fn(&E) -> bool;
-        let table: &[(&str, Check)] = &[
-            ("", |e| matches!(e, E::Text(_))),
-            ("quay.io/a b:1", |e| matches!(e, E::Text(_))),
-            ("quay.io/a:1\n", |e| matches!(e, E::Text(_))),
-            (&very_long, |e| matches!(e, E::Text(_))),
-            ("ftp://quay.io/a:1", |e| matches!(e, E::Scheme { .. })),
-            ("oci://quay.io/a:1", |e| matches!(e, E::Scheme { .. })),
-            ("https://ubuntu:latest", |e| matches!(e, E::Registry { .. })),
-            ("https://user@quay.io/a:1", |e| matches!(e, E::Registry { .. })),
-            ("quay.io:0/a:1", |e| matches!(e, E::Registry { .. })),
-            ("quay.io:70000/a:1", |e| matches!(e, E::Registry { .. })),
-            ("quay.io:/a:1", |e| matches!(e, E::Registry { .. })),
-            ("-x.io/a:1", |e| matches!(e, E::Registry { .. })),
-            ("http://[::1]5000/a:1", |e| matches!(e, E::Registry { .. })),
-            ("http://[::z]/a:1", |e| matches!(e, E::Registry { .. })),
-            ("../a:1", |e| matches!(e, E::Registry { .. })),
-            ("https://quay.io", |e| matches!(e, E::Repository { .. })),
-            ("https://quay.io/:1", |e| matches!(e, E::Repository { .. })),
-            ("quay.io/a/../b:1", |e| matches!(e, E::Repository { .. })),
-            ("quay.io/a/.b:1", |e| matches!(e, E::Repository { .. })),
-            ("quay.io/a//b:1", |e| matches!(e, E::Repository { .. })),
-            ("quay.io/A:1", |e| matches!(e, E::Repository { .. })),
-            ("quay.io/a___b:1", |e| matches!(e, E::Repository { .. })),
-            ("quay.io/a*:1", |e| matches!(e, E::Repository { .. })),
-            ("quay.io/a?x=1", |e| matches!(e, E::Repository { .. })),
-            (&long_name, |e| matches!(e, E::Repository { .. })),
-            ("hub.docker.com/library/redis:5:4", |e| matches!(e, E::Tag { .. })),
-            ("quay.io/a:1/b:2", |e| matches!(e, E::Tag { .. })),
-            ("quay.io/a:", |e| matches!(e, E::Tag { .. })),
-            ("quay.io/a:.1", |e| matches!(e, E::Tag { .. })),
-            ("quay.io/a:-*", |e| matches!(e, E::Tag { .. })),
-            (&long_tag, |e| matches!(e, E::Tag { .. })),
-            ("hub.docker.com/library/redis:5@sha256:aaabbbccc", |e| matches!(e, E::Digest { .. })),
-            ("quay.io/a@md5:12", |e| matches!(e, E::Digest { .. })),
-            ("hub.docker.com/library/redis/", |e| matches!(e, E::NoTagNoDigest(_))),
-            ("debian", |e| matches!(e, E::NoTagNoDigest(_))),
-            (&both, |e| matches!(e, E::WildcardWithDigest(_))),
-            ("oci:", |e| matches!(e, E::NoPath(_))),
-            ("oci::1", |e| matches!(e, E::NoPath(_))),
-            ("oci:/x:.y", |e| matches!(e, E::Tag { .. })),
-            ("docker-archive:", |e| matches!(e, E::NoPath(_))),
-        ];
-        for (text, expected) in table {
-            match Wish::parse(text) {
-                Ok(wish) => panic!("{text} was accepted as {wish}"),
-                Err(error) => assert!(expected(&error), "{text}: {error:?}"),
-            }
-        }
-    }
-
-    #[test]
-    fn says_what_to_write_when_the_tag_is_missing() {
-        let message = Wish::parse("quay.io/a").unwrap_err().to_string();
-        assert!(message.contains("quay.io/a:latest") && message.contains("quay.io/a@sha256:"), "{message}");
-    }
-
-    #[test]
-    fn derives_the_names_of_the_existing_tool() {
-        let both = Reference::parse(&format!("http://r:5000/x/y:1@{}", digest())).unwrap();
-        assert_eq!(both.simple_name(), "r:5000/x/y:1");
-        assert_eq!(both.whole_name(), format!("http://r:5000/x/y:1@{}", digest()));
-        assert_eq!(both.suffix(), format!(":1@{}", digest()));
-        assert_eq!(both.simple_reference(), "1");
-        assert_eq!(both.target(), digest());
-        assert_eq!(both.public_path().unwrap().as_str(), "r:5000/x/y:1");
-        let bare = Reference::parse(&format!("r.io/x@{}", digest())).unwrap();
-        assert_eq!(bare.simple_name(), "r.io/x");
-        let public = bare.public_path().unwrap();
-        assert_eq!(public.as_str(), format!("r.io/x:{}", digest()));
-        assert_eq!((public.directory(), public.repository()), ("r.io", "r.io/x"));
-        assert_eq!((public.reference(), public.depth()), (digest().as_str(), 1));
-        let hub = Reference::parse("debian:stable").unwrap();
-        assert_eq!((hub.registry_host(), hub.api_host()), ("registry.hub.docker.com", "registry-1.docker.io"));
-    }
-
-    #[test]
-    fn takes_only_literal_characters_and_stars() {
-        for (pattern, tag, expected) in [
-            ("*-foo", "bar-foo", true),
-            ("*-foo", "ubuntu-foo", true),
-            ("*-foo", "foo-bar", false),
-            ("rhel7-m*", "rhel7-m1", true),
-            ("rhel7-m*", "rhel7", false),
-            ("rhel7-m*", "tmp-rhel7-m1", false),
-            ("21.2.1*", "21.2.10", true),
-            ("21.2.1*", "21.2.100-20191127", true),
-            ("21.2.1*", "21.2.15-20180118", true),
-            ("21.2.1*", "21.3.10", false),
-            ("21.2.1*", "21x2.10", false),
-            ("*", "anything", true),
-            ("a*b*c", "a-b-b-c", true),
-            ("a*b*c", "a-c-b", false),
-            ("a*a", "a", false),
-            ("a*a", "aa", true),
-            ("a**b", "ab", true),
-        ] {
-            assert_eq!(TagPattern::parse(pattern).unwrap().matches(tag), expected, "{pattern} {tag}");
-        }
-        assert!(TagPattern::parse("rhel7").is_err(), "no star, no pattern");
-        let Wish::Wildcard(wildcard) = Wish::parse("r.io/x:1.*").unwrap() else { panic!("a wildcard") };
-        assert_eq!(wildcard.select("1.2").unwrap().to_string(), "https://r.io/x:1.2");
-        assert_eq!(wildcard.select("2.2"), None);
-        assert_eq!(wildcard.select("1./../x"), None, "registries may list anything");
-    }
-
-    #[test]
-    fn keeps_images_out_of_internal_trees() {
-        for text in [
-            ".flat/x:1",
-            ".layers:1",
-            "./x:1",
-            "../x:1",
-            "podmanStore/x:1",
-            "podmanStore:1",
-            "new_repository:1",
-            "new_repository/x:1",
-            "a/.b:1",
-            "a/../b:1",
-            "a//b:1",
-            "/a:1",
-            "a/:1",
-            "a",
-            "a:",
-            "a:b:c",
-            "A/x:1",
-            "a/x:1*",
-            "",
-        ] {
-            assert!(PublicName::parse(text).is_err(), "{text} was accepted");
-        }
-        assert!(Reference::parse("https://podmanStore/x:1").unwrap().public_path().is_err());
-        let long = format!("a/{}:{}", "x".repeat(200), "y".repeat(100));
-        assert!(PublicName::parse(&long).is_err());
-        for text in ["debian:12", "local/x:1", "host:5000/x/y:1", "[::1]:5000/x:1"] {
-            assert_eq!(PublicName::parse(text).unwrap().as_str(), text);
-        }
-    }
-
-    #[test]
-    fn names_images_from_disk() {
-        let name =
-            |text: &str, found| ImageSource::parse(text).unwrap().public_path(found).map(|name| name.to_string());
-        assert_eq!(name("oci:/tmp/app/:2", None).unwrap(), "local/app:2");
-        assert_eq!(name("oci:/tmp/app", Some("3")).unwrap(), "local/app:3");
-        assert_eq!(name("docker-archive:app.tar", None).unwrap(), "local/app.tar:latest");
-        assert!(
-            name("docker-archive:/tmp/My App".replace(' ', "").as_str(), None)
-                .unwrap_err()
-                .to_string()
-                .contains("--as")
-        );
-    }
-}
+mod tests;
