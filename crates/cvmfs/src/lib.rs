@@ -1,1 +1,14 @@
 //! The CernVM-FS repository format: objects, catalogs, manifest, trust, transactions.
+//!
+//! No network, no FUSE, no clock, no container words: storage, time and keys come in as arguments.
+
+pub mod catalog;
+pub mod entry;
+pub mod hash;
+pub mod manifest;
+pub mod object;
+pub mod path;
+pub mod signature;
+pub mod trust;
+pub mod whitelist;
+pub mod xattr;
