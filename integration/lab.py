@@ -1,0 +1,234 @@
+"""What every scenario with real servers needs: processes, mounts and a directory that vanish on every way out, and counted checks.
+
+A scenario runs as the first process of a private mount and PID namespace. Leaving in order stops and unmounts everything by name, last
+first; if the scenario is killed instead, the kernel ends the namespace and with it every process and mount in it. Servers listen on free
+ports of 127.0.0.1 only. Needs root.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+CLONE_NEWNS, CLONE_NEWPID = 0x00020000, 0x20000000
+MS_REC, MS_PRIVATE = 0x4000, 0x40000
+PR_SET_PDEATHSIG = 1
+
+
+class Failure(Exception):
+    """Something outside the scenario's control went wrong; the text says what, where and what to do."""
+
+
+def main(scenario):
+    """Runs `scenario()` in namespaces of its own and exits with its status, or 1 and the text of a Failure."""
+    enter_namespaces()
+    try:
+        sys.exit(scenario())
+    except Failure as failure:
+        print(f"Error: {failure}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def enter_namespaces():
+    """Returns in a child that is process 1 of new mount and PID namespaces; the parent waits for it and passes signals on."""
+    lacking = []
+    if os.geteuid() != 0:
+        lacking.append("root (it mounts file systems and changes the root directory): sudo -E make …")
+    if not os.path.exists("/dev/fuse"):
+        lacking.append("/dev/fuse: modprobe fuse, or start the container with --device /dev/fuse")
+    lacking += [f"{tool}: make setup" for tool in ("docker-registry", "tar", "unshare", "mount") if not shutil.which(tool)]
+    if lacking:
+        sys.exit("This can't run here. It lacks\n  " + "\n  ".join(lacking))
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS | CLONE_NEWPID) != 0:
+        sys.exit(f"unshare: {os.strerror(ctypes.get_errno())}; in a container, start it with --privileged")
+    child = os.fork()
+    if child:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda number, _: os.kill(child, number))
+        _, status = os.waitpid(child, 0)
+        os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
+    if libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) != 0 or libc.mount(b"proc", b"/proc", b"proc", 0, None) != 0:
+        sys.exit(f"mount in a new namespace: {os.strerror(ctypes.get_errno())}")
+
+
+def free_port():
+    """A port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Lab:
+    """A directory, and whatever is started or mounted for one run; a context manager that undoes all of it."""
+
+    def __init__(self, home):
+        self.home = Path(home).resolve()
+        self.dir = self.home / "run"
+        self.passed, self.failed = 0, []
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self):
+        self.home.mkdir(parents=True, exist_ok=True)
+        lock = self._undo.enter_context(open(self.home / "lock", "w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Failure(f"another run is using {self.home}; wait for it, or set DEMO_DIR to another directory") from None
+        shutil.rmtree(self.dir, ignore_errors=True)  # of a run that was killed
+        self.dir.mkdir()
+        self._undo.callback(shutil.rmtree, self.dir, ignore_errors=True)
+        return self
+
+    def __exit__(self, *exception):
+        return self._undo.__exit__(*exception)
+
+    def path(self, name):
+        """A new directory below the lab's."""
+        path = self.dir / name
+        path.mkdir(parents=True)
+        return path
+
+    # Processes
+
+    def run(self, *command, ok=(0,), **options):
+        """Runs a command to its end; returns it with `.stdout` as text. A status not in `ok` (None: any will do) is a Failure."""
+        command = [str(word) for word in command]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", **options)
+        if ok is not None and done.returncode not in ok:
+            raise Failure(f"status {done.returncode} from {shlex.join(command)}\n{tail(done.stdout)}{tail(done.stderr)}")
+        return done
+
+    def serve(self, name, command, port):
+        """Starts a server and returns when it accepts connections on `port`; it is stopped with the lab."""
+        log = self.dir / f"{name}.log"
+        with open(log, "w") as out:
+            process = subprocess.Popen([str(w) for w in command], stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+        self._undo.callback(self._stop, name, process)
+        deadline = time.monotonic() + 20
+        while True:
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", port)) == 0:
+                    return process
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise Failure(f"{name} does not answer on 127.0.0.1:{port}: {shlex.join(map(str, command))}\n{tail(log.read_text())}")
+            time.sleep(0.02)
+
+    def _stop(self, name, process):
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            self.check(f"{name} ends within 10 seconds of SIGTERM", False)
+
+    # Mounts
+
+    def mount(self, target, *command):
+        """Runs a command that mounts something on `target`; unmounted with the lab, or by calling what this returns."""
+        self.run(*command)
+        if not os.path.ismount(target):
+            raise Failure(f"nothing is mounted on {target} after {shlex.join(map(str, command))}")
+
+        def unmount():
+            if os.path.ismount(target):
+                self.run("umount", target, ok=None)
+            if os.path.ismount(target):
+                self.check(f"{target} can be unmounted", False)
+                self.run("umount", "--lazy", target, ok=None)
+
+        self._undo.callback(unmount)
+        return unmount
+
+    # Checks
+
+    def check(self, name, right, detail=""):
+        """Counts one expectation and prints it if it fails."""
+        if right:
+            self.passed += 1
+        else:
+            self.failed.append(name)
+            print(f"FAILED {name}" + (f"\n    {detail}" if detail else ""), flush=True)
+
+    def equal(self, name, found, expected):
+        """Counts the expectation that two values are equal."""
+        self.check(name, found == expected, f"expected {expected!r}\n    found    {found!r}")
+
+    def verdict(self):
+        """Prints the closing line and returns the exit status."""
+        print(f"{self.passed} passed, {len(self.failed)} failed")
+        return 1 if self.failed else 0
+
+
+def tail(text, lines=20):
+    """The last lines of an output, indented, for a message."""
+    return "".join(f"    {line}\n" for line in text.splitlines()[-lines:])
+
+
+class Relay:
+    """A TCP relay in front of a server that counts what passes, so that bytes and requests don't rest on our own figures."""
+
+    def __init__(self, port):
+        self.target, self.requests, self.received = port, 0, 0
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def reset(self):
+        """Starts counting from zero."""
+        self.requests = self.received = 0
+
+    def _accept(self):
+        while True:
+            client, _ = self._listener.accept()
+            server = socket.create_connection(("127.0.0.1", self.target))
+            for source, sink, up in ((client, server, True), (server, client, False)):
+                source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                threading.Thread(target=self._pump, args=(source, sink, up), daemon=True).start()
+
+    def _pump(self, source, sink, up):
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 18):
+                if up:
+                    self.requests += data.count(b" HTTP/1.1\r\n")
+                else:
+                    self.received += len(data)
+                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+
+def get(url, **headers):
+    """The body of a small document."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
+            return answer.read()
+    except urllib.error.URLError as error:
+        raise Failure(f"GET {url}: {error}") from error
+
+
+def published_revision(storage):
+    """The revision in a repository's manifest, read here and not by the programs under test; None without a manifest."""
+    try:
+        head = (Path(storage) / ".cvmfspublished").read_bytes().split(b"\n--\n")[0]
+    except FileNotFoundError:
+        return None
+    return next(int(line[1:]) for line in head.split(b"\n") if line.startswith(b"S"))
