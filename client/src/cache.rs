@@ -1,0 +1,69 @@
+//! The local cache: plain objects on disk, bounded in size, shared by any number of mounts.
+//!
+//! ```text
+//! <cache>/format        version of this layout
+//! <cache>/lock          held (shared) by every client that uses the directory
+//! <cache>/quota         bytes used and reserved, see `quota`
+//! <cache>/00..ff/REST   plain, verified content; name = hash of the *stored* object
+//! <cache>/txn/          files being written; renamed into place when verified
+//! <cache>/inodes/       inode numbers, one database a mount
+//! <cache>/breadcrumb.*  newest root catalog known of a repository
+//! ```
+//!
+//! The directory is the only truth: sizes and ages are read from it, the quota file merely saves the scan.
+
+pub mod disk;
+pub mod quota;
+
+use std::path::PathBuf;
+
+pub use disk::{CacheKey, DiskCache, Partial};
+
+/// The cache cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CacheError {
+    /// A file operation failed.
+    #[error("cache: cannot {what} {path}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The directory belongs to somebody else.
+    #[error("{path} is not a cache of this client: {found}; give an empty or new directory with --cache")]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+    },
+    /// One object is larger than the whole cache may be.
+    #[error("an object of {size} bytes does not fit into a cache of {limit} bytes; raise --cache-limit")]
+    TooLarge {
+        /// Bytes of the object.
+        size: u64,
+        /// Bytes of the cache.
+        limit: u64,
+    },
+    /// Everything that could be removed was removed.
+    #[error(
+        "the cache is full: {used} of {limit} bytes are in use by attached catalogs and running downloads; raise --cache-limit"
+    )]
+    Full {
+        /// Bytes that cannot be removed.
+        used: u64,
+        /// Bytes of the cache.
+        limit: u64,
+    },
+}
+
+/// Builds the error for a failed operation on `path`.
+pub(crate) fn io_error(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> CacheError {
+    let path = path.into();
+    move |source| CacheError::Io { what, path, source }
+}

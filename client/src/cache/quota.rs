@@ -1,0 +1,218 @@
+//! Keeps the cache below its limit, among all clients that share the directory.
+//!
+//! The file `quota` holds three numbers (little-endian, 64 bit): bytes used, bytes reserved by running
+//! downloads, and 1 after an orderly end. It is read and written under an exclusive `flock`. Without the
+//! file, or after a crash, the numbers are counted anew from the directory.
+//!
+//! Room is made before an object is downloaded: when used plus reserved would exceed the limit, the objects
+//! with the oldest access times are removed, a fifth of the limit in one go, so that the scan it takes
+//! happens rarely. Files under a shared `flock` (attached catalogs) are skipped.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::{CacheError, io_error};
+
+/// Objects are counted in blocks of this size, as they take them on disk.
+const BLOCK: u64 = 4096;
+
+/// Size of an object as it counts against the limit.
+fn blocks(size: u64) -> u64 {
+    size.div_ceil(BLOCK).saturating_mul(BLOCK)
+}
+
+/// The shared account of a cache directory.
+#[derive(Debug)]
+pub struct Quota {
+    directory: PathBuf,
+    path: PathBuf,
+    limit: Option<u64>,
+    /// `flock` belongs to the open file, hence the mutex between our own threads.
+    file: Mutex<File>,
+    evictions: AtomicU64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Account {
+    used: u64,
+    reserved: u64,
+    clean: bool,
+}
+
+impl Quota {
+    /// Opens the account. `alone`: no other client uses the directory, so nothing can be reserved.
+    pub fn open(directory: &Path, limit: Option<u64>, alone: bool) -> Result<Quota, CacheError> {
+        let path = directory.join("quota");
+        let options = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = Mutex::new(options.map_err(io_error("open", &path))?);
+        let quota = Quota { directory: directory.to_owned(), path, limit, file, evictions: AtomicU64::new(0) };
+        if alone {
+            quota.change(|account| {
+                if !account.clean {
+                    account.used = quota.scan().iter().map(|object| object.size).sum();
+                }
+                account.reserved = 0;
+                account.clean = false;
+                Ok(())
+            })?;
+        }
+        Ok(quota)
+    }
+
+    /// The limit in bytes.
+    pub fn limit(&self) -> Option<u64> {
+        self.limit
+    }
+
+    /// Bytes in the cache.
+    pub fn used(&self) -> u64 {
+        self.change(|account| Ok(account.used)).unwrap_or(0)
+    }
+
+    /// How often objects were removed to make room.
+    pub fn evictions(&self) -> u64 {
+        self.evictions.load(Ordering::Relaxed)
+    }
+
+    /// Takes room for an object of `size` bytes, removing old objects if necessary.
+    pub fn reserve(&self, size: u64) -> Result<Reservation<'_>, CacheError> {
+        let size = blocks(size);
+        self.change(|account| {
+            self.make_room(account, size)?;
+            account.reserved = account.reserved.saturating_add(size);
+            Ok(())
+        })?;
+        Ok(Reservation { quota: self, reserved: size })
+    }
+
+    /// An object of this size was removed.
+    pub fn forget(&self, size: u64) {
+        let _ = self.change(|account| {
+            account.used = account.used.saturating_sub(blocks(size));
+            Ok(())
+        });
+    }
+
+    fn make_room(&self, account: &mut Account, size: u64) -> Result<(), CacheError> {
+        let Some(limit) = self.limit else { return Ok(()) };
+        if size > limit {
+            return Err(CacheError::TooLarge { size, limit });
+        }
+        let taken = |account: &Account| account.used.saturating_add(account.reserved).saturating_add(size);
+        if taken(account) <= limit {
+            return Ok(());
+        }
+        let mut objects = self.scan();
+        objects.sort_unstable_by_key(|object| object.accessed);
+        account.used = objects.iter().map(|object| object.size).sum();
+        let (before, target) = (account.used, limit - limit / 5);
+        for object in &objects {
+            if taken(account) <= target {
+                break;
+            }
+            if object.remove(&self.directory) {
+                account.used -= object.size;
+            }
+        }
+        self.evictions.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(removed = before - account.used, used = account.used, limit, "made room in the cache");
+        if taken(account) > limit {
+            Err(CacheError::Full { used: account.used + account.reserved, limit })
+        } else {
+            Ok(())
+        }
+    }
+
+    fn scan(&self) -> Vec<Object> {
+        let mut objects = Vec::new();
+        for bucket in 0..=255u8 {
+            let entries =
+                std::fs::read_dir(self.directory.join(format!("{bucket:02x}"))).into_iter().flatten().flatten();
+            for entry in entries {
+                let Ok(metadata) = entry.metadata() else { continue };
+                let (size, accessed) = (blocks(metadata.len()), (metadata.atime(), metadata.atime_nsec()));
+                objects.push(Object { bucket, name: entry.file_name().into(), size, accessed });
+            }
+        }
+        objects
+    }
+
+    /// Reads, changes and writes the account under the lock.
+    fn change<T>(&self, change: impl FnOnce(&mut Account) -> Result<T, CacheError>) -> Result<T, CacheError> {
+        let file = self.file.lock();
+        file.lock().map_err(io_error("lock", &self.path))?;
+        let mut bytes = [0; 24];
+        // A file that is too short is a new one.
+        let _ = file.read_exact_at(&mut bytes, 0);
+        let word = |i: usize| u64::from_le_bytes(bytes[8 * i..8 * i + 8].try_into().expect("8 of 24 bytes"));
+        let mut account = Account { used: word(0), reserved: word(1), clean: word(2) == 1 };
+        let result = change(&mut account);
+        let words = [account.used, account.reserved, u64::from(account.clean)].map(u64::to_le_bytes);
+        let written = file.write_all_at(words.as_flattened(), 0).map_err(io_error("write", &self.path));
+        let _ = file.unlock();
+        written.and(result)
+    }
+}
+
+impl Drop for Quota {
+    fn drop(&mut self) {
+        // Says "the numbers are right" to the next client; whoever is alone then resets what is reserved.
+        let _ = self.change(|account| {
+            account.clean = account.reserved == 0;
+            Ok(())
+        });
+    }
+}
+
+#[derive(Debug)]
+struct Object {
+    bucket: u8,
+    name: Box<std::ffi::OsStr>,
+    size: u64,
+    accessed: (i64, i64),
+}
+
+impl Object {
+    fn remove(&self, directory: &Path) -> bool {
+        let path = directory.join(format!("{:02x}", self.bucket)).join(&*self.name);
+        let unlocked = File::open(&path).is_ok_and(|file| file.try_lock().is_ok());
+        unlocked && std::fs::remove_file(&path).is_ok()
+    }
+}
+
+/// Room that a download has taken; given back when dropped.
+#[derive(Debug)]
+pub struct Reservation<'a> {
+    quota: &'a Quota,
+    reserved: u64,
+}
+
+impl Reservation<'_> {
+    /// The object has this size and comes into the cache.
+    pub fn commit(mut self, size: u64) -> Result<(), CacheError> {
+        let (reserved, size) = (self.reserved, blocks(size));
+        self.quota.change(|account| {
+            account.reserved = account.reserved.saturating_sub(reserved);
+            self.reserved = 0;
+            self.quota.make_room(account, size)?;
+            account.used = account.used.saturating_add(size);
+            Ok(())
+        })
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if self.reserved > 0 {
+            let reserved = self.reserved;
+            let _ = self.quota.change(|account| {
+                account.reserved = account.reserved.saturating_sub(reserved);
+                Ok(())
+            });
+        }
+    }
+}

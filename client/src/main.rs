@@ -1,0 +1,3 @@
+//! The program `cvmfs-client`.
+
+fn main() {}
