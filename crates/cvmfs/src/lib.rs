@@ -3,12 +3,14 @@
 //! No network, no FUSE, no clock, no container words: storage, time and keys come in as arguments.
 
 pub mod catalog;
+pub mod chunk;
 pub mod entry;
 pub mod hash;
 pub mod manifest;
 pub mod object;
 pub mod path;
 pub mod signature;
+pub mod store;
 pub mod trust;
 pub mod whitelist;
 pub mod xattr;

@@ -1,0 +1,156 @@
+//! A repository in a directory, as a web server can export it.
+//!
+//! Objects are written below `data/txn/` under unique names and renamed into place. They are not synced one
+//! by one: [`Store::flush`] syncs the whole file system once, before the manifest is replaced.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use super::{NAMED_FILE_LIMIT, Staged, Store, StoreError, Stored};
+use crate::hash::ObjectId;
+
+/// A repository's root directory: `.cvmfspublished`, `data/`, …
+#[derive(Debug, Clone)]
+pub struct LocalStore {
+    root: PathBuf,
+    txn: PathBuf,
+}
+
+impl LocalStore {
+    /// An existing repository directory.
+    pub fn open(root: impl Into<PathBuf>) -> LocalStore {
+        let root = root.into();
+        LocalStore { txn: root.join("data/txn"), root }
+    }
+
+    /// Makes the directories of a new repository: `data/00` to `data/ff` and `data/txn`.
+    pub fn create(root: impl Into<PathBuf>) -> Result<LocalStore, StoreError> {
+        let store = LocalStore::open(root);
+        let buckets = (0..=255u8).map(|b| store.root.join(format!("data/{b:02x}")));
+        for directory in buckets.chain([store.txn.clone()]) {
+            fs::create_dir_all(&directory)
+                .map_err(store.io("cannot create directory", &directory.display().to_string()))?;
+        }
+        Ok(store)
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn io(&self, action: &'static str, what: &str) -> impl FnOnce(io::Error) -> StoreError + use<> {
+        let (what, place) = (what.to_owned(), self.place());
+        move |source| StoreError::Io { action, what, place, source }
+    }
+
+    fn temporary(&self, what: &str) -> Result<NamedTempFile, StoreError> {
+        tempfile::Builder::new()
+            .prefix("new.")
+            .permissions(fs::Permissions::from_mode(0o666))
+            .tempfile_in(&self.txn)
+            .map_err(self.io("cannot create a temporary file for", what))
+    }
+
+    fn publish(&self, file: NamedTempFile, id: ObjectId) -> Result<(), StoreError> {
+        let path = self.root.join(id.path());
+        let Err(failed) = file.persist(&path) else { return Ok(()) };
+        // Repositories of others may lack a bucket; ours have all from the start.
+        if failed.error.kind() == io::ErrorKind::NotFound
+            && path.parent().is_some_and(|p| fs::create_dir_all(p).is_ok())
+        {
+            return failed.file.persist(&path).map(drop).map_err(|e| self.io("cannot write", &id.to_string())(e.error));
+        }
+        Err(self.io("cannot write", &id.to_string())(failed.error))
+    }
+}
+
+impl Store for LocalStore {
+    fn open(&self, id: ObjectId) -> Result<Box<dyn Read + Send>, StoreError> {
+        match File::open(self.root.join(id.path())) {
+            Ok(file) => Ok(Box::new(file)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(StoreError::Missing(id)),
+            Err(e) => Err(self.io("cannot open", &id.to_string())(e)),
+        }
+    }
+
+    fn exists(&self, id: ObjectId) -> Result<bool, StoreError> {
+        match fs::symlink_metadata(self.root.join(id.path())) {
+            Ok(found) => Ok(found.is_file()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(self.io("cannot look for", &id.to_string())(e)),
+        }
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let file = match File::open(self.root.join(name)) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(self.io("cannot open", name)(e)),
+        };
+        let mut content = Vec::new();
+        file.take(NAMED_FILE_LIMIT).read_to_end(&mut content).map_err(self.io("cannot read", name))?;
+        Ok(Some(content))
+    }
+
+    fn stage(&self) -> Result<Box<dyn Staged + '_>, StoreError> {
+        Ok(Box::new(LocalStaged { store: self, file: self.temporary("an object")? }))
+    }
+
+    fn put(&self, id: ObjectId, stored: &[u8]) -> Result<Stored, StoreError> {
+        if self.exists(id)? {
+            return Ok(Stored::Present);
+        }
+        let mut file = self.temporary(&id.to_string())?;
+        file.write_all(stored).map_err(self.io("cannot write", &id.to_string()))?;
+        self.publish(file, id)?;
+        Ok(Stored::New(stored.len() as u64))
+    }
+
+    fn replace(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        let mut file = self.temporary(name)?;
+        file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(self.io("cannot write", name))?;
+        let path = self.root.join(name);
+        file.persist(&path).map_err(|e| self.io("cannot replace", name)(e.error))?;
+        File::open(&self.root).and_then(|d| d.sync_all()).map_err(self.io("cannot sync the directory of", name))
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        let directory = File::open(&self.root).map_err(self.io("cannot open", "the root directory"))?;
+        nix::unistd::syncfs(&directory).map_err(|e| self.io("cannot sync", "the file system")(e.into()))
+    }
+
+    fn place(&self) -> String {
+        self.root.display().to_string()
+    }
+}
+
+struct LocalStaged<'a> {
+    store: &'a LocalStore,
+    file: NamedTempFile,
+}
+
+impl Write for LocalStaged<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Staged for LocalStaged<'_> {
+    fn commit(self: Box<Self>, id: ObjectId) -> Result<Stored, StoreError> {
+        if self.store.exists(id)? {
+            return Ok(Stored::Present);
+        }
+        let size = self.file.as_file().metadata().map_err(self.store.io("cannot examine", &id.to_string()))?.len();
+        self.store.publish(self.file, id)?;
+        Ok(Stored::New(size))
+    }
+}
