@@ -5,6 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 # Where downloads, demo images and reports are kept; `make clean` leaves the image cache of the demo alone.
+export PYTHONDONTWRITEBYTECODE = 1
 export DEMO_DIR ?= $(CURDIR)/target/demo
 
 # The binaries the demo runs: `release` for figures, `dev` to share every compiled crate with the tests.
@@ -34,11 +35,11 @@ test: setup ## format, lints, unit, scenario and FUSE tests; a clone alone passe
 	cargo test --locked --workspace --doc --quiet
 
 .PHONY: lint
-lint: setup ## format, clippy, documentation, and licences, bans and sources of dependencies
+lint: ## format, clippy, documentation, and licences, bans and sources of dependencies
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items --quiet
-	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing: cargo install --locked cargo-deny" >&2; exit 1; }
+	@integration/setup cargo-deny
 	cargo deny --locked check bans licenses sources
 
 .PHONY: demo
@@ -52,7 +53,8 @@ smoke-engines: setup build ## one test an engine; today the demo with every resu
 
 .PHONY: bench
 bench: setup build ## the figures of the design, each as a ratio to a floor measured in the same run
-	integration/bench/convert.py --bin $(BIN_DIR)
+	cargo build --locked --release -p publisher --examples
+	integration/bench/convert.py --bin $(BIN_DIR) --megabytes $(or $(MEGABYTES),1500) --largest $(or $(LARGEST),1000)
 
 .PHONY: soak
 soak: setup build ## kill -9 at random moments of a conversion (COUNT=50)

@@ -17,8 +17,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 CLONE_NEWNS, CLONE_NEWPID = 0x00020000, 0x20000000
@@ -144,18 +142,17 @@ class Lab:
 
     def mount(self, target, *command):
         """Runs a command that mounts something on `target`; unmounted with the lab, or by calling what this returns."""
-        self.run(*command)
-        if not os.path.ismount(target):
-            raise Failure(f"nothing is mounted on {target} after {shlex.join(map(str, command))}")
-
         def unmount():
-            if os.path.ismount(target):
+            if is_mounted(target):
                 self.run("umount", target, ok=None)
-            if os.path.ismount(target):
+            if is_mounted(target):
                 self.check(f"{target} can be unmounted", False)
                 self.run("umount", "--lazy", target, ok=None)
 
-        self._undo.callback(unmount)
+        self._undo.callback(unmount)  # before the command: a signal may come between
+        self.run(*command)
+        if not is_mounted(target):
+            raise Failure(f"nothing is mounted on {target} after {shlex.join(map(str, command))}")
         return unmount
 
     # Checks
@@ -176,6 +173,17 @@ class Lab:
         """Prints the closing line and returns the exit status."""
         print(f"{self.passed} passed, {len(self.failed)} failed")
         return 1 if self.failed else 0
+
+
+def mount_options(path):
+    """The options of the mount on a path as the kernel lists them, None if nothing is mounted there."""
+    fields = [line.split(" ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return next((f[5].split(",") for f in reversed(fields) if f[4] == str(path).replace(" ", "\\040")), None)
+
+
+def is_mounted(path):
+    """Whether something is mounted on a path."""
+    return mount_options(path) is not None
 
 
 def tail(text, lines=20):
@@ -214,21 +222,3 @@ class Relay:
                 sink.sendall(data)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
-
-
-def get(url, **headers):
-    """The body of a small document."""
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
-            return answer.read()
-    except urllib.error.URLError as error:
-        raise Failure(f"GET {url}: {error}") from error
-
-
-def published_revision(storage):
-    """The revision in a repository's manifest, read here and not by the programs under test; None without a manifest."""
-    try:
-        head = (Path(storage) / ".cvmfspublished").read_bytes().split(b"\n--\n")[0]
-    except FileNotFoundError:
-        return None
-    return next(int(line[1:]) for line in head.split(b"\n") if line.startswith(b"S"))

@@ -10,11 +10,8 @@ and bytes stand beside those of a plain pull of the same image from the same reg
 """
 
 import argparse
-import json
 import os
 import shlex
-import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,81 +20,34 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import images
 import lab as laboratory
 import registry
-from lab import Failure, Lab, Relay, free_port, published_revision
+from container import NOBODY, ROOT, Container
+from lab import Lab, Relay
+from products import Repository
 
 FQRN = "demo.example.org"
-ROOT, NOBODY = "0:0", "65534:65534"
 
 # What Apptainer expects in a root file system, added by the publisher to flat images only.
 ADDED_TO_FLAT = ["singularity", ".run", ".exec", ".test", ".shell", "environment", ".singularity.d"]
 ADDED_DIRECTORIES = ["dev", "proc", "root", "var", "var/tmp", "tmp", "etc", "sys", "home"]
 EMPTIED_IN_FLAT = ["etc/hosts", "etc/resolv.conf"]
 
-# Runs in a mount namespace of its own: enter ROOT USER:GROUP COMMAND…, with the environment of the image.
-ENTER = """
-root=$1 user=$2; shift 2
-mount --bind /proc "$root/proc"; mount --bind /dev "$root/dev"; mount -t tmpfs none "$root/tmp"; chmod 1777 "$root/tmp"
-exec env -i "${image_environment[@]}" "$chroot" --userspec="+${user%:*}:+${user#*:}" --groups= "$root" "$@"
-"""
-
-
-class Container:
-    """A root directory that programs of the image run in; no engine, only chroot in a private mount namespace."""
-
-    def __init__(self, root, environment):
-        self.root = Path(root)
-        words = " ".join(map(shlex.quote, environment))
-        prelude = f"image_environment=({words}); chroot={shutil.which('chroot')}"
-        self._enter = ["unshare", "--mount", "--propagation", "private", "bash", "-euc", prelude + ENTER, "enter", str(root)]
-
-    def run(self, *command, user=ROOT):
-        """Runs a command to its end; stdout and stderr in one."""
-        return subprocess.run(
-            [*self._enter, user, *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        )
-
-    def first_output(self, command, since):
-        """Runs a command; returns the seconds from `since` to its first output (or its end without any) and all of its output."""
-        with subprocess.Popen([*self._enter, ROOT, *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-            first = os.read(process.stdout.fileno(), 1 << 16)
-            seconds = time.monotonic() - since
-            output = (first + process.stdout.read()).decode(errors="replace")
-        if process.returncode != 0:
-            raise Failure(f"status {process.returncode} from {shlex.join(command)} in {self.root}\n{laboratory.tail(output)}")
-        return seconds, output
-
 
 class Demo:
-    """One run: the repository, the servers, and what was measured."""
+    """One run: an image, the repository it is published in, and what was measured."""
 
-    def __init__(self, lab, binaries, image, reference, command):
-        self.lab, self.image, self.reference, self.command = lab, image, reference, command
-        self.storage, self.keys, self.state = (lab.dir / name for name in ("storage", "keys", "state"))
-        self.publisher = [binaries / "cvmfs-publisher", "--storage", self.storage, "--keys", self.keys, "--state", self.state]
-        self.client = binaries / "cvmfs-client"
-        self.wish_list = lab.dir / "wishlist.yaml"
+    def __init__(self, lab, repository, image, reference, command):
+        self.lab, self.repository, self.image, self.reference, self.command = lab, repository, image, reference, command
+        self.relay = None
         self.rows = []
 
-    def publish(self, *options):
-        """One pass over the wish list; returns the report."""
-        return json.loads(self.lab.run(*self.publisher, "--json", "convert", *options, self.wish_list).stdout)
-
-    def create_repository(self):
-        self.lab.run(*self.publisher, "init", FQRN)
-        self.wish_list.write_text(f"version: 1\ncvmfs_repo: {FQRN}\ninput:\n  - '{self.reference}'\n")
-
     def serve(self):
-        port = free_port()
-        self.lab.serve("cvmfs-publisher serve", [*self.publisher, "serve", FQRN, "--listen", f"127.0.0.1:{port}"], port)
-        self.relay = Relay(port)
+        """Starts the repository's server, with a relay in front of it that counts."""
+        self.relay = Relay(self.repository.serve())
 
     def mount(self, name, cache):
-        """Mounts the repository; returns the mount point and what unmounts it."""
-        point = self.lab.path(name)
-        url = f"http://127.0.0.1:{self.relay.port}/cvmfs/@fqrn@"
-        options = ["--server-url", url, "--public-key", self.keys / f"{FQRN}.pub", "--cache", self.lab.dir / cache]
+        """Mounts the repository through the relay; returns the mount point and what unmounts it."""
         self.relay.reset()
-        return point, self.lab.mount(point, self.client, "mount", FQRN, point, *options)
+        return self.repository.mount(name, cache, self.relay.port)
 
     def flat(self, mount):
         """The flat image in a mounted repository."""
@@ -128,12 +78,10 @@ class Demo:
         self.rows.append((name, *fetched, cold, warm))
         return container, output
 
-    relay = None
-
     def table(self, unpacked, publish_seconds):
         """Prints what was measured."""
         compressed = sum(layer["size"] for layer in self.image.layers)
-        objects = [file.stat().st_size for file in (self.storage / "data").rglob("*") if file.is_file()]
+        objects = [file.stat().st_size for file in (self.repository.storage / "data").rglob("*") if file.is_file()]
         print(f"\nimage       {len(self.image.layers)} layers, {megabytes(compressed)} compressed, {megabytes(unpacked)} unpacked")
         print(f"repository  {len(objects)} objects, {megabytes(sum(objects))}, published in {publish_seconds:.1f} s\n")
         print(f"{'':24}{'fetched':>12}{'requests':>10}{'first output':>15}{'again':>10}")
@@ -149,10 +97,6 @@ def megabytes(size):
 
 def scenario():
     args = arguments()
-    binaries = Path(args.bin).resolve()
-    for name in ("cvmfs-publisher", "cvmfs-client"):
-        if not (binaries / name).exists():
-            raise Failure(f"{binaries / name} is missing: make build")
     with Lab(os.environ.get("DEMO_DIR", "target/demo")) as lab:
         layout, reference = None, args.image
         if not args.image:
@@ -161,15 +105,17 @@ def scenario():
             registry.push(layout, url, "demo/python", "1")
             reference = f"{url}/demo/python:1"
         image = registry.Image(reference)
-        demo = Demo(lab, binaries, image, reference, shlex.split(args.cmd) if args.cmd else image.command())
+        repository = Repository(lab, args.bin, FQRN)
+        demo = Demo(lab, repository, image, reference, shlex.split(args.cmd) if args.cmd else image.command())
 
         plain, output = demo.measure("pull and unpack", lambda: Container(image.pull_and_unpack(lab.path("plain")), image.environment()))
         unpacked = sum(os.lstat(Path(d) / f).st_size for d, _, files in os.walk(plain.root) for f in files)
 
         print("publishing", flush=True)
         start = time.monotonic()
-        demo.create_repository()
-        report = demo.publish()
+        repository.create()
+        repository.wish(reference)
+        report = repository.convert()
         publish_seconds = time.monotonic() - start
         demo.serve()
 
@@ -203,25 +149,26 @@ def scenario():
 
 def check_repository(demo, report):
     """The report, a sound repository, and a second pass that has nothing to do."""
-    lab, revision = demo.lab, published_revision(demo.storage)
+    lab, repository = demo.lab, demo.repository
+    revision = repository.revision()
     lab.equal("the report counts the wish as added", [wish["outcome"] for wish in report["wishes"]], ["added"])
     lab.equal("the report names the published revision", report["revision"], revision)
     lab.equal("one image is one publish", report["revision"] - report["revision_before"], 1)
-    lab.equal("the repository is sound", lab.run(*demo.publisher, "check", FQRN, "--data", ok=None).returncode, 0)
+    lab.equal("the repository is sound", repository.check("--data"), 0)
     start = time.monotonic()
-    again = demo.publish()
+    again = repository.convert()
     seconds = time.monotonic() - start
     lab.equal("a second pass finds the image unchanged", [wish["outcome"] for wish in again["wishes"]], ["unchanged"])
-    lab.equal("a second pass publishes nothing", published_revision(demo.storage), revision)
+    lab.equal("a second pass publishes nothing", repository.revision(), revision)
     lab.check("a second pass takes little time", seconds < 5, f"{seconds:.1f} s")
-    lab.check("the image is listed", "demo/python" in lab.run(*demo.publisher, "images", FQRN).stdout)
+    lab.check("the image is listed", "demo/python" in lab.run(*repository.publisher, "images", FQRN).stdout)
 
 
 def check_mount(demo, mount):
     """The mount as such, the public link, and a client that starts again with its cache."""
     lab = demo.lab
-    options = next(line.split()[5] for line in Path("/proc/self/mountinfo").read_text().splitlines() if line.split()[4] == str(mount))
-    lab.check("the mount is read-only, without set-id programs and devices", {"ro", "nosuid", "nodev"} <= set(options.split(",")), options)
+    options = laboratory.mount_options(mount)
+    lab.check("the mount is read-only, without set-id programs and devices", {"ro", "nosuid", "nodev"} <= set(options), options)
     public = mount / demo.reference.removeprefix("http://")
     lab.check("the public link is relative", not os.readlink(public).startswith("/"), os.readlink(public))
     lab.equal("the public link leads to the flat image", public.resolve(), demo.flat(mount).root)
@@ -229,8 +176,8 @@ def check_mount(demo, mount):
     again, unmount = demo.mount("mount-again", "cache-flat")
     demo.flat(again).first_output(demo.command, time.monotonic())
     lab.check("a client that starts again takes all content from its cache", demo.relay.received < 50_000, f"{demo.relay.received} bytes fetched")
-    lab.run(demo.client, "umount", again)
-    lab.check("cvmfs-client umount unmounts", not os.path.ismount(again))
+    lab.run(demo.repository.client, "umount", again)
+    lab.check("cvmfs-client umount unmounts", not laboratory.is_mounted(again))
     unmount()
 
 
