@@ -132,11 +132,11 @@ class Lab:
     def _stop(self, name, process):
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(15)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            self.check(f"{name} ends within 10 seconds of SIGTERM", False)
+            self.check(f"{name} ends within 15 seconds of SIGTERM", False)
 
     # Mounts
 
