@@ -1,1 +1,38 @@
 //! OCI distribution client: authenticate, pull, push, retry.
+//!
+//! | module | promise |
+//! |---|---|
+//! | [`client`] | tags to digests, manifests and other documents, tag lists |
+//! | [`blob`] | a blob as a byte stream: verified, resumed |
+//! | [`push`] | blobs and manifests into a registry |
+//! | [`credentials`] | whose password goes to which registry |
+//! | [`retry`] | what is tried again and when |
+//! | [`error`] | what can go wrong, as callers branch on it |
+//! | `testing` | a registry in this process, with scripted faults (feature `testing`) |
+//!
+//! **Why not `oci-client`.** The common client crate (oci-client 0.18, read in source) sends the configured password
+//! to whatever realm a challenge names, also from https to http; leaves redirects to the HTTP library's default, which
+//! follows https to http; reads manifests, tag lists and error bodies without a limit; drops the answer's head on an
+//! error, so that `Retry-After` is lost, and never repeats a request; ignores identity tokens; and its resumed blob
+//! streams are not verified. None of it can be added from outside, because the HTTP client and the token exchange are
+//! private to it. What would remain of it is a list of URLs. So this crate stands directly on `reqwest`.
+//!
+//! Plain HTTP is used when, and only when, the reference says `http://`.
+
+mod auth;
+pub mod blob;
+pub mod client;
+pub mod credentials;
+pub mod error;
+pub mod push;
+pub mod retry;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod transport;
+
+pub use blob::BlobReader;
+pub use client::{Client, ClientConfig, RawManifest};
+pub use credentials::{Credential, Credentials};
+pub use error::Error;
+pub use push::BlobSource;
+pub use retry::RetryPolicy;
