@@ -3,6 +3,9 @@
 //! The binary `cvmfs-publisher` parses its arguments ([`cli`]), runs one command and turns the result into an exit
 //! status ([`error`], [`report`]). Everything that can be tested is in this library.
 
+pub mod cli;
 pub mod error;
 pub mod progress;
 pub mod report;
+pub mod serve;
+pub mod wishlist;

@@ -82,6 +82,9 @@ pub struct WishOutcome {
     pub bytes: ByteCounts,
     /// Wall-clock time from the first request to the end, seconds.
     pub seconds: f64,
+    /// Whether the wish list says that a failure of this image doesn't count (`ignoreErrors`).
+    #[serde(skip)]
+    pub ignored: bool,
 }
 
 impl WishOutcome {
@@ -97,6 +100,7 @@ impl WishOutcome {
             layers: LayerCounts::default(),
             bytes: ByteCounts::default(),
             seconds: 0.0,
+            ignored: false,
         }
     }
 
@@ -132,9 +136,10 @@ impl Report {
         self.wishes.iter().filter(|wish| wish.outcome == outcome).count()
     }
 
-    /// The exit status: 1 as soon as one wish failed.
+    /// The exit status: 1 as soon as one wish failed, unless the list says that it doesn't count.
     pub fn exit_status(&self) -> ExitStatus {
-        if self.count(Outcome::Failed) == 0 { ExitStatus::Success } else { ExitStatus::Failed }
+        let counts = |wish: &WishOutcome| wish.outcome == Outcome::Failed && !wish.ignored;
+        if self.wishes.iter().any(counts) { ExitStatus::Failed } else { ExitStatus::Success }
     }
 
     /// The report for programs: one JSON object, with a line feed at its end.
@@ -173,7 +178,10 @@ fn write_wish(text: &mut String, wish: &WishOutcome) {
     let name = printable(wish.image.as_deref().unwrap_or(&wish.wish));
     let _ = write!(text, "{:<9} {name}", wish.outcome.as_str());
     if wish.outcome == Outcome::Failed {
-        let line = wish.line.map(|line| format!(" (line {line})")).unwrap_or_default();
+        let mut line = wish.line.map(|line| format!(" (line {line})")).unwrap_or_default();
+        if wish.ignored {
+            line.push_str(", ignored");
+        }
         let error = printable(wish.error.as_deref().unwrap_or("no reason given"));
         let _ = writeln!(text, "{line}\n{:<9} {error}", "");
         return;
@@ -248,6 +256,9 @@ mod tests {
     fn one_failed_wish_makes_the_pass_fail() {
         let mut report = example();
         assert_eq!(report.exit_status(), ExitStatus::Failed);
+        report.wishes[2].ignored = true;
+        assert_eq!(report.exit_status(), ExitStatus::Success);
+        assert!(report.to_text().contains("none:1 (line 6), ignored\n"), "{}", report.to_text());
         report.wishes.pop();
         assert_eq!(report.exit_status(), ExitStatus::Success);
         assert_eq!(Report::new("x").exit_status(), ExitStatus::Success);

@@ -1,0 +1,585 @@
+//! The command line: every option, its help text and its default in one place.
+//!
+//! Scripts depend on it. The whole help text is kept in `tests/cli-reference.txt` and compared by a test, so neither an
+//! option nor a default changes unseen. What the options mean for the work is decided elsewhere; here they only become
+//! typed values. A command that does not work yet is not declared.
+
+mod limits;
+mod paths;
+mod values;
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use image::reference::{PublicName, Wish};
+
+pub use self::limits::{ArchiveLimits, ImageLimits};
+pub use self::paths::{Environment, NoDefault, PathOptions, Paths};
+pub use self::values::fqrn;
+use crate::error::CommandError;
+use crate::progress::ProgressMode;
+
+/// Publish container images into a CernVM-FS repository
+///
+/// Images named in a wish list become root file systems (.flat, for Apptainer and the like) and layers (.layers, for
+/// containerd, Docker and Podman) in a signed repository that any CernVM-FS client can mount. Only what is missing is
+/// fetched, and a pass with nothing new publishes nothing.
+///
+/// Results go to standard output, talk to standard error.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cvmfs-publisher",
+    version,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    after_long_help = "\
+Exit status:
+    0  everything wished for is published; the repository is sound
+    1  some wishes failed, or check found damage
+    2  the command line is wrong
+    3  the configuration or the wish list is wrong; nothing was done
+    4  the repository can't be used: not found, not trusted, locked
+  130  interrupted, after a clean abort
+  143  terminated, after a clean abort
+
+Examples:
+  Create a repository, publish one image into it and serve it:
+    cvmfs-publisher init images.example.org
+    cvmfs-publisher convert-image debian:stable images.example.org
+    cvmfs-publisher serve images.example.org --listen 0.0.0.0:8000"
+)]
+pub struct Cli {
+    /// Options of all commands.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of all commands.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Directories.
+    #[command(flatten)]
+    pub paths: PathOptions,
+
+    /// Print results as JSON
+    ///
+    /// One object on standard output; its fields are a contract, the text for people is not.
+    #[arg(long, global = true, help_heading = "Output")]
+    pub json: bool,
+
+    /// Show progress on standard error
+    #[arg(long, global = true, value_enum, value_name = "FORM", default_value_t, help_heading = "Output")]
+    pub progress: ProgressMode,
+
+    /// Log events of this level and above on standard error
+    #[arg(long, global = true, value_enum, value_name = "LEVEL", default_value_t, help_heading = "Output")]
+    pub log_level: LogLevel,
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum LogLevel {
+    /// what went wrong
+    Error,
+    /// and what looks wrong
+    #[default]
+    Warn,
+    /// and what was done
+    Info,
+    /// and each request
+    Debug,
+    /// and everything else
+    Trace,
+}
+
+impl From<LogLevel> for tracing::Level {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+            LogLevel::Trace => Self::TRACE,
+        }
+    }
+}
+
+/// What to do.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Create a repository: storage, keys, whitelist, first revision
+    ///
+    /// Makes a signed, empty repository. Its master key, certificate and public key land in the key directory; clients
+    /// need FQRN.pub. Objects can be collected as garbage, and the only named snapshots are the last two revisions.
+    /// Nothing that exists is overwritten: if storage or keys are there already, nothing is done.
+    #[command(after_long_help = "\
+Examples:
+  A repository of root, below /srv/cvmfs:
+    cvmfs-publisher init images.example.org
+
+  One in a directory of your own, with updates visible to clients after a minute:
+    cvmfs-publisher --storage ./repo --keys ./keys --state ./state init images.example.org --ttl 60")]
+    Init(Init),
+
+    /// Publish the images of a wish list, once
+    ///
+    /// Resolves every wish to a digest, fetches the layers that are missing, and publishes all that is new. A bad entry
+    /// of the list is a failed wish: it is reported with its line, and the others proceed. Stopped at any moment, the
+    /// repository stays valid, and the next run goes on from what was stored.
+    #[command(after_long_help = "\
+Examples:
+  One pass:
+    cvmfs-publisher convert wishlist.yaml
+
+  Show what a pass would do:
+    cvmfs-publisher convert wishlist.yaml --dry-run
+
+  Names of the wishes that failed:
+    cvmfs-publisher --json convert wishlist.yaml | jq -r '.wishes[] | select(.outcome == \"failed\") | .wish'")]
+    Convert(Convert),
+
+    /// Publish one image
+    ///
+    /// The image may be in a registry (https://quay.io/tools/app:1, http://127.0.0.1:5000/app:1, debian:stable), in an
+    /// OCI layout (oci:DIR[:TAG]) or in a file written by docker save (docker-archive:FILE). A wildcard in the tag takes
+    /// every tag that matches.
+    #[command(
+        visible_alias = "convert-single-image",
+        after_long_help = "\
+Examples:
+  An image of Docker Hub:
+    cvmfs-publisher convert-image debian:stable images.example.org
+
+  An image from a local registry, under another name:
+    cvmfs-publisher convert-image http://127.0.0.1:5000/app:1 images.example.org --as tools/app:1
+
+  An image that was built here and never pushed:
+    docker save app:1 -o app.tar
+    cvmfs-publisher convert-image docker-archive:app.tar images.example.org --as tools/app:1"
+    )]
+    ConvertImage(ConvertImage),
+
+    /// Publish the content of a tar file
+    ///
+    /// Unpacks a tar file, compressed or not, below a directory of the repository, and publishes once. Members replace
+    /// what has their name; everything else stays. Paths to delete go first.
+    #[command(after_long_help = "\
+Examples:
+  Publish a tar file:
+    cvmfs-publisher ingest images.example.org --tar tools.tar.gz --base software/tools
+
+  Replace a directory by what a command writes:
+    make-tree | cvmfs-publisher ingest images.example.org --tar - --base data/current --delete data/current")]
+    Ingest(Ingest),
+
+    /// List the published images
+    ///
+    /// Prints each image with its digest and when it was published.
+    #[command(after_long_help = "\
+Examples:
+  What is there:
+    cvmfs-publisher images images.example.org
+
+  Digests only:
+    cvmfs-publisher --json images images.example.org | jq -r '.[].digest'")]
+    Images(Images),
+
+    /// Check that a repository is sound
+    ///
+    /// Follows the chain of trust, then every catalog of the current revision: rows, counters, nested catalogs, and the
+    /// presence of every object. Prints what is wrong. The exit status is 0 for a sound repository, 1 for an unsound
+    /// one and 4 for one that can't be read.
+    #[command(after_long_help = "\
+Examples:
+  Structure, and presence of all objects:
+    cvmfs-publisher check images.example.org
+
+  Read every byte as well:
+    cvmfs-publisher check images.example.org --data")]
+    Check(Check),
+
+    /// Serve a repository over HTTP
+    ///
+    /// A small server for the files that clients and replicas read, and for nothing else. Any other web server does as
+    /// well: files named .cvmfs* may be cached for a minute, everything below data/ for ever. The first line on
+    /// standard output is the address, as soon as connections are accepted. SIGTERM and SIGINT end it with status 0,
+    /// after transfers under way have had ten seconds to finish.
+    #[command(after_long_help = "\
+Examples:
+  For this machine:
+    cvmfs-publisher serve images.example.org
+    cvmfs-client mount images.example.org /cvmfs/images.example.org \\
+        --server-url http://127.0.0.1:8000/cvmfs/images.example.org --public-key images.example.org.pub
+
+  For everybody:
+    cvmfs-publisher serve images.example.org --listen 0.0.0.0:8000
+
+  On a free port, for scripts:
+    cvmfs-publisher --json serve images.example.org --listen 127.0.0.1:0")]
+    Serve(Serve),
+
+    /// Check a wish list without publishing
+    ///
+    /// Reports every mistake with file, line and field: entries that name no image, duplicates, unknown keys, names
+    /// that can't be published. Talks to no registry. The exit status is 0 if all wishes are valid (warnings may
+    /// remain), otherwise 3.
+    #[command(after_long_help = "\
+Examples:
+  In a check of merge requests:
+    cvmfs-publisher lint wishlist.yaml
+
+  All mistakes as JSON:
+    cvmfs-publisher --json lint wishlist.yaml")]
+    Lint(Lint),
+
+    /// List the named snapshots of a repository
+    ///
+    /// Prints name, revision, time and root hash of each snapshot in the history, the newest first.
+    #[command(after_long_help = "\
+Examples:
+  Which snapshots are there:
+    cvmfs-publisher tag images.example.org list")]
+    Tag(Tag),
+
+    /// Renew the whitelist of a repository
+    ///
+    /// Signs the whitelist again with the master key. Clients refuse a repository whose whitelist has expired. The
+    /// content and its revision don't change.
+    #[command(after_long_help = "\
+Examples:
+  Once a week:
+    cvmfs-publisher sign images.example.org")]
+    Sign(Sign),
+}
+
+/// Arguments of `init`.
+#[derive(Debug, Clone, Args)]
+pub struct Init {
+    /// Name of the repository, fully qualified
+    #[arg(value_name = "FQRN", value_parser = values::fqrn)]
+    pub fqrn: String,
+
+    /// Seconds after which clients look for a new revision
+    #[arg(long, value_name = "SECONDS", default_value_t = 240)]
+    pub ttl: u64,
+
+    /// Hash algorithm that names the objects
+    #[arg(long, value_enum, value_name = "NAME", default_value_t)]
+    pub hash: HashName,
+
+    /// Keep every object for ever
+    ///
+    /// The repository is then marked as one that garbage collection must not touch.
+    #[arg(long)]
+    pub no_gc: bool,
+}
+
+/// Hash algorithms that can be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum HashName {
+    /// SHA-1, the one that every client reads
+    #[default]
+    Sha1,
+}
+
+/// Arguments of `convert`.
+#[derive(Debug, Clone, Args)]
+pub struct Convert {
+    /// The wish list, a YAML file
+    #[arg(value_name = "WISHLIST")]
+    pub wishlist: PathBuf,
+
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Refuse the whole list if one entry is bad
+    #[arg(long)]
+    pub strict: bool,
+
+    /// How images are converted.
+    #[command(flatten)]
+    pub conversion: Conversion,
+}
+
+/// Arguments of `convert-image`.
+#[derive(Debug, Clone, Args)]
+pub struct ConvertImage {
+    /// The image, in the syntax of wish lists
+    #[arg(value_name = "IMAGE", value_parser = Wish::parse)]
+    pub image: Wish,
+
+    /// Name of the repository, fully qualified
+    #[arg(value_name = "FQRN", value_parser = values::fqrn)]
+    pub fqrn: String,
+
+    /// Publish under this name
+    ///
+    /// Without it, the name is that of the image: REGISTRY/REPOSITORY:TAG; an image on disk is local/NAME:TAG.
+    #[arg(long = "as", value_name = "NAME:TAG", value_parser = PublicName::parse)]
+    pub name: Option<PublicName>,
+
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// How images are converted.
+    #[command(flatten)]
+    pub conversion: Conversion,
+}
+
+/// How images are converted.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Conversion")]
+pub struct Conversion {
+    /// Platform to choose where an image has several
+    ///
+    /// [default: linux and the architecture of this machine]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<String>,
+
+    /// Layers to work on at the same time
+    ///
+    /// [default: number of processors]
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<NonZeroUsize>,
+
+    /// Permissions of files in flat images
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t)]
+    pub flat_permissions: FlatPermissions,
+
+    /// Limits.
+    #[command(flatten)]
+    pub limits: ImageLimits,
+}
+
+/// Permissions of files in flat images. Files that not everybody can read are reported either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum FlatPermissions {
+    /// as in the image
+    #[default]
+    Keep,
+    /// what its owner can't read in the image becomes readable for everybody
+    Readable,
+}
+
+/// Arguments of `ingest`.
+#[derive(Debug, Clone, Args)]
+pub struct Ingest {
+    /// Name of the repository, fully qualified
+    #[arg(value_name = "FQRN", value_parser = values::fqrn)]
+    pub fqrn: String,
+
+    /// The tar file, or - for standard input
+    ///
+    /// Compression (gzip, zstd) is recognised by content.
+    #[arg(long, value_name = "FILE", requires = "base", required_unless_present = "delete")]
+    pub tar: Option<PathBuf>,
+
+    /// Directory of the repository that receives the content; created if missing
+    #[arg(long, value_name = "DIR", requires = "tar")]
+    pub base: Option<String>,
+
+    /// Give the directory a catalog of its own
+    ///
+    /// Clients load catalogs as a whole when they enter the directory: a tree of many files deserves one.
+    #[arg(long, requires = "base")]
+    pub catalog: bool,
+
+    /// Delete this path of the repository first, with everything below; may be repeated
+    #[arg(long, value_name = "PATH")]
+    pub delete: Vec<String>,
+
+    /// Limits.
+    #[command(flatten)]
+    pub limits: ArchiveLimits,
+}
+
+/// Arguments of `images`.
+#[derive(Debug, Clone, Args)]
+pub struct Images {
+    /// Name of the repository, fully qualified
+    #[arg(value_name = "FQRN", value_parser = values::fqrn)]
+    pub fqrn: String,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Clone, Args)]
+pub struct Check {
+    /// Name of the repository, fully qualified
+    #[arg(value_name = "FQRN", value_parser = values::fqrn)]
+    pub fqrn: String,
+
+    /// Read every object and compare it with its hash
+    #[arg(long)]
+    pub data: bool,
+}
+
+/// Arguments of `serve`.
+#[derive(Debug, Clone, Args)]
+pub struct Serve {
+    /// Name of the repository, fully qualified
+    #[arg(value_name = "FQRN", value_parser = values::fqrn)]
+    pub fqrn: String,
+
+    /// Address and port to listen on; port 0 takes a free one
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8000")]
+    pub listen: SocketAddr,
+}
+
+/// Arguments of `lint`.
+#[derive(Debug, Clone, Args)]
+pub struct Lint {
+    /// The wish list, a YAML file
+    #[arg(value_name = "WISHLIST")]
+    pub wishlist: PathBuf,
+}
+
+/// Arguments of `tag`.
+#[derive(Debug, Clone, Args)]
+pub struct Tag {
+    /// Name of the repository, fully qualified
+    #[arg(value_name = "FQRN", value_parser = values::fqrn)]
+    pub fqrn: String,
+
+    /// What to do
+    #[arg(value_enum, value_name = "ACTION", default_value_t)]
+    pub action: TagAction,
+}
+
+/// What to do with named snapshots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum TagAction {
+    /// print them
+    #[default]
+    List,
+}
+
+/// Arguments of `sign`.
+#[derive(Debug, Clone, Args)]
+pub struct Sign {
+    /// Name of the repository, fully qualified
+    #[arg(value_name = "FQRN", value_parser = values::fqrn)]
+    pub fqrn: String,
+
+    /// Days until the whitelist expires
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub days: u32,
+}
+
+/// Writes a result to standard output. A reader that went away ends the program without complaint.
+pub fn print_result(text: &str) -> Result<(), CommandError> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(CommandError::output)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("cvmfs-publisher").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_stand_before_and_behind_the_command() {
+        for line in ["--json --storage /s lint w.yaml", "lint w.yaml --json --storage /s"] {
+            let cli = parse(line).unwrap();
+            assert!(cli.global.json);
+            assert_eq!(cli.global.paths.storage, Some(PathBuf::from("/s")));
+            assert_eq!(cli.global.progress, ProgressMode::Auto);
+        }
+    }
+
+    #[test]
+    fn limits_have_the_designed_defaults() {
+        let Command::Convert(convert) = parse("convert w.yaml").unwrap().command else { panic!("not convert") };
+        assert_eq!(
+            convert.conversion.limits,
+            ImageLimits {
+                max_layers: 500,
+                max_manifest_size: 4 << 20,
+                layer: ArchiveLimits {
+                    max_layer_size: 500_000_000_000,
+                    max_entries: 5_000_000,
+                    max_expansion: 1000,
+                    max_zstd_window: 64 << 20,
+                    max_pax_header: 1 << 20,
+                },
+            }
+        );
+    }
+
+    #[test]
+    fn each_limit_has_its_option() {
+        let line = "convert-image debian:12 a.b --max-layer-size 1 --max-entries 2 --max-expansion 3 \
+                    --max-zstd-window 4k --max-pax-header 5Ki --max-layers 6 --max-manifest-size 7";
+        let Command::ConvertImage(convert) = parse(line).unwrap().command else { panic!("not convert-image") };
+        let limits = convert.conversion.limits;
+        assert_eq!((limits.layer.max_layer_size, limits.layer.max_entries, limits.layer.max_expansion), (1, 2, 3));
+        assert_eq!((limits.layer.max_zstd_window, limits.layer.max_pax_header), (4000, 5 << 10));
+        assert_eq!((limits.max_layers, limits.max_manifest_size), (6, 7));
+    }
+
+    #[test]
+    fn the_old_name_of_convert_image_works() {
+        let Command::ConvertImage(convert) =
+            parse("convert-single-image debian:12 images.example.org --as tools/debian:12").unwrap().command
+        else {
+            panic!("not convert-image")
+        };
+        assert_eq!(convert.image.to_string(), "https://registry.hub.docker.com/library/debian:12");
+        assert_eq!(convert.name.unwrap().as_str(), "tools/debian:12");
+    }
+
+    #[test]
+    fn ingest_wants_something_to_do() {
+        let cases = [
+            ("ingest a.b --tar - --base x", true),
+            ("ingest a.b --tar - --base x --catalog --delete y --delete z", true),
+            ("ingest a.b --delete y", true),
+            ("ingest a.b", false),
+            ("ingest a.b --tar -", false),
+            ("ingest a.b --base x", false),
+            ("ingest a.b --delete y --catalog", false),
+        ];
+        for (line, accepted) in cases {
+            assert_eq!(parse(line).is_ok(), accepted, "{line}");
+        }
+    }
+
+    #[test]
+    fn wrong_arguments_are_refused_with_status_2() {
+        let cases = [
+            ("", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand),
+            ("watch w.yaml", ErrorKind::InvalidSubcommand),
+            ("init images", ErrorKind::ValueValidation),
+            ("init images.example.org --hash sha256", ErrorKind::InvalidValue),
+            ("convert-image not/a:good:name images.example.org", ErrorKind::ValueValidation),
+            ("convert-image debian:12 images.example.org --as .flat/x:1", ErrorKind::ValueValidation),
+            ("convert w.yaml --jobs 0", ErrorKind::ValueValidation),
+            ("convert w.yaml --max-layer-size many", ErrorKind::ValueValidation),
+            ("serve images.example.org --listen 8000", ErrorKind::ValueValidation),
+            ("--storage s3://bucket/x check a.b", ErrorKind::ValueValidation),
+            ("sign a.b --days 0", ErrorKind::ValueValidation),
+        ];
+        for (line, kind) in cases {
+            let error = parse(line).unwrap_err();
+            assert_eq!((error.kind(), error.exit_code()), (kind, 2), "{line}");
+        }
+    }
+}
