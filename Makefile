@@ -1,32 +1,32 @@
-# The only task runner. `make help` lists the targets; variables stand with the targets that read them.
+# The only task runner. `make help` lists the targets; variables are named with the targets that read them.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-# Where downloads, demo images and reports are kept; `make clean` leaves the image cache of the demo alone.
-export PYTHONDONTWRITEBYTECODE = 1
+# Where the demo keeps its image, so that the next one starts at once.
 export DEMO_DIR ?= $(CURDIR)/target/demo
+export PYTHONDONTWRITEBYTECODE = 1
 
-# The binaries the demo runs: `release` for figures, `dev` to share every compiled crate with the tests.
+# Which binaries scenarios run: `release` for figures; `dev` shares every compiled crate with the tests.
 PROFILE ?= release
-BIN_DIR  = target/$(patsubst dev,debug,$(PROFILE))
-PRODUCTS = -p publisher -p client
+BIN = --bin target/$(patsubst dev,debug,$(PROFILE))
 
 .PHONY: help
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: ## install what the other targets need (Debian, as root); otherwise say what is missing
-	@integration/setup
+setup: ## install what all targets need (Debian, as root), or say what is missing; targets call it by themselves
+	@integration/setup test demo lint
 
 .PHONY: build
-build: ## build the products in release mode (PROFILE=dev: unoptimised)
-	cargo build --locked --profile $(PROFILE) $(PRODUCTS)
+build: ## build the products in release mode (PROFILE=dev: as the tests do)
+	cargo build --locked --profile $(PROFILE) --workspace --bins
 
 .PHONY: test
-test: setup ## format, lints, unit, scenario and FUSE tests; a clone alone passes it
+test: ## format, clippy, unit, scenario and FUSE tests, examples in the documentation; a clone alone passes it
+	@integration/setup test
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	@rm -f target/nextest/default/junit.xml
@@ -35,31 +35,36 @@ test: setup ## format, lints, unit, scenario and FUSE tests; a clone alone passe
 	cargo test --locked --workspace --doc --quiet
 
 .PHONY: lint
-lint: ## format, clippy, documentation, and licences, bans and sources of dependencies
+lint: ## format, clippy, documentation; licences, bans and sources of the dependencies
+	@integration/setup lint
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items --quiet
-	@integration/setup cargo-deny
 	cargo deny --locked check bans licenses sources
 
+.PHONY: scenarios
+scenarios:
+	@integration/setup demo
+	@$(MAKE) --no-print-directory build PROFILE=$(PROFILE)
+
 .PHONY: demo
-demo: setup build ## publish a real image and run it from the mount (IMAGE=registry/name:tag CMD='…' for any other)
-	integration/demo/demo.py --bin $(BIN_DIR) $(if $(IMAGE),--image '$(IMAGE)') $(if $(CMD),--cmd '$(CMD)')
+demo: scenarios ## publish a real image and run it from the mount (any other: IMAGE=docker.io/library/python:3.12-slim CMD='…')
+	integration/demo/demo.py $(BIN) $(if $(IMAGE),--image '$(IMAGE)') $(if $(CMD),--cmd '$(CMD)')
 
 .PHONY: smoke-engines
 smoke-engines: PROFILE = dev
-smoke-engines: setup build ## one test an engine; today the demo with every result checked (engines come with their issues)
-	integration/demo/demo.py --bin $(BIN_DIR) --check
+smoke-engines: scenarios ## one test an engine; today the demo with every result checked, engines come with their issues
+	integration/demo/demo.py $(BIN) --check
 
 .PHONY: bench
-bench: setup build ## the figures of the design, each as a ratio to a floor measured in the same run
+bench: scenarios ## the figures of the design as ratios to a floor measured in the same run (MEGABYTES=1500 LARGEST=1000)
 	cargo build --locked --release -p publisher --examples
-	integration/bench/convert.py --bin $(BIN_DIR) --megabytes $(or $(MEGABYTES),1500) --largest $(or $(LARGEST),1000)
+	integration/bench/convert.py $(BIN) --megabytes $(or $(MEGABYTES),1500) --largest $(or $(LARGEST),1000)
 
 .PHONY: soak
-soak: setup build ## kill -9 at random moments of a conversion (COUNT=50)
-	integration/soak/kill.py --bin $(BIN_DIR) --count $(or $(COUNT),50)
+soak: scenarios ## kill -9 at random moments of a conversion (COUNT=50; SEED=n repeats a run)
+	integration/soak/kill.py $(BIN) --count $(or $(COUNT),50)
 
 .PHONY: clean
-clean: ## remove everything that was built
+clean: ## remove everything that was built, the demo's image too
 	cargo clean

@@ -44,7 +44,7 @@ def enter_namespaces():
     """Returns in a child that is process 1 of new mount and PID namespaces; the parent waits for it and passes signals on."""
     lacking = []
     if os.geteuid() != 0:
-        lacking.append("root (it mounts file systems and changes the root directory): sudo -E make …")
+        lacking.append("root, to mount file systems and to change the root directory: sudo env PATH=\"$PATH\" make …")
     if not os.path.exists("/dev/fuse"):
         lacking.append("/dev/fuse: modprobe fuse, or start the container with --device /dev/fuse")
     lacking += [f"{tool}: make setup" for tool in ("docker-registry", "tar", "unshare", "mount") if not shutil.which(tool)]
