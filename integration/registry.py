@@ -106,6 +106,10 @@ class Image:
         """Descriptors of the layers, from the bottom up."""
         return self.manifest["layers"]
 
+    def size(self):
+        """Bytes of all layers as they are transferred."""
+        return sum(layer["size"] for layer in self.layers)
+
     def environment(self):
         """NAME=value strings of the config."""
         return self.config["config"].get("Env") or ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
