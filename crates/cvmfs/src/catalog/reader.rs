@@ -117,9 +117,9 @@ impl Catalog {
         };
         catalog.version = SchemaVersion { schema: number, revision };
         catalog.columns = schema::columns(number, revision);
-        if let Some(prefix) = catalog.property("root_prefix")?.filter(|p| !p.is_empty()) {
+        if let Some(prefix) = catalog.property_bytes("root_prefix")?.filter(|p| !p.is_empty()) {
             catalog.root_prefix =
-                RepoPath::parse(&prefix).map_err(|_| catalog.corrupt(format!("root_prefix {prefix:?} is no path")))?;
+                RepoPath::parse(&prefix).map_err(|_| catalog.corrupt("root_prefix is no path".into()))?;
         }
         Ok(catalog)
     }
@@ -267,14 +267,18 @@ impl Catalog {
 
     /// Value of a property.
     pub fn property(&self, key: &str) -> Result<Option<String>, CatalogError> {
+        Ok(self.property_bytes(key)?.map(|v| String::from_utf8_lossy(&v).into_owned()))
+    }
+
+    fn property_bytes(&self, key: &str) -> Result<Option<Vec<u8>>, CatalogError> {
         let db = self.lock();
         let mut statement = self.statement(&db, "SELECT value FROM properties WHERE key = ?1")?;
         let value = statement
             .query_row([key], |row| {
                 Ok(match row.get_ref(0)? {
-                    ValueRef::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
-                    ValueRef::Integer(number) => Some(number.to_string()),
-                    ValueRef::Real(number) => Some(number.to_string()),
+                    ValueRef::Text(text) => Some(text.to_vec()),
+                    ValueRef::Integer(number) => Some(number.to_string().into_bytes()),
+                    ValueRef::Real(number) => Some(number.to_string().into_bytes()),
                     _ => None,
                 })
             })
@@ -428,7 +432,8 @@ fn text_bytes(value: ValueRef<'_>) -> &[u8] {
     }
 }
 
-fn decode_row(row: &rusqlite::Row<'_>) -> Result<Row, String> {
+/// Checks and takes one row selected with [`schema::columns`].
+pub(crate) fn decode_row(row: &rusqlite::Row<'_>) -> Result<Row, String> {
     let value = |i| row.get_ref(i).unwrap_or(ValueRef::Null);
     let integer = |i| match value(i) {
         ValueRef::Integer(number) => Some(number),

@@ -1,0 +1,348 @@
+//! A repository in a store: made, or opened with its chain of trust verified.
+//!
+//! States are types: a [`Repository`] exists only after trust was established, and only it can begin a
+//! [`crate::transaction::Transaction`].
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tempfile::NamedTempFile;
+use time::UtcDateTime;
+
+use crate::catalog::counters::{Counter, Counters};
+use crate::catalog::reader::CatalogError;
+use crate::catalog::writer::CatalogWriter;
+use crate::entry::{Entry, Meta};
+use crate::hash::{Algorithm, ContentHash, ObjectId, ObjectKind};
+use crate::history::History;
+use crate::keys::{Signer, sign_whitelist};
+use crate::manifest::Manifest;
+use crate::object::Compression;
+use crate::path::PathKey;
+use crate::reflog::{self, Ref, RefKind};
+use crate::signature::{PrivateKey, Scheme, SignatureError, seal};
+use crate::store::{DATABASE_LIMIT, Store, StoreError, fetch, names, put_stream};
+use crate::trust::{Anchor, TrustError};
+
+/// Largest certificate or meta info object.
+const SMALL_OBJECT: u64 = 1 << 20;
+
+/// Why a repository cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RepositoryError {
+    /// There is none.
+    #[error("no repository {fqrn} in {place}: there is no {missing} (create one with: cvmfs-publisher init {fqrn})")]
+    NotFound {
+        /// Repository asked for.
+        fqrn: String,
+        /// Storage.
+        place: String,
+        /// File that is not there.
+        missing: &'static str,
+    },
+    /// There is one already.
+    #[error("{place} holds a repository already; a new one is never made over it")]
+    Exists {
+        /// Storage.
+        place: String,
+    },
+    /// Somebody else published since this transaction began.
+    #[error(
+        "repository {fqrn} was published by somebody else (revision {found}, expected {expected}); nothing was changed, run again"
+    )]
+    Moved {
+        /// Repository.
+        fqrn: String,
+        /// Revision at the start of the transaction.
+        expected: u64,
+        /// Revision now.
+        found: u64,
+    },
+    /// The path cannot be edited as asked.
+    #[error("{path}: {what}")]
+    Path {
+        /// Where.
+        path: crate::path::RepoPath,
+        /// Why not.
+        what: &'static str,
+    },
+    /// The chain of trust does not hold.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// Signing failed.
+    #[error("cannot sign for repository {0}")]
+    Sign(String, #[source] SignatureError),
+    /// The storage failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A catalog is unusable.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The tag database or the reflog is unusable.
+    #[error("{what} of repository {fqrn}")]
+    Database {
+        /// Which database.
+        what: &'static str,
+        /// Repository.
+        fqrn: String,
+        /// SQLite's words.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// A scratch file failed.
+    #[error("cannot use scratch space in {place}")]
+    Scratch {
+        /// Directory.
+        place: PathBuf,
+        /// The system's words.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// How a new repository is made.
+#[derive(Debug, Clone)]
+pub struct CreateOptions {
+    /// Fully qualified repository name.
+    pub fqrn: String,
+    /// Hash algorithm.
+    pub algorithm: Algorithm,
+    /// Seconds until clients ask again.
+    pub ttl: u64,
+    /// Whether old revisions may be collected.
+    pub garbage_collectable: bool,
+    /// Owner of the root directory, and its time.
+    pub root: Meta,
+    /// Now.
+    pub now: UtcDateTime,
+    /// When the whitelist ends.
+    pub whitelist_expires: UtcDateTime,
+    /// Where scratch files go.
+    pub scratch: PathBuf,
+}
+
+/// A trusted repository at one revision.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) fqrn: String,
+    pub(crate) manifest: Manifest,
+}
+
+impl Repository {
+    /// Makes a repository whose first revision is an empty root directory.
+    pub fn create(
+        store: Arc<dyn Store>,
+        options: &CreateOptions,
+        signer: &Signer,
+        master: &PrivateKey,
+    ) -> Result<Repository, RepositoryError> {
+        for name in [names::MANIFEST, names::WHITELIST] {
+            if store.read(name)?.is_some() {
+                return Err(RepositoryError::Exists { place: store.place() });
+            }
+        }
+        let fqrn = &options.fqrn;
+        let algorithm = options.algorithm;
+        let sign = |source| RepositoryError::Sign(fqrn.clone(), source);
+        let (root_catalog, root_catalog_size) = empty_root(&*store, options)?;
+        let now = options.now.unix_timestamp().max(0) as u64;
+        let put = |kind, mut bytes: &[u8]| put_stream(&*store, algorithm, kind, &mut bytes).map(|(hash, _)| hash);
+        let meta_info = put(ObjectKind::MetaInfo, meta_info_text(fqrn).as_bytes())?;
+        let mut manifest = Manifest {
+            root_catalog,
+            root_catalog_size,
+            ttl: options.ttl,
+            revision: 0,
+            garbage_collectable: options.garbage_collectable,
+            alternative_paths: false,
+            name: fqrn.clone(),
+            certificate: Some(put(ObjectKind::Certificate, signer.certificate_pem.as_bytes())?),
+            history: None,
+            published: now,
+            meta_info: Some(meta_info),
+            reflog: None,
+        };
+        let mut history = History::new(fqrn);
+        history.advance_trunk(crate::history::Tag {
+            name: String::new(),
+            root: root_catalog,
+            revision: 0,
+            timestamp: now,
+            description: String::new(),
+            size: root_catalog_size,
+            branch: String::new(),
+        });
+        let repository = Repository { store, fqrn: fqrn.clone(), manifest: manifest.clone() };
+        manifest.history =
+            Some(repository.write_history(&history, ContentHash::null(algorithm), algorithm, &options.scratch)?);
+        repository.store.replace(names::MASTER_REPLICA, b"This file allows replication of the repository.\n")?;
+        let whitelist =
+            sign_whitelist(fqrn, algorithm, &signer.certificate_pem, master, options.now, options.whitelist_expires)
+                .map_err(sign)?;
+        repository.store.replace(names::WHITELIST, &whitelist)?;
+        repository.finish(manifest, signer, &options.scratch, None)
+    }
+
+    /// Opens the repository in `store` and verifies its chain of trust.
+    pub fn open(store: Arc<dyn Store>, anchor: &Anchor<'_>) -> Result<Repository, RepositoryError> {
+        let read = |missing| {
+            store.read(missing)?.ok_or_else(|| RepositoryError::NotFound {
+                fqrn: anchor.name.to_owned(),
+                place: store.place(),
+                missing,
+            })
+        };
+        let manifest = read(names::MANIFEST)?;
+        let parsed = anchor.parse_manifest(&manifest)?;
+        let no_certificate = || TrustError::Certificate(anchor.name.to_owned(), "the manifest names none".into());
+        let certificate = parsed.certificate.ok_or_else(no_certificate)?.object(ObjectKind::Certificate);
+        let mut pem = Vec::new();
+        fetch(&*store, certificate, Compression::Zlib, SMALL_OBJECT, &mut pem)?;
+        let manifest = anchor.verify(&manifest, &pem, &read(names::WHITELIST)?)?;
+        Ok(Repository { fqrn: anchor.name.to_owned(), store, manifest })
+    }
+
+    /// Fully qualified repository name.
+    pub fn fqrn(&self) -> &str {
+        &self.fqrn
+    }
+
+    /// The manifest of this revision.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Where the repository is kept.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Hash algorithm of the root catalog, used for everything that is written.
+    pub fn algorithm(&self) -> Algorithm {
+        self.manifest.root_catalog.algorithm
+    }
+
+    /// The tags; a repository without a tag database has none.
+    pub fn history(&self, scratch: &Path) -> Result<History, RepositoryError> {
+        let Some(hash) = self.manifest.history else { return Ok(History::new(&self.fqrn)) };
+        let file = fetch_to_scratch(&*self.store, hash.object(ObjectKind::History), scratch)?;
+        History::read(file.path()).map_err(self.database("tag database"))
+    }
+
+    pub(crate) fn write_history(
+        &self,
+        history: &History,
+        previous: ContentHash,
+        algorithm: Algorithm,
+        scratch: &Path,
+    ) -> Result<ContentHash, RepositoryError> {
+        let file = scratch_file(scratch)?;
+        history.write(file.path(), previous).map_err(self.database("tag database"))?;
+        let mut plain = File::open(file.path()).map_err(scratch_error(scratch))?;
+        Ok(put_stream(&*self.store, algorithm, ObjectKind::History, &mut plain)?.0)
+    }
+
+    /// Last steps of every publish: reflog, everything durable, manifest.
+    ///
+    /// `checksum` is the file beside the repository that names the hash of the reflog. It is written first, the
+    /// manifest last: whatever stands between them, the reflog matches one of the two.
+    pub(crate) fn finish(
+        self,
+        mut manifest: Manifest,
+        signer: &Signer,
+        scratch: &Path,
+        checksum: Option<&Path>,
+    ) -> Result<Repository, RepositoryError> {
+        let algorithm = manifest.root_catalog.algorithm;
+        let file = scratch_file(scratch)?;
+        if let Some(old) = self.store.read(names::REFLOG)? {
+            std::fs::write(file.path(), old).map_err(scratch_error(scratch))?;
+        }
+        let entries = [
+            (Some(manifest.root_catalog), RefKind::Catalog),
+            (manifest.certificate, RefKind::Certificate),
+            (manifest.history, RefKind::History),
+            (manifest.meta_info, RefKind::MetaInfo),
+        ];
+        let refs: Vec<Ref> = entries
+            .into_iter()
+            .filter_map(|(hash, kind)| Some(Ref { hash: hash?, kind, timestamp: manifest.published }))
+            .collect();
+        reflog::append(file.path(), &self.fqrn, &refs).map_err(self.database("reflog"))?;
+        let content = std::fs::read(file.path()).map_err(scratch_error(scratch))?;
+        let hash = ContentHash::of(algorithm, &content);
+        manifest.reflog = Some(hash);
+        let sealed = seal(&manifest.print(), algorithm, &signer.key, Scheme::Digest)
+            .map_err(|source| RepositoryError::Sign(self.fqrn.clone(), source))?;
+        self.store.flush()?;
+        if let Some(path) = checksum {
+            write_checksum(path, hash).map_err(scratch_error(path))?;
+        }
+        self.store.replace(names::REFLOG, &content)?;
+        self.store.replace(names::MANIFEST, &sealed)?;
+        Ok(Repository { manifest, ..self })
+    }
+
+    fn database(&self, what: &'static str) -> impl Fn(rusqlite::Error) -> RepositoryError + '_ {
+        move |source| RepositoryError::Database { what, fqrn: self.fqrn.clone(), source }
+    }
+}
+
+fn write_checksum(path: &Path, hash: ContentHash) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let mut file = NamedTempFile::new_in(directory)?;
+    io::Write::write_all(&mut file, hash.to_string().as_bytes())?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}
+
+/// An empty root catalog of revision 0, stored.
+fn empty_root(store: &dyn Store, options: &CreateOptions) -> Result<(ContentHash, u64), RepositoryError> {
+    let file = scratch_file(&options.scratch)?;
+    let catalog = CatalogWriter::create(file.path())?;
+    catalog.insert(PathKey::ROOT, PathKey::NONE, &Entry::directory("", options.root))?;
+    let mut counters = Counters::default();
+    counters.own[Counter::Dir] = 1;
+    catalog.set_counters(&counters)?;
+    catalog.set_property("revision", "0")?;
+    catalog.set_property("TTL", &options.ttl.to_string())?;
+    catalog.set_property("last_modified", &options.now.unix_timestamp().to_string())?;
+    let size = catalog.finish()?;
+    let mut plain = File::open(file.path()).map_err(scratch_error(&options.scratch))?;
+    Ok((put_stream(store, options.algorithm, ObjectKind::Catalog, &mut plain)?.0, size))
+}
+
+fn meta_info_text(fqrn: &str) -> String {
+    let info = serde_json::json!({
+        "administrator": "", "email": "", "organisation": "", "description": format!("Container images: {fqrn}"),
+        "url": "", "recommended-stratum0": "", "recommended-stratum1s": [], "custom": {},
+    });
+    format!("{info:#}\n")
+}
+
+/// A private copy of a database object, verified.
+pub(crate) fn fetch_to_scratch(
+    store: &dyn Store,
+    id: ObjectId,
+    scratch: &Path,
+) -> Result<NamedTempFile, RepositoryError> {
+    let file = scratch_file(scratch)?;
+    let mut out = io::BufWriter::new(file.as_file());
+    fetch(store, id, Compression::Zlib, DATABASE_LIMIT, &mut out)?;
+    out.into_inner().map_err(|e| scratch_error(scratch)(e.into_error()))?;
+    Ok(file)
+}
+
+pub(crate) fn scratch_file(scratch: &Path) -> Result<NamedTempFile, RepositoryError> {
+    tempfile::Builder::new().prefix("cvmfs.").tempfile_in(scratch).map_err(scratch_error(scratch))
+}
+
+pub(crate) fn scratch_error(place: &Path) -> impl FnOnce(io::Error) -> RepositoryError + use<> {
+    let place = place.to_owned();
+    move |source| RepositoryError::Scratch { place, source }
+}

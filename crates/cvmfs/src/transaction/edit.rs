@@ -1,0 +1,267 @@
+//! The edits of a transaction.
+
+use super::{OpenCatalog, Transaction};
+use crate::catalog::counters::{Counter, Counters, Tally};
+use crate::catalog::reader::Row;
+use crate::catalog::writer::CatalogWriter;
+use crate::entry::{Chunk, Entry, Flags, Meta};
+use crate::hash::ObjectKind;
+use crate::path::RepoPath;
+use crate::repository::{RepositoryError, fetch_to_scratch, scratch_file};
+use crate::subtree::{Graft, MARKER};
+
+impl Transaction {
+    /// The entry at a path, as changed so far. A transition point is shown as its nested catalog has it.
+    pub fn lookup(&mut self, path: &RepoPath) -> Result<Option<Entry>, RepositoryError> {
+        let Some(parent) = path.parent() else {
+            return Ok(self.catalog(&RepoPath::ROOT).writer.lookup(path.key())?.map(|r| r.entry));
+        };
+        match self.find_home(&parent)? {
+            Some(home) => Ok(self.catalog(&home).writer.lookup(path.key())?.map(|r| r.entry)),
+            None => Ok(None),
+        }
+    }
+
+    /// Entries of a directory, as changed so far; empty when there is no such directory.
+    pub fn list(&mut self, path: &RepoPath) -> Result<Vec<Entry>, RepositoryError> {
+        match self.find_home(path)? {
+            Some(home) => Ok(self.catalog(&home).writer.list(path.key())?.into_iter().map(|r| r.entry).collect()),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Adds or replaces the entry at `path`, whose directory must exist. A directory over a directory keeps its
+    /// content and takes the new metadata; everything else replaces what was there with all that is below it.
+    pub fn put(&mut self, path: &RepoPath, mut entry: Entry, chunks: &[Chunk]) -> Result<(), RepositoryError> {
+        entry.name = path.name().to_vec();
+        match self.lookup(path)? {
+            Some(old) if old.is_directory() && entry.is_directory() => return self.set_directory(path, &old, entry),
+            Some(_) => self.remove(path)?,
+            None => {}
+        }
+        let (parent, home) = self.home_of_parent(path)?;
+        let catalog = self.catalog(&home);
+        catalog.writer.insert(path.key(), parent.key(), &entry)?;
+        catalog.writer.insert_chunks(path.key(), chunks)?;
+        catalog.count(&entry, chunks.len() as i64, 1);
+        if entry.is_directory() { self.add_links(&parent, 1) } else { Ok(()) }
+    }
+
+    fn set_directory(&mut self, path: &RepoPath, old: &Entry, entry: Entry) -> Result<(), RepositoryError> {
+        let new = Entry { links: old.links, flags: old.flags, size: old.size, ..entry };
+        self.update_directory(path, |row| {
+            let flags = row.flags;
+            *row = Entry { flags, ..new.clone() };
+        })
+    }
+
+    /// Makes the directory and those above it where they don't exist. `starts_catalog` says which of the new
+    /// ones become roots of nested catalogs.
+    pub fn ensure_directories(
+        &mut self,
+        path: &RepoPath,
+        meta: Meta,
+        starts_catalog: &dyn Fn(&RepoPath) -> bool,
+    ) -> Result<(), RepositoryError> {
+        for directory in path.ancestors() {
+            match self.lookup(&directory)? {
+                Some(entry) if entry.is_directory() => {}
+                Some(_) => {
+                    return Err(RepositoryError::Path {
+                        path: directory,
+                        what: "exists and is not a directory; remove it first",
+                    });
+                }
+                None => {
+                    self.put(&directory, Entry::directory(directory.name(), meta), &[])?;
+                    if starts_catalog(&directory) {
+                        self.split_off(&directory)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes an empty directory the root of a nested catalog.
+    fn split_off(&mut self, path: &RepoPath) -> Result<(), RepositoryError> {
+        let (parent, home) = self.home_of_parent(path)?;
+        let catalog = self.catalog(&home);
+        let Some(row) = catalog.writer.lookup(path.key())? else {
+            return Err(RepositoryError::Path { path: path.clone(), what: "does not exist" });
+        };
+        let transition = Entry { flags: row.entry.flags.with(Flags::NESTED_MOUNTPOINT), ..row.entry.clone() };
+        catalog.writer.update(path.key(), &transition)?;
+        catalog.counters.own[Counter::Nested] += 1;
+        catalog.dirty = true;
+        let file = scratch_file(&self.options.scratch)?;
+        let writer = CatalogWriter::create(file.path())?;
+        writer.set_root_prefix(path)?;
+        let root = Entry { flags: row.entry.flags.with(Flags::NESTED_ROOT), ..row.entry };
+        writer.insert(path.key(), parent.key(), &root)?;
+        let marker = Entry { name: MARKER.to_vec(), ..self.options.marker.clone() };
+        writer.insert(path.join(MARKER).key(), path.key(), &marker)?;
+        let mut counters = Counters::default();
+        counters.own.count(&root, 1);
+        counters.own.count(&marker, 1);
+        let accounted = Tally::default();
+        let new = OpenCatalog { writer, file, parent: Some(home), previous: None, counters, accounted, dirty: true };
+        self.open.insert(path.clone(), new);
+        Ok(())
+    }
+
+    /// Hangs a finished subtree in. Its directory must exist; what is at its path goes.
+    pub fn graft(&mut self, graft: &Graft) -> Result<(), RepositoryError> {
+        if self.lookup(&graft.path)?.is_some() {
+            self.remove(&graft.path)?;
+        }
+        let (parent, home) = self.home_of_parent(&graft.path)?;
+        let flags = graft.entry.flags.with(Flags::NESTED_MOUNTPOINT);
+        let entry = Entry { flags, name: graft.path.name().to_vec(), ..graft.entry.clone() };
+        let catalog = self.catalog(&home);
+        catalog.writer.insert(graft.path.key(), parent.key(), &entry)?;
+        catalog.writer.set_nested(&graft.path, graft.catalog, graft.size)?;
+        catalog.count(&entry, 0, 1);
+        catalog.counters.own[Counter::Nested] += 1;
+        catalog.counters.subtree.add(&graft.counters.total(), 1);
+        self.add_links(&parent, 1)
+    }
+
+    /// Removes the entry at `path` and everything below it; nothing happens when it does not exist.
+    pub fn remove(&mut self, path: &RepoPath) -> Result<(), RepositoryError> {
+        let Some(entry) = self.lookup(path)? else { return Ok(()) };
+        let Some(parent) = path.parent() else {
+            return Err(RepositoryError::Path {
+                path: path.clone(),
+                what: "the root of a repository cannot be removed",
+            });
+        };
+        let home = self.home(&parent)?;
+        self.remove_rows(&home, path, &entry)?;
+        if entry.is_directory() {
+            self.add_links(&parent, -1)?;
+        }
+        Ok(())
+    }
+
+    /// Takes away the row of `path` in catalog `home`, and all below it.
+    fn remove_rows(&mut self, home: &RepoPath, path: &RepoPath, entry: &Entry) -> Result<(), RepositoryError> {
+        if entry.flags.is_nested_mountpoint() {
+            let accounted = self.forget_nested(home, path)?;
+            let catalog = self.catalog(home);
+            catalog.writer.remove_nested(path)?;
+            catalog.counters.own[Counter::Nested] -= 1;
+            catalog.counters.subtree.add(&accounted, -1);
+        } else if entry.is_directory() {
+            for Row { entry: child, .. } in self.catalog(home).writer.list(path.key())? {
+                self.remove_rows(home, &path.join(&child.name), &child)?;
+            }
+        }
+        let catalog = self.catalog(home);
+        let chunks = catalog.writer.delete(path.key())?;
+        catalog.count(entry, chunks as i64, -1);
+        match path.parent() {
+            Some(parent) if entry.link_group != 0 => self.shrink_link_group(home, &parent, entry.link_group),
+            _ => Ok(()),
+        }
+    }
+
+    /// One name of a hard-link group went.
+    fn shrink_link_group(&mut self, home: &RepoPath, directory: &RepoPath, group: u32) -> Result<(), RepositoryError> {
+        let writer = &self.catalog(home).writer;
+        let rows = writer.list(directory.key())?;
+        let rest: Vec<&Row> = rows.iter().filter(|r| r.entry.link_group == group).collect();
+        for row in &rest {
+            let link_group = if rest.len() > 1 { group } else { 0 };
+            writer.update(row.key, &Entry { links: rest.len() as u32, link_group, ..row.entry.clone() })?;
+        }
+        Ok(())
+    }
+
+    /// Closes a nested catalog that goes, with all below it; gives what its parent accounted for it.
+    fn forget_nested(&mut self, home: &RepoPath, path: &RepoPath) -> Result<Tally, RepositoryError> {
+        let gone: Vec<RepoPath> = self.open.keys().filter(|p| path.contains(p)).cloned().collect();
+        let open = gone.into_iter().filter_map(|p| self.open.remove(&p).map(|c| (p, c))).collect::<Vec<_>>();
+        if let Some((_, catalog)) = open.into_iter().find(|(p, _)| p == path) {
+            return Ok(catalog.accounted);
+        }
+        let Some((hash, _)) = self.catalog(home).writer.nested(path)? else { return Ok(Tally::default()) };
+        let file = fetch_to_scratch(&*self.repository.store, hash.object(ObjectKind::Catalog), &self.options.scratch)?;
+        Ok(CatalogWriter::open(file.path())?.counters()?.total())
+    }
+
+    /// Changes the link count of a directory.
+    fn add_links(&mut self, path: &RepoPath, change: i32) -> Result<(), RepositoryError> {
+        self.update_directory(path, |entry| entry.links = entry.links.saturating_add_signed(change))
+    }
+
+    /// Changes the row of a directory; both rows of a transition point.
+    fn update_directory(&mut self, path: &RepoPath, change: impl Fn(&mut Entry)) -> Result<(), RepositoryError> {
+        let inner = self.home(path)?;
+        let mut homes = vec![inner.clone()];
+        if inner == *path
+            && let Some(parent) = path.parent()
+        {
+            homes.push(self.home(&parent)?);
+        }
+        for home in homes {
+            let catalog = self.catalog(&home);
+            let Some(row) = catalog.writer.lookup(path.key())? else {
+                return Err(RepositoryError::Path {
+                    path: path.clone(),
+                    what: "the directory has no row in its catalog",
+                });
+            };
+            let mut entry = row.entry.clone();
+            change(&mut entry);
+            catalog.counters.own.count(&row.entry, -1);
+            catalog.count(&entry, 0, 1);
+            catalog.writer.update(path.key(), &entry)?;
+        }
+        Ok(())
+    }
+
+    fn home_of_parent(&mut self, path: &RepoPath) -> Result<(RepoPath, RepoPath), RepositoryError> {
+        let Some(parent) = path.parent() else {
+            return Err(RepositoryError::Path { path: path.clone(), what: "the root of a repository is always there" });
+        };
+        let home = self.home(&parent)?;
+        Ok((parent, home))
+    }
+
+    /// The catalog that holds the entries of a directory.
+    fn home(&mut self, directory: &RepoPath) -> Result<RepoPath, RepositoryError> {
+        self.find_home(directory)?
+            .ok_or_else(|| RepositoryError::Path { path: directory.clone(), what: "there is no such directory" })
+    }
+
+    fn find_home(&mut self, directory: &RepoPath) -> Result<Option<RepoPath>, RepositoryError> {
+        let mut home = RepoPath::ROOT;
+        for path in directory.ancestors().filter(|p| !p.is_root()) {
+            if self.open.contains_key(&path) {
+                home = path;
+                continue;
+            }
+            let Some(row) = self.catalog(&home).writer.lookup(path.key())? else { return Ok(None) };
+            if !row.entry.is_directory() {
+                return Ok(None);
+            }
+            if row.entry.flags.is_nested_mountpoint() {
+                let Some((hash, _)) = self.catalog(&home).writer.nested(&path)? else {
+                    return Err(RepositoryError::Path {
+                        path,
+                        what: "its nested catalog is not registered; run check",
+                    });
+                };
+                let catalog = self.load(hash, Some(home))?;
+                self.open.insert(path.clone(), catalog);
+                home = path;
+            }
+        }
+        Ok(Some(home))
+    }
+
+    fn catalog(&mut self, home: &RepoPath) -> &mut OpenCatalog {
+        self.open.get_mut(home).expect("homes are open catalogs")
+    }
+}

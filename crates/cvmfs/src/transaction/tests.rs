@@ -1,0 +1,175 @@
+//! A small life of a repository; the randomised version compares with a model and runs `check`.
+
+use std::sync::Arc;
+
+use time::UtcDateTime;
+
+use super::*;
+use crate::entry::Meta;
+use crate::hash::Algorithm;
+use crate::keys::Signer;
+use crate::object::{Codec, Compression, Encoder};
+use crate::repository::CreateOptions;
+use crate::signature::PrivateKey;
+use crate::store::{MemoryStore, Store, put_content};
+use crate::subtree::{SubtreeOptions, SubtreeWriter};
+use crate::trust::Anchor;
+
+const META: Meta = Meta { permissions: 0o755, uid: 0, gid: 0, mtime: 1_700_000_000, mtime_ns: None };
+
+struct World {
+    store: Arc<MemoryStore>,
+    repository: Repository,
+    signer: Signer,
+    master: PrivateKey,
+    scratch: tempfile::TempDir,
+    marker: Entry,
+}
+
+fn path(text: &str) -> RepoPath {
+    RepoPath::parse(text).unwrap()
+}
+
+impl World {
+    fn new() -> World {
+        let (store, scratch) = (Arc::new(MemoryStore::default()), tempfile::tempdir().unwrap());
+        let now = UtcDateTime::from_unix_timestamp(1_760_000_000).unwrap();
+        let signer = Signer::generate("x.example.org", now).unwrap();
+        let master = PrivateKey::generate().unwrap();
+        let options = CreateOptions {
+            fqrn: "x.example.org".into(),
+            algorithm: Algorithm::Sha1,
+            ttl: 240,
+            garbage_collectable: true,
+            root: META,
+            now,
+            whitelist_expires: now + time::Duration::days(30),
+            scratch: scratch.path().to_owned(),
+        };
+        let repository = Repository::create(store.clone(), &options, &signer, &master).unwrap();
+        let mut encoder = Encoder::new(Algorithm::Sha1, Codec::default());
+        let (empty, _) = put_content(&*store, &mut encoder, ObjectKind::File, b"").unwrap();
+        let marker_meta = Meta { permissions: 0o644, ..META };
+        let mut marker = Entry::file(".cvmfscatalog", marker_meta, 0, empty, Compression::Zlib);
+        marker.flags = marker.flags.with(crate::entry::Flags::HIDDEN);
+        World { store, repository, signer, master, scratch, marker }
+    }
+
+    fn begin(&self) -> Transaction {
+        let options = TransactionOptions {
+            now: UtcDateTime::from_unix_timestamp(1_760_000_100).unwrap(),
+            scratch: self.scratch.path().to_owned(),
+            marker: self.marker.clone(),
+        };
+        Transaction::begin(self.repository.clone(), options).unwrap()
+    }
+
+    fn publish(&mut self, transaction: Transaction) -> Published {
+        let commit = Commit { signer: &self.signer, reflog_checksum: None, tags: &[], ttl: None };
+        let published = transaction.commit(&commit).unwrap();
+        self.repository = published.repository.clone();
+        let keys = [self.master.public()];
+        let now = UtcDateTime::from_unix_timestamp(1_760_000_200).unwrap();
+        let anchor = Anchor { name: "x.example.org", master_keys: &keys, blacklist: &[], now };
+        let reopened = Repository::open(self.store.clone(), &anchor).unwrap();
+        assert_eq!(reopened.manifest(), self.repository.manifest());
+        published
+    }
+
+    fn graft(&self, at: &str, entries: &[(&str, Entry)], budget: u64) -> Graft {
+        let options = SubtreeOptions {
+            algorithm: Algorithm::Sha1,
+            budget,
+            last_modified: 1_760_000_050,
+            scratch: self.scratch.path().to_owned(),
+            marker: self.marker.clone(),
+            workers: 2,
+        };
+        let store: Arc<dyn Store> = self.store.clone();
+        let mut writer = SubtreeWriter::new(store, options, &path(at), Entry::directory("", META)).unwrap();
+        for (relative, entry) in entries {
+            writer.add(relative.as_bytes(), entry.clone(), 0, &[]).unwrap();
+        }
+        writer.finish().unwrap()
+    }
+
+    fn counters(&mut self) -> Counters {
+        self.begin().open[&RepoPath::ROOT].counters
+    }
+}
+
+#[test]
+fn grafts_edits_and_removals_keep_links_and_counters_exact() {
+    let mut world = World::new();
+    let before = world.counters();
+    let link = Entry::symlink("", META, "target");
+    let directory = Entry::directory("", META);
+    let small = world.graft("/a/b/one", &[("d", directory.clone()), ("d/l", link.clone()), ("m", link.clone())], 100);
+    let split =
+        [("d", directory.clone()), ("d/1", link.clone()), ("d/2", link.clone()), ("e", directory), ("z", link.clone())];
+    let large = world.graft("/a/b/two", &split, 2);
+    assert_eq!((small.catalogs, large.catalogs), (1, 2));
+    assert_eq!((small.entry.links, large.entry.links), (3, 4));
+
+    let mut transaction = world.begin();
+    assert!(transaction.is_empty());
+    transaction.ensure_directories(&path("/a/b"), META, &|p| *p == path("/a/b")).unwrap();
+    transaction.graft(&small).unwrap();
+    transaction.graft(&large).unwrap();
+    transaction.put(&path("/a/link"), link.clone(), &[]).unwrap();
+    let published = world.publish(transaction);
+    assert_eq!((published.catalogs, world.repository.manifest().revision), (2, 1));
+
+    let mut transaction = world.begin();
+    for (at, links) in [("/", 3), ("/a", 3), ("/a/b", 4), ("/a/b/two", 4), ("/a/b/two/d", 2)] {
+        assert_eq!(transaction.lookup(&path(at)).unwrap().unwrap().links, links, "{at}");
+    }
+    assert_eq!(transaction.list(&path("/a/b/two/d")).unwrap().len(), 3, "two links and the marker");
+    assert!(transaction.lookup(&path("/a/link/x")).unwrap().is_none());
+    transaction.put(&path("/a/b/one"), link, &[]).unwrap();
+    world.publish(transaction);
+    let mut transaction = world.begin();
+    assert_eq!(transaction.lookup(&path("/a/b")).unwrap().unwrap().links, 3);
+    transaction.remove(&path("/a")).unwrap();
+    world.publish(transaction);
+    assert_eq!(world.counters(), before);
+    let history = world.repository.history(world.scratch.path()).unwrap();
+    let tags: Vec<(&str, u64)> = history.tags.iter().map(|t| (t.name.as_str(), t.revision)).collect();
+    assert_eq!(tags, [("trunk-previous", 2), ("trunk", 3)]);
+}
+
+#[test]
+fn refuses_to_publish_over_another_revision() {
+    let mut world = World::new();
+    let mut late = world.begin();
+    late.put(&path("/late"), Entry::directory("", META), &[]).unwrap();
+    let mut first = world.begin();
+    first.put(&path("/first"), Entry::directory("", META), &[]).unwrap();
+    world.publish(first);
+    let commit = Commit { signer: &world.signer, reflog_checksum: None, tags: &[], ttl: None };
+    assert!(matches!(late.commit(&commit), Err(RepositoryError::Moved { expected: 0, found: 1, .. })));
+}
+
+#[test]
+fn a_write_that_fails_at_any_step_leaves_the_old_or_the_new_revision() {
+    for step in 0.. {
+        let mut world = World::new();
+        let mut transaction = world.begin();
+        transaction.ensure_directories(&path("/a/b"), META, &|_| true).unwrap();
+        world.store.fail_after(step);
+        let commit = Commit { signer: &world.signer, reflog_checksum: None, tags: &[], ttl: None };
+        let ended = transaction.commit(&commit).map(|p| p.repository);
+        world.store.fail_after(i64::MAX);
+        let keys = [world.master.public()];
+        let now = UtcDateTime::from_unix_timestamp(1_760_000_200).unwrap();
+        let anchor = Anchor { name: "x.example.org", master_keys: &keys, blacklist: &[], now };
+        world.repository = Repository::open(world.store.clone(), &anchor).unwrap();
+        let expected = u64::from(ended.is_ok());
+        assert_eq!(world.repository.manifest().revision, expected, "failed at write {step}");
+        world.begin().list(&path("/a/b")).unwrap();
+        if ended.is_ok() {
+            assert!(step > 4, "the writes of a publish were counted");
+            break;
+        }
+    }
+}
