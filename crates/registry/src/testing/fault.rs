@@ -1,7 +1,8 @@
 //! What goes wrong, where, and how often.
 //!
 //! A fault applies to GET requests whose path contains [`Fault::on`], once, unless told otherwise. Requests that lack
-//! authentication don't use it up.
+//! authentication don't use it up. Faults of one kind that are given in a row happen in that order; different kinds
+//! happen together, unless one takes the place of the answer.
 
 use std::convert::Infallible;
 use std::io;
@@ -131,17 +132,37 @@ impl Fault {
     }
 }
 
-/// Takes what applies to this request, and counts it.
+impl Action {
+    /// Does it take the place of the answer?
+    fn replaces(&self) -> bool {
+        matches!(self, Self::Status { .. } | Self::Redirect(_) | Self::Stall)
+    }
+
+    fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Header(one, _), Self::Header(other, _)) => one == other,
+            _ => std::mem::discriminant(self) == std::mem::discriminant(other),
+        }
+    }
+}
+
+/// Takes what applies to this request, and counts it: the first fault that replaces the answer, else the first of
+/// each kind. So faults that are given in a row happen in that order.
 pub(super) fn take(faults: &mut [Fault], method: &str, path: &str) -> Vec<Action> {
     let applies =
-        |fault: &&mut Fault| fault.left > 0 && fault.method.is_none_or(|m| m == method) && path.contains(&fault.path);
-    let taken = faults.iter_mut().filter(applies).map(|fault| {
+        |fault: &Fault| fault.left > 0 && fault.method.is_none_or(|m| m == method) && path.contains(&fault.path);
+    let alone = faults.iter().any(|fault| applies(fault) && fault.action.replaces());
+    let mut taken: Vec<Action> = Vec::new();
+    for fault in faults.iter_mut().filter(|fault| applies(fault)) {
+        if fault.action.replaces() != alone || taken.iter().any(|action| alone || action.is_like(&fault.action)) {
+            continue;
+        }
         if fault.left != usize::MAX {
             fault.left -= 1;
         }
-        fault.action.clone()
-    });
-    taken.collect()
+        taken.push(fault.action.clone());
+    }
+    taken
 }
 
 /// The faults that act before the request is looked at: an answer in its place, or a changed request.
