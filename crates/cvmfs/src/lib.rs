@@ -3,6 +3,7 @@
 //! No network, no FUSE, no clock, no container words: storage, time and keys come in as arguments.
 
 pub mod catalog;
+pub mod check;
 pub mod chunk;
 pub mod entry;
 pub mod hash;
@@ -13,10 +14,12 @@ pub mod object;
 pub mod path;
 pub mod reflog;
 pub mod repository;
+pub mod scrub;
 pub mod signature;
 pub mod store;
 pub mod subtree;
 pub mod transaction;
+pub mod traversal;
 pub mod trust;
 pub mod whitelist;
 pub mod xattr;
