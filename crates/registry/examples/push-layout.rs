@@ -8,6 +8,7 @@
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use image::digest::{Digest, ManifestDigest};
 use image::reference::Reference;
@@ -17,7 +18,17 @@ use serde_json::Value;
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> ExitCode {
+    let Err(error) = push().await else { return ExitCode::SUCCESS };
+    let mut cause = Some(error.as_ref() as &dyn Error);
+    while let Some(error) = cause {
+        eprintln!("{error}");
+        cause = error.source();
+    }
+    ExitCode::FAILURE
+}
+
+async fn push() -> Result<()> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let [source, target] = &arguments[..] else {
         return Err("usage: push-layout OCI_LAYOUT_DIR[:TAG] http://HOST:PORT/REPOSITORY:TAG".into());
