@@ -23,8 +23,9 @@ use image::reference::{Reference, Repository};
 use crate::blob::BlobReader;
 use crate::credentials::Credentials;
 use crate::error::Error;
+use crate::lines::Lines;
 use crate::retry::{Attempts, RetryPolicy};
-use crate::transport::{Call, Lines, Session, Target, base_url, shown};
+use crate::transport::{Call, Session, Target, base_url, shown};
 
 /// The four types of manifests and indexes.
 const MANIFEST_TYPES: [&str; 4] = [

@@ -21,9 +21,11 @@
 
 mod auth;
 pub mod blob;
+mod challenge;
 pub mod client;
 pub mod credentials;
 pub mod error;
+mod lines;
 pub mod push;
 pub mod retry;
 #[cfg(feature = "testing")]

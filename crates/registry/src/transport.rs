@@ -8,7 +8,6 @@
 //! - No answer is waited for without limit, and no document is read beyond its limit.
 //! - A registry that asks for a pause (`Retry-After`) pauses *all* requests of this client to it; so many requests
 //!   are in flight at once as configured (until the head of the answer: a blob that streams doesn't count).
-//! - Loopback addresses are reached directly, whatever proxy the environment names.
 
 use std::error::Error as StdError;
 use std::io;
@@ -21,13 +20,12 @@ use http::header::{AUTHORIZATION, CONTENT_LENGTH, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Method};
 use image::reference::Repository;
 use reqwest::{Response, Url};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::io::ReaderStream;
 
-use crate::auth::{Access, Challenge, Grant, Grants};
+use crate::auth::{Access, Grant, Grants};
+use crate::challenge::Challenge;
 use crate::client::{Client, ClientConfig};
 use crate::error::{Error, Source, said};
 use crate::retry::{Attempts, Trouble, parse_retry_after};
@@ -210,65 +208,6 @@ fn is_tls(error: &(dyn StdError + 'static)) -> bool {
 /// Is it the request that can't be made (a bug or a hostile address), not the line?
 fn is_ours(error: &(dyn StdError + Send + Sync + 'static)) -> bool {
     error.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_builder)
-}
-
-/// The HTTP clients: through the proxies that the environment names, and direct.
-#[derive(Debug)]
-pub(crate) struct Lines {
-    proxied: reqwest::Client,
-    direct: reqwest::Client,
-}
-
-impl Lines {
-    /// TLS is set up here in full: *ring* as provider, the system's CA certificates (`SSL_CERT_FILE` and `SSL_CERT_DIR`
-    /// are honoured) and the extra ones. A machine without CA certificates can still use plain registries.
-    pub(crate) fn new(config: &ClientConfig) -> Result<Self, Error> {
-        let mut roots = rustls::RootCertStore::empty();
-        let native = rustls_native_certs::load_native_certs();
-        let (usable, ignored) = roots.add_parsable_certificates(native.certs);
-        tracing::debug!(usable, ignored, errors = native.errors.len(), "system CA certificates");
-        for path in &config.extra_ca_files {
-            let pem = std::fs::read(path).map_err(|source| Error::Io { path: path.clone(), source })?;
-            let bad =
-                || Error::Configuration(format!("{}: holds no usable CA certificate in PEM form", path.display()));
-            let certificates: Vec<_> =
-                CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(|_| bad())?;
-            if certificates.is_empty() {
-                return Err(bad());
-            }
-            for certificate in certificates {
-                roots.add(certificate).map_err(|_| bad())?;
-            }
-        }
-        let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("the ring provider supports the default TLS versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let builder = || {
-            reqwest::Client::builder()
-                .tls_backend_preconfigured(tls.clone())
-                .redirect(reqwest::redirect::Policy::none())
-                .retry(reqwest::retry::never())
-                .connect_timeout(config.connect_timeout)
-                .user_agent(config.user_agent.as_str())
-        };
-        let built = |result: reqwest::Result<reqwest::Client>| {
-            result.map_err(|error| Error::Configuration(format!("HTTP client can't be set up: {error}")))
-        };
-        Ok(Self { proxied: built(builder().build())?, direct: built(builder().no_proxy().build())? })
-    }
-
-    fn for_url(&self, url: &Url) -> &reqwest::Client {
-        let loopback = match url.host() {
-            Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-            Some(url::Host::Ipv4(address)) => address.is_loopback(),
-            Some(url::Host::Ipv6(address)) => address.is_loopback(),
-            None => false,
-        };
-        if loopback { &self.direct } else { &self.proxied }
-    }
 }
 
 /// One request with authentication and repetition.
