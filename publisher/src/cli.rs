@@ -359,13 +359,13 @@ pub struct Conversion {
     pub limits: ImageLimits,
 }
 
-/// Permissions of files in flat images. Files that not everybody can read are reported either way.
+/// Permissions of files in flat images. Files that not everybody may read are reported either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum FlatPermissions {
     /// as in the image
     #[default]
     Keep,
-    /// what its owner can't read in the image becomes readable for everybody
+    /// everything becomes readable for everybody
     Readable,
 }
 

@@ -245,17 +245,20 @@ impl Reader<'_> {
             problems: Vec::new(),
         };
         let top = yaml::line(tree).max(1);
-        let (mut version, mut input) = (false, false);
+        let (mut version, mut repository, mut input) = (false, false, false);
         match &tree.value {
             Node::Mapping(entries) => {
                 for (key, value) in entries {
-                    match key.value.as_str() {
+                    match key.value.0.as_str() {
                         "version" => {
                             version = true;
                             self.version(value);
                         }
                         "user" => list.user = self.text("user", value).unwrap_or_default(),
-                        "cvmfs_repo" => list.repository = self.repository(value).unwrap_or_default(),
+                        "cvmfs_repo" => {
+                            repository = true;
+                            list.repository = self.repository(value).unwrap_or_default();
+                        }
                         "output_format" => list.output_format = self.output_format(value),
                         "ignoreErrors" => list.ignore_errors = self.patterns(value),
                         "input" => {
@@ -279,7 +282,7 @@ impl Reader<'_> {
         if !version && !self.unusable {
             self.warn(top, "version", "missing; 1 is assumed".to_owned());
         }
-        if list.repository.is_empty() && !self.unusable {
+        if !repository && !self.unusable {
             self.refuse(top, "cvmfs_repo", "missing; name the repository, for example images.example.org".to_owned());
         }
         if !input && !self.unusable {

@@ -146,7 +146,7 @@ fn an_unusable_header_lists_everything_that_is_wrong() {
 fn header_mistakes_have_a_position() {
     let cases = [
         ("input: []\n", 1, "cvmfs_repo"),
-        ("version: 1\ncvmfs_repo:\ninput: []\n", 1, "cvmfs_repo"),
+        ("version: 1\ncvmfs_repo:\ninput: []\n", 2, "cvmfs_repo"),
         ("version: 1\n\ncvmfs_repo: {a: b}\n", 3, "cvmfs_repo"),
         ("cvmfs_repo: a.b\nversion: one\n", 2, "version"),
         ("cvmfs_repo: a.b\nversion: [1]\n", 2, "version"),
@@ -168,7 +168,7 @@ fn header_mistakes_have_a_position() {
 #[test]
 fn a_file_that_is_no_yaml_has_a_position() {
     let cases: [(&[u8], &str); 4] = [
-        (b"version: 1\ninput: [\n", "w.yaml:3:"),
+        (b"version: 1\ninput: [\n", "w.yaml:2:8: unclosed bracket"),
         (b"version: 1\nversion: 1\n", "w.yaml:2:"),
         (b"version: 1\nuser: \xff\n", "w.yaml:2: not UTF-8 text"),
         (b"a: &x [*x]\n", "w.yaml:1:"),

@@ -4,8 +4,7 @@
 //! a wrong type; the tree lets all mistakes be reported at once.
 //!
 //! A list may come from a merge request of a stranger, so the parser works within limits: nesting, number of nodes,
-//! and what aliases may expand to (a "bomb" of a few lines otherwise grows to gigabytes). The worst case of these
-//! limits is [`MAX_REPLAYED`] copies of [`MAX_ANCHOR_BYTES`], 64 MB.
+//! length of a text, and what aliases may expand to (a "bomb" of a few lines otherwise grows to gigabytes).
 
 use std::fmt;
 
@@ -16,8 +15,8 @@ use serde_saphyr::Spanned;
 const MAX_NODES: usize = 500_000;
 /// Deepest nesting. A wish list needs two levels.
 const MAX_DEPTH: usize = 16;
-/// Most text that anchors may hold for later use.
-const MAX_ANCHOR_BYTES: usize = 64 << 10;
+/// Longest text, in bytes. It also bounds what aliases copy: the parser counts their nodes only.
+const MAX_TEXT: usize = 8 << 10;
 /// Most nodes that aliases may stand for.
 const MAX_REPLAYED: usize = 1000;
 
@@ -34,7 +33,7 @@ pub(super) enum Node {
     /// `- …`
     Sequence(Vec<Located>),
     /// `key: …`, in the order of the file. The parser refuses duplicate keys.
-    Mapping(Vec<(Spanned<String>, Located)>),
+    Mapping(Vec<(Spanned<Key>, Located)>),
 }
 
 impl Node {
@@ -72,7 +71,8 @@ pub(super) fn parse(text: &str) -> Result<Located, YamlError> {
             max_events: 3 * MAX_NODES,
             max_aliases: MAX_REPLAYED,
             max_anchors: MAX_REPLAYED,
-            max_recorded_anchor_bytes: MAX_ANCHOR_BYTES,
+            max_recorded_anchor_events: 10 * MAX_REPLAYED,
+            max_recorded_anchor_bytes: 64 << 10,
             max_merge_keys: 100,
         },
         alias_limits: serde_saphyr::alias_limits! {
@@ -84,13 +84,30 @@ pub(super) fn parse(text: &str) -> Result<Located, YamlError> {
     };
     serde_saphyr::from_str_with_options::<Located>(text, options).map_err(|error| {
         let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
-        YamlError { line, column, message: error.without_snippet().to_string() }
+        let mut message = error.without_snippet().to_string();
+        if let Some(bare) = message.strip_suffix(&format!(" at line {line}, column {column}")) {
+            message.truncate(bare.len());
+        }
+        YamlError { line, column, message }
     })
 }
 
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(NodeVisitor)
+    }
+}
+
+/// The key of a mapping.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Key(pub String);
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Node::deserialize(deserializer)? {
+            Node::Scalar(text) => Ok(Self(text)),
+            other => Err(D::Error::custom(format!("a key has to be a text, found {}", other.kind()))),
+        }
     }
 }
 
@@ -115,12 +132,12 @@ impl<'de> Visitor<'de> for NodeVisitor {
         Node::deserialize(deserializer)
     }
 
+    // The parser's texts of all kinds come through here, before they are copied.
     fn visit_str<E: Error>(self, text: &str) -> Result<Node, E> {
+        if text.len() > MAX_TEXT {
+            return Err(E::custom(format!("a text longer than {MAX_TEXT} bytes has no place in a wish list")));
+        }
         Ok(Node::Scalar(text.to_owned()))
-    }
-
-    fn visit_string<E: Error>(self, text: String) -> Result<Node, E> {
-        Ok(Node::Scalar(text))
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<Node, E> {
@@ -173,7 +190,7 @@ mod tests {
     fn values_know_their_lines() {
         let tree = parse("# a comment\na: 1\nb:\n\n  - x\n  - {c: ~}\n").unwrap();
         let Node::Mapping(entries) = &tree.value else { panic!("{tree:?}") };
-        assert_eq!((entries[0].0.value.as_str(), line(&entries[0].0)), ("a", 2));
+        assert_eq!((entries[0].0.value.0.as_str(), line(&entries[0].0)), ("a", 2));
         assert_eq!(entries[0].1.value, Node::Scalar("1".to_owned()));
         let Node::Sequence(items) = &entries[1].1.value else { panic!("{entries:?}") };
         assert_eq!((&items[0].value, line(&items[0])), (&Node::Scalar("x".to_owned()), 5));
@@ -189,10 +206,19 @@ mod tests {
 
     #[test]
     fn mistakes_have_a_position() {
-        for (text, line) in [("a: 1\nb: [1, 2\n", 3), ("a: 1\na: 2\n", 2), ("a: 1\n\tb: 2\n", 2), ("- *nowhere\n", 1)] {
+        let long = format!("a: 1\nb: {}\n", "x".repeat(MAX_TEXT + 1));
+        let cases = [
+            ("a: 1\nb: [1, 2\n", 2),
+            ("a: 1\na: 2\n", 2),
+            ("a: 1\n b: 2\n", 2),
+            ("a: 1\n[b]: 2\n", 2),
+            ("- *nowhere\n", 1),
+            (long.as_str(), 2),
+        ];
+        for (text, line) in cases {
             let error = parse(text).unwrap_err();
             assert_eq!(error.line, line, "{text:?}: {error:?}");
-            assert!(!error.message.contains('\n'), "{error:?}");
+            assert!(!error.message.contains('\n') && !error.message.contains(" at line "), "{error:?}");
         }
     }
 
@@ -204,20 +230,26 @@ mod tests {
             let below = vec![format!("*a{}", level - 1); 10].join(", ");
             laughs.push_str(&format!("a{level}: &a{level} [{below}]\n"));
         }
-        let wide = format!("a: &a {}\nb: [{}]\n", "x".repeat(60_000), vec!["*a"; 5000].join(", "));
-        let long = format!("a: &a {}\nb: [*a]\n", "x".repeat(1 << 20));
+        let wide = format!("a: &a {}\nb: [{}]\n", "x".repeat(MAX_TEXT), vec!["*a"; MAX_REPLAYED + 1].join(", "));
+        let long = format!("a: {}\n", "x".repeat(MAX_TEXT + 1));
+        let quoted = format!("a: \"{}\"\n", "x\\t".repeat(MAX_TEXT));
+        let key = format!("? {}\n: 1\n", "x".repeat(MAX_TEXT + 1));
         let deep = format!("a: {}{}", "[".repeat(1000), "]".repeat(1000));
         let deep_blocks: String = (0..1000).map(|level| format!("{}-\n", " ".repeat(level))).collect();
         let many = "- x\n".repeat(MAX_NODES + 1);
+        let anchored = format!("- &a\n  - x\n{}", "- *a\n".repeat(MAX_REPLAYED / 2));
         let documents = "---\na: 1\n".repeat(3);
         for (name, text) in [
             ("laughs", &laughs),
             ("wide", &wide),
             ("long", &long),
+            ("quoted", &quoted),
+            ("key", &key),
             ("deep", &deep),
             ("deep blocks", &deep_blocks),
             ("many", &many),
             ("documents", &documents),
+            ("anchored", &anchored),
         ] {
             assert!(parse(text).is_err(), "{name} was accepted");
         }
