@@ -4,8 +4,15 @@
 //! status ([`error`], [`report`]). Everything that can be tested is in this library.
 
 pub mod cli;
+pub mod content;
+pub mod decompress;
 pub mod error;
+pub mod failure;
 pub mod progress;
+pub mod raw_index;
 pub mod report;
+pub mod rows;
 pub mod serve;
+pub mod source;
+pub mod target;
 pub mod wishlist;

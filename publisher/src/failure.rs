@@ -1,0 +1,162 @@
+//! What can go wrong while publishing, in the library.
+//!
+//! Most causes come from other crates with their own words; this enum adds what was being done. The program turns a
+//! failure into an exit status in one place ([`Failure::into_command_error`]).
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use image::digest::{DiffId, LayerDigest};
+
+use crate::error::{CommandError, ErrorKind};
+
+/// Publishing failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Failure {
+    /// The repository cannot be used or changed.
+    #[error(transparent)]
+    Repository(#[from] cvmfs::repository::RepositoryError),
+    /// Its storage failed.
+    #[error(transparent)]
+    Store(#[from] cvmfs::store::StoreError),
+    /// A catalog of ours could not be written.
+    #[error(transparent)]
+    Subtree(#[from] cvmfs::subtree::SubtreeError),
+    /// A catalog could not be read.
+    #[error(transparent)]
+    Traversal(#[from] cvmfs::traversal::TraversalError),
+    /// A catalog has content that cannot be.
+    #[error(transparent)]
+    Catalog(#[from] cvmfs::catalog::CatalogError),
+    /// The registry did not give what was asked for.
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
+    /// The manifest or config is none that we can publish.
+    #[error(transparent)]
+    Manifest(#[from] image::manifest::ManifestError),
+    /// The image has nothing for the wished platform.
+    #[error(transparent)]
+    Platform(#[from] image::platform::PlatformError),
+    /// The image's name cannot be published.
+    #[error(transparent)]
+    Reference(#[from] image::reference::ReferenceError),
+    /// A record in the repository is unreadable.
+    #[error(transparent)]
+    Record(#[from] image::layout::RecordError),
+    /// A layer is not what it should be.
+    #[error("layer {layer}")]
+    Layer {
+        /// The layer.
+        layer: LayerDigest,
+        /// What is wrong with it.
+        #[source]
+        source: Box<Failure>,
+    },
+    /// The archive is malformed or hostile.
+    #[error(transparent)]
+    Tar(#[from] image::tar::TarError),
+    /// The uncompressed layer is not the one that the config lists.
+    #[error("the uncompressed layer has digest {found}, the image's config says {expected}")]
+    DiffId {
+        /// From the config.
+        expected: DiffId,
+        /// Of what came.
+        found: DiffId,
+    },
+    /// A limit against hostile input.
+    #[error("{what}; refused (the limit can be raised with {option})")]
+    Limit {
+        /// What was too much.
+        what: String,
+        /// The option that raises it.
+        option: &'static str,
+    },
+    /// Content that contradicts itself or the request.
+    #[error("{0}")]
+    Content(String),
+    /// Our own state failed.
+    #[error("state database {}", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// SQLite's words.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// A file operation failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's words.
+        #[source]
+        source: io::Error,
+    },
+    /// Reading a stream failed.
+    #[error("cannot read {what}")]
+    Read {
+        /// The stream.
+        what: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Keys are missing or wrong.
+    #[error("{}", path.display())]
+    Key {
+        /// The key file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: cvmfs::signature::SignatureError,
+    },
+    /// Somebody else holds the lock of the repository.
+    #[error("repository {fqrn} is locked by another publisher (lock file {})", path.display())]
+    Locked {
+        /// The repository.
+        fqrn: String,
+        /// The lock.
+        path: PathBuf,
+    },
+    /// Another part of the same work failed, and said so.
+    #[error("{0}")]
+    Elsewhere(String),
+}
+
+impl Failure {
+    /// For `map_err` of a file operation.
+    pub fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Failure + use<> {
+        let path = path.to_owned();
+        move |source| Failure::Io { action, path, source }
+    }
+
+    /// For `map_err` of reading a stream: takes the failure out that one of our own readers put in.
+    pub fn read(what: impl Into<String>) -> impl FnOnce(io::Error) -> Failure {
+        move |source| match source.downcast::<Failure>() {
+            Ok(failure) => failure,
+            Err(source) => Failure::Read { what: what.into(), source },
+        }
+    }
+
+    /// Puts a failure into an `io::Error`, so that it passes through a reader.
+    pub fn into_io(self) -> io::Error {
+        io::Error::other(self)
+    }
+
+    /// The same failure, of a layer.
+    pub fn of_layer(self, layer: LayerDigest) -> Failure {
+        Failure::Layer { layer, source: Box::new(self) }
+    }
+
+    /// What the program shows, and its exit status.
+    pub fn into_command_error(self) -> CommandError {
+        let kind = match &self {
+            Failure::Repository(_) | Failure::Locked { .. } | Failure::Key { .. } => ErrorKind::Repository,
+            _ => ErrorKind::Failed,
+        };
+        CommandError::new(kind, self)
+    }
+}

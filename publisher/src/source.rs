@@ -1,0 +1,186 @@
+//! Where images come from: registries and OCI layouts on disk, behind the same few questions.
+//!
+//! Everything handed out was compared with its digest; a stream reports its end only after it matched. The questions
+//! are blocking: network work runs on the runtime, callers are threads of the pipeline.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use image::digest::{Digest, LayerDigest, ManifestDigest};
+use image::manifest::{Document, Index, LayerDescriptor, MAX_DOCUMENT, Manifest};
+use image::reference::{ImageSource, Reference, Repository};
+use registry::Client;
+use sha2::{Digest as _, Sha256};
+use tokio::runtime::Handle;
+use tokio_util::io::SyncIoBridge;
+
+use crate::failure::Failure;
+
+/// Network reads come in pieces of this size.
+const BUFFER: usize = 256 << 10;
+
+/// Opens sources.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// Client for all registries.
+    pub client: Client,
+    /// Runtime that the client works on.
+    pub runtime: Handle,
+}
+
+/// A document with its digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawDocument {
+    /// Digest of the bytes.
+    pub digest: ManifestDigest,
+    /// Bytes.
+    pub bytes: Vec<u8>,
+    /// What it was declared to be.
+    pub media_type: Option<String>,
+}
+
+impl RawDocument {
+    /// The document as a value.
+    pub fn parse(&self) -> Result<Document, Failure> {
+        Ok(Document::parse(&self.bytes, self.media_type.as_deref())?)
+    }
+}
+
+impl Sources {
+    /// Digest of the document that a source names now.
+    pub fn resolve(&self, source: &ImageSource) -> Result<ManifestDigest, Failure> {
+        match source {
+            ImageSource::Registry(reference) => Ok(self.runtime.block_on(self.client.resolve(reference))?),
+            ImageSource::OciLayout { dir, tag } => {
+                Ok(OciLayout(Path::new(dir)).index()?.tagged(tag.as_deref())?.digest)
+            }
+            ImageSource::DockerArchive { file } => Err(Failure::Content(format!(
+                "docker-archive:{file}: archives are read from an OCI layout; unpack it (`docker save` of Docker 25 or newer writes one) and name it as oci:DIR"
+            ))),
+        }
+    }
+
+    /// The document with this digest.
+    pub fn document(&self, source: &ImageSource, digest: ManifestDigest) -> Result<RawDocument, Failure> {
+        match source {
+            ImageSource::Registry(reference) => {
+                let raw = self.runtime.block_on(self.client.manifest(&reference.with_digest(digest)))?;
+                Ok(RawDocument { digest: raw.digest, bytes: raw.bytes.to_vec(), media_type: Some(raw.media_type) })
+            }
+            ImageSource::OciLayout { dir, .. } => {
+                let bytes = OciLayout(Path::new(dir)).small(digest.digest())?;
+                Ok(RawDocument { digest, bytes, media_type: None })
+            }
+            ImageSource::DockerArchive { .. } => {
+                Err(Failure::Content("docker-archive has no documents by digest".into()))
+            }
+        }
+    }
+
+    /// The bytes of a config.
+    pub fn config(&self, source: &ImageSource, manifest: &Manifest) -> Result<Vec<u8>, Failure> {
+        let digest = manifest.config.digest();
+        match source {
+            ImageSource::Registry(reference) => {
+                Ok(self.runtime.block_on(self.client.blob_bytes(reference.repository(), digest))?.to_vec())
+            }
+            ImageSource::OciLayout { dir, .. } => OciLayout(Path::new(dir)).small(digest),
+            ImageSource::DockerArchive { .. } => Err(Failure::Content("docker-archive has no config by digest".into())),
+        }
+    }
+
+    /// The bytes of a layer as a stream.
+    pub fn layer(&self, source: &ImageSource, layer: &LayerDescriptor) -> Result<Box<dyn Read + Send>, Failure> {
+        match source {
+            ImageSource::Registry(reference) => self.blob(reference.repository(), layer.digest, layer.size),
+            ImageSource::OciLayout { dir, .. } => OciLayout(Path::new(dir)).blob(layer.digest.digest(), layer.size),
+            ImageSource::DockerArchive { .. } => Err(Failure::Content("docker-archive has no layers by digest".into())),
+        }
+    }
+
+    fn blob(&self, repository: &Repository, layer: LayerDigest, size: u64) -> Result<Box<dyn Read + Send>, Failure> {
+        let reader = self.runtime.block_on(self.client.blob(repository, layer.digest(), size))?;
+        let bridge = SyncIoBridge::new_with_handle(reader, self.runtime.clone());
+        Ok(Box::new(BufReader::with_capacity(BUFFER, bridge)))
+    }
+
+    /// The tags of an image repository.
+    pub fn tags(&self, repository: &Repository) -> Result<Vec<String>, Failure> {
+        Ok(self.runtime.block_on(self.client.tags(repository))?)
+    }
+
+    /// A reference is all that is needed to ask a registry.
+    pub fn exists(&self, reference: &Reference) -> Result<ManifestDigest, Failure> {
+        Ok(self.runtime.block_on(self.client.resolve(reference))?)
+    }
+}
+
+/// An OCI image layout.
+struct OciLayout<'a>(&'a Path);
+
+impl OciLayout<'_> {
+    fn index(&self) -> Result<Index, Failure> {
+        let bytes = read_small(&self.0.join("index.json"))?;
+        match Document::parse(&bytes, None)? {
+            Document::Index(index) => Ok(index),
+            Document::Manifest(_) => Err(Failure::Content(format!("{}/index.json is not an index", self.0.display()))),
+        }
+    }
+
+    fn path(&self, digest: Digest) -> PathBuf {
+        self.0.join("blobs/sha256").join(digest.hex())
+    }
+
+    fn small(&self, digest: Digest) -> Result<Vec<u8>, Failure> {
+        let path = self.path(digest);
+        let bytes = read_small(&path)?;
+        let found = Digest::of(&bytes);
+        if found == digest { Ok(bytes) } else { Err(mismatch(&path, found)) }
+    }
+
+    fn blob(&self, digest: Digest, size: u64) -> Result<Box<dyn Read + Send>, Failure> {
+        let path = self.path(digest);
+        let file = File::open(&path).map_err(Failure::io("open", &path))?;
+        let found = file.metadata().map_err(Failure::io("examine", &path))?.len();
+        if found != size {
+            return Err(Failure::Content(format!("{} has {found} bytes, the manifest says {size}", path.display())));
+        }
+        let source = BufReader::with_capacity(BUFFER, file);
+        Ok(Box::new(Verified { source, hasher: Some(Sha256::new()), digest, path }))
+    }
+}
+
+fn read_small(path: &Path) -> Result<Vec<u8>, Failure> {
+    let file = File::open(path).map_err(Failure::io("open", path))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_DOCUMENT as u64 + 1).read_to_end(&mut bytes).map_err(Failure::io("read", path))?;
+    Ok(bytes)
+}
+
+fn mismatch(path: &Path, found: Digest) -> Failure {
+    Failure::Content(format!("{} has digest {found}, not that of its name", path.display()))
+}
+
+/// A file whose digest is compared before its end is reported.
+struct Verified<R> {
+    source: R,
+    hasher: Option<Sha256>,
+    digest: Digest,
+    path: PathBuf,
+}
+
+impl<R: Read> Read for Verified<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.source.read(buffer)?;
+        let Some(hasher) = &mut self.hasher else { return Ok(read) };
+        hasher.update(&buffer[..read]);
+        if read == 0 && !buffer.is_empty() {
+            let found = Digest::from_bytes(self.hasher.take().expect("checked above").finalize().into());
+            if found != self.digest {
+                return Err(mismatch(&self.path, found).into_io());
+            }
+        }
+        Ok(read)
+    }
+}
