@@ -1,3 +1,7 @@
 //! The program `cvmfs-client`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    client::cli::main()
+}

@@ -152,16 +152,6 @@ pub struct Partial<'a> {
     reservation: Reservation<'a>,
 }
 
-impl Partial<'_> {
-    /// Starts over after a failed attempt.
-    pub fn rewind(&mut self) -> Result<(), CacheError> {
-        use std::io::Seek as _;
-        let path = self.file.path().to_owned();
-        let file = self.file.as_file_mut();
-        file.set_len(0).and_then(|()| file.rewind()).map_err(io_error("truncate", path))
-    }
-}
-
 impl Write for Partial<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.file.as_file_mut().write(bytes)

@@ -1,0 +1,359 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, Config, ConfigError, Flags};
+use crate::control::{self, Status};
+use crate::mount::{self, MountError};
+use crate::revision::Chain;
+
+const EXAMPLES: &str = "\
+Examples:
+  cvmfs-client mount images.example.org /cvmfs/images.example.org \\
+      --server-url http://s1.example.org/cvmfs/@fqrn@ --public-key /etc/cvmfs/keys/images.example.org.pub
+  cvmfs-client mount images.example.org /cvmfs/images.example.org     everything else from /etc/cvmfs
+  cvmfs-client status /cvmfs/images.example.org
+  cvmfs-client umount /cvmfs/images.example.org";
+
+/// Mounts CernVM-FS repositories over HTTP, read-only, with a local cache.
+#[derive(Debug, Parser)]
+#[command(name = "cvmfs-client", version, after_help = EXAMPLES, max_term_width = 120)]
+struct Cli {
+    /// Which events to log: error, warn, info, debug, or a filter such as client::fetch=debug
+    #[arg(long, global = true, value_name = "FILTER", default_value = "info", env = "CVMFS_CLIENT_LOG")]
+    log_level: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Mount a repository; returns when it can be used
+    Mount(MountArgs),
+    /// Unmount, also when the client is dead; returns when the client has ended
+    #[command(
+        after_help = "Examples:\n  cvmfs-client umount /cvmfs/images.example.org\n  cvmfs-client umount --lazy /mnt"
+    )]
+    Umount {
+        /// Where it is mounted
+        mountpoint: PathBuf,
+        /// Take it out of sight at once; the client ends with the last user
+        #[arg(long)]
+        lazy: bool,
+    },
+    /// Show the state of a mount
+    #[command(
+        after_help = "Examples:\n  cvmfs-client status /cvmfs/images.example.org\n  cvmfs-client status /mnt --json | jq .revision"
+    )]
+    Status {
+        /// Where it is mounted
+        mountpoint: PathBuf,
+        /// Print everything as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look for a new revision now instead of when its time comes
+    #[command(after_help = "Examples:\n  cvmfs-client remount /cvmfs/images.example.org")]
+    Remount {
+        /// Where it is mounted
+        mountpoint: PathBuf,
+    },
+    /// Check that mounts can be read; all mounts of this user unless some are named
+    #[command(after_help = "Examples:\n  cvmfs-client probe\n  cvmfs-client probe /cvmfs/images.example.org")]
+    Probe {
+        /// Where they are mounted
+        mountpoints: Vec<PathBuf>,
+    },
+    /// Print the parameters for a repository and where each comes from
+    #[command(after_help = "Examples:\n  cvmfs-client showconfig images.example.org")]
+    Showconfig {
+        /// Repository name
+        fqrn: String,
+        #[command(flatten)]
+        source: SourceArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+struct MountArgs {
+    /// Repository name; without a dot, CVMFS_DEFAULT_DOMAIN is appended
+    fqrn: String,
+    /// An existing directory
+    mountpoint: PathBuf,
+    #[command(flatten)]
+    source: SourceArgs,
+    /// Stay in the foreground and log to standard error
+    #[arg(short, long)]
+    foreground: bool,
+    /// Where the background process logs [default: <cache>/log.<fqrn>]
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
+    /// Started by ourselves in the background
+    #[arg(long, hide = true)]
+    background_child: bool,
+}
+
+#[derive(Debug, Args)]
+struct SourceArgs {
+    /// Servers, separated by ';', tried in order; @fqrn@ stands for the repository name
+    #[arg(long, value_name = "URL")]
+    server_url: Option<String>,
+    /// Master public key of the repository; may be repeated [default: /etc/cvmfs/keys/*.pub]
+    #[arg(long, value_name = "FILE")]
+    public_key: Vec<PathBuf>,
+    /// Cache directory [default: /var/lib/cvmfs-client/shared, users ~/.cache/cvmfs-client/shared]
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// Size of the cache in MiB; 0 = unlimited [default: 4000]
+    #[arg(long, value_name = "MB")]
+    cache_limit: Option<i64>,
+    /// Proxies: groups separated by ';', members by '|', or DIRECT [default: DIRECT]
+    #[arg(long, value_name = "LIST")]
+    proxy: Option<String>,
+    /// NAME=value for parameters and symlink variables, or mount options; the mount is always ro,nosuid,nodev
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// Directory of the configuration files
+    #[arg(long, value_name = "DIR", default_value = config::DEFAULT_DIRECTORY)]
+    config_dir: PathBuf,
+}
+
+impl SourceArgs {
+    fn flags(&self) -> Flags {
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        Flags {
+            server_url: self.server_url.clone(),
+            public_keys: self.public_key.iter().map(absolute).collect(),
+            cache: self.cache.as_ref().map(absolute),
+            cache_limit: self.cache_limit,
+            proxy: self.proxy.clone(),
+            options: self.options.clone(),
+        }
+    }
+}
+
+/// What ends a command early.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    #[error("nothing of ours is mounted on {0}, or its client is dead")]
+    NotMounted(PathBuf),
+    #[error("not all mounts can be read")]
+    Probe,
+    #[error("the mount could not be updated: {0}")]
+    Remount(String),
+    #[error("cannot write the output")]
+    Output(#[from] io::Error),
+}
+
+impl Failure {
+    /// 1: some of what was asked for failed; 3: configuration; 4: repository or mount not usable.
+    fn exit_code(&self) -> u8 {
+        match self {
+            Failure::Config(_) => 3,
+            Failure::Mount(_) | Failure::NotMounted(_) => 4,
+            Failure::Probe | Failure::Remount(_) | Failure::Output(_) => 1,
+        }
+    }
+}
+
+/// Reads the command line, does what it says, and gives the exit status.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log(&cli.log_level);
+    let child = matches!(&cli.command, Command::Mount(arguments) if arguments.background_child);
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let mut text = format!("Error: {failure}\n");
+            let mut source = std::error::Error::source(&failure);
+            for number in 1.. {
+                let Some(error) = source else { break };
+                text.push_str(&format!("  {number}: {error}\n"));
+                source = error.source();
+            }
+            // The background process tells the one that waits for it, which prints it.
+            if child {
+                print!("{text}");
+            } else if let Failure::Mount(MountError::Background(said)) = &failure {
+                eprintln!("{said}");
+            } else {
+                eprint!("{text}");
+            }
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn start_log(filter: &str) {
+    use tracing_subscriber::EnvFilter;
+    // The binding logs what it considers unusual; for us it is not.
+    let filter =
+        EnvFilter::try_new(format!("{filter},fuser=error")).unwrap_or_else(|_| EnvFilter::new("info,fuser=error"));
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).try_init();
+}
+
+fn run(cli: &Cli) -> Result<(), Failure> {
+    match &cli.command {
+        Command::Mount(arguments) => mount(cli, arguments),
+        Command::Umount { mountpoint, lazy } => Ok(mount::unmount(mountpoint, *lazy)?),
+        Command::Status { mountpoint, json } => status(mountpoint, *json),
+        Command::Remount { mountpoint } => remount(mountpoint),
+        Command::Probe { mountpoints } => probe(mountpoints),
+        Command::Showconfig { fqrn, source } => showconfig(fqrn, source),
+    }
+}
+
+fn mount(cli: &Cli, arguments: &MountArgs) -> Result<(), Failure> {
+    let flags = arguments.source.flags();
+    let config = Config::load(&arguments.fqrn, &arguments.source.config_dir, &flags)?;
+    let mountpoint = std::path::absolute(&arguments.mountpoint)?;
+    if arguments.background_child {
+        mount::leave_session();
+        return Ok(mount::run(&config, &mountpoint, mount::say_ready)?);
+    }
+    if arguments.foreground {
+        return Ok(mount::run(&config, &mountpoint, || ())?);
+    }
+    // The cache may be new; the background process checks whether it is one of ours.
+    let log = match &arguments.log_file {
+        Some(log) => std::path::absolute(log)?,
+        None => default_log(&config)?,
+    };
+    let mut again: Vec<OsString> = vec!["--log-level".into(), (&cli.log_level).into(), "mount".into()];
+    again.extend(std::env::args_os().skip(1).skip_while(|argument| argument != "mount").skip(1));
+    again.push("--background-child".into());
+    Ok(mount::in_background(&again, &log)?)
+}
+
+/// Beside the cache directory, not in it: what is in it is ours only once it has been checked.
+fn default_log(config: &Config) -> Result<PathBuf, Failure> {
+    const MAX_LOG: u64 = 16 << 20;
+    let name = config.cache.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let directory = config.cache.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(directory)?;
+    let log = directory.join(format!("{name}.{}.log", config.fqrn));
+    if std::fs::metadata(&log).is_ok_and(|m| m.len() > MAX_LOG) {
+        let _ = std::fs::rename(&log, log.with_extension("log.old"));
+    }
+    Ok(log)
+}
+
+fn socket(mountpoint: &Path) -> PathBuf {
+    let path = mountpoint.canonicalize().or_else(|_| std::path::absolute(mountpoint));
+    control::socket(&path.unwrap_or_else(|_| mountpoint.to_owned()))
+}
+
+fn status(mountpoint: &Path, json: bool) -> Result<(), Failure> {
+    let status = control::ask_status(&socket(mountpoint)).map_err(|_| Failure::NotMounted(mountpoint.to_owned()))?;
+    let mut out = io::stdout().lock();
+    if json {
+        let text = serde_json::to_string_pretty(&status).map_err(io::Error::other)?;
+        return Ok(writeln!(out, "{text}")?);
+    }
+    Ok(out.write_all(describe(&status).as_bytes())?)
+}
+
+fn describe(status: &Status) -> String {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let limit = status.cache_limit.map_or("unlimited".into(), |limit| format!("{} MiB", mib(limit)));
+    let next = status.next_check.map_or("never".into(), |seconds| format!("in {seconds} s"));
+    let mut lines = vec![
+        ("repository", status.fqrn.clone()),
+        ("mountpoint", status.mountpoint.clone()),
+        ("revision", format!("{} ({})", status.revision, status.root_hash)),
+        ("next check", next),
+        ("server", format!("{} through {}", status.host, status.proxy)),
+        ("client", format!("{}, process {}, up {} s", status.version, status.pid, status.uptime)),
+        ("catalogs", format!("{} attached", status.catalogs)),
+        ("kernel", format!("{} inodes, {} open files", status.inodes, status.open_files)),
+        (
+            "cache",
+            format!(
+                "{} MiB of {limit} in {}, {} clean-ups",
+                mib(status.cache_used),
+                status.cache,
+                status.cache_evictions
+            ),
+        ),
+        (
+            "network",
+            format!(
+                "{} objects, {} MiB, {} retries, {} fail-overs",
+                status.downloads,
+                mib(status.received),
+                status.retries,
+                status.failovers
+            ),
+        ),
+        ("I/O errors", status.io_errors.to_string()),
+    ];
+    if let Some(why) = &status.offline {
+        lines.insert(3, ("OFFLINE", why.clone()));
+    }
+    lines.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect()
+}
+
+fn remount(mountpoint: &Path) -> Result<(), Failure> {
+    use crate::remount::Outcome;
+    let outcome = control::ask_remount(&socket(mountpoint)).map_err(|_| Failure::NotMounted(mountpoint.to_owned()))?;
+    let text = match outcome {
+        Outcome::UpToDate { revision } => format!("up to date: revision {revision}"),
+        Outcome::Applied { from, revision } => format!("revision {revision} (before: {from})"),
+        Outcome::Fixed { revision } => format!("fixed to revision {revision}"),
+        Outcome::Failed { error, .. } => return Err(Failure::Remount(error)),
+    };
+    Ok(writeln!(io::stdout(), "{text}")?)
+}
+
+fn probe(mountpoints: &[PathBuf]) -> Result<(), Failure> {
+    let all: Vec<PathBuf> = match mountpoints {
+        [] => control::all().into_iter().map(|status| status.mountpoint.into()).collect(),
+        some => some.to_vec(),
+    };
+    let mut failed = false;
+    let mut out = io::stdout().lock();
+    for mountpoint in all {
+        let answers = control::ask_status(&socket(&mountpoint)).is_ok();
+        let readable = answers && std::fs::read_dir(&mountpoint).is_ok_and(|mut entries| entries.all(|e| e.is_ok()));
+        failed |= !readable;
+        writeln!(out, "Probing {}... {}", mountpoint.display(), if readable { "OK" } else { "Failed!" })?;
+    }
+    if failed { Err(Failure::Probe) } else { Ok(()) }
+}
+
+fn showconfig(fqrn: &str, source: &SourceArgs) -> Result<(), Failure> {
+    let flags = source.flags();
+    let (fqrn, parameters, _) = config::gather(fqrn, &source.config_dir, &flags)?;
+    let mut out = io::stdout().lock();
+    writeln!(out, "CVMFS_REPOSITORY_NAME={fqrn}")?;
+    for (name, value, origin) in parameters.iter() {
+        writeln!(out, "{name}={value}    # {origin}")?;
+    }
+    drop(out);
+    // Says what is missing or wrong, although the list itself has been printed.
+    if let Err(error) = Config::load(&fqrn, &source.config_dir, &flags) {
+        tracing::warn!(error = %Chain(&error), "this repository cannot be mounted like this");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,228 @@
+//! The control socket of a mount: ask for its state, make it look for a new revision.
+//!
+//! A request is one line of text, the answer one line of JSON. The socket's name follows from the mountpoint,
+//! so commands find it without a registry; a name left over by a killed client is taken over.
+
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cvmfs::path::PathKey;
+use serde::{Deserialize, Serialize};
+
+use crate::fs::FileSystem;
+use crate::remount::{Outcome, Updater};
+use crate::xattr::{current_host, current_proxy};
+
+/// How long a client of the socket is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+const MAX_REQUEST: u64 = 4096;
+
+/// State of a mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of this record.
+    pub schema: u32,
+    /// Repository name.
+    pub fqrn: String,
+    /// Where it is mounted.
+    pub mountpoint: String,
+    /// Process.
+    pub pid: u32,
+    /// Version of the program.
+    pub version: String,
+    /// Seconds since the mount.
+    pub uptime: u64,
+    /// Revision shown.
+    pub revision: u64,
+    /// Root catalog of it.
+    pub root_hash: String,
+    /// Why the servers' state is not known, if so.
+    pub offline: Option<String>,
+    /// Seconds to the next check; none when the revision is fixed.
+    pub next_check: Option<u64>,
+    /// Server in use.
+    pub host: String,
+    /// Proxy in use.
+    pub proxy: String,
+    /// Attached catalogs.
+    pub catalogs: usize,
+    /// Inodes held by the kernel.
+    pub inodes: usize,
+    /// Open files.
+    pub open_files: usize,
+    /// Cache directory.
+    pub cache: String,
+    /// Bytes in the cache.
+    pub cache_used: u64,
+    /// Bytes the cache may hold.
+    pub cache_limit: Option<u64>,
+    /// Times old objects were removed.
+    pub cache_evictions: u64,
+    /// Objects downloaded.
+    pub downloads: u64,
+    /// Bytes received.
+    pub received: u64,
+    /// Objects found in the cache, in thousandths.
+    pub hit_rate: u64,
+    /// Requests sent again after a failure.
+    pub retries: u64,
+    /// Changes of server or proxy after a failure.
+    pub failovers: u64,
+    /// Operations that ended in an I/O error.
+    pub io_errors: u64,
+}
+
+/// Directory of the sockets of this user.
+pub fn directory() -> PathBuf {
+    let uid = nix::unistd::geteuid();
+    if uid.is_root() {
+        return "/run/cvmfs-client".into();
+    }
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    runtime.map_or_else(|| format!("/tmp/cvmfs-client-{uid}").into(), |path| path.join("cvmfs-client"))
+}
+
+/// Socket of the mount at `mountpoint`, an absolute path. A hash, because socket names are short.
+pub fn socket(mountpoint: &Path) -> PathBuf {
+    directory().join(format!("{}.sock", key(mountpoint)))
+}
+
+/// Short name of a mountpoint.
+pub fn key(mountpoint: &Path) -> String {
+    let PathKey { high, low } = PathKey::of(mountpoint.as_os_str().as_bytes());
+    format!("{high:016x}{low:016x}")
+}
+
+/// A listening socket; removed when dropped.
+#[derive(Debug)]
+pub struct Control {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Control {
+    /// Listens for the mount at `mountpoint`.
+    pub fn listen(mountpoint: &Path) -> io::Result<Control> {
+        let path = socket(mountpoint);
+        let directory = directory();
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        let is_socket = std::fs::symlink_metadata(&path).is_ok_and(|m| m.file_type().is_socket());
+        if is_socket && UnixStream::connect(&path).is_err() {
+            std::fs::remove_file(&path)?;
+        }
+        Ok(Control { listener: UnixListener::bind(&path)?, path })
+    }
+
+    /// Answers requests until the process ends.
+    pub fn serve(&self, mountpoint: &Path, fs: &Arc<FileSystem>, updater: &Arc<Updater>) {
+        for stream in self.listener.incoming().flatten() {
+            let (fs, updater, mountpoint) = (fs.clone(), updater.clone(), mountpoint.to_owned());
+            // A check may take long; others want to ask meanwhile.
+            let answer = move || {
+                if let Err(error) = answer(stream, &mountpoint, &fs, &updater) {
+                    tracing::debug!(%error, "control connection ended");
+                }
+            };
+            fs_thread(answer);
+        }
+    }
+
+    /// Another handle for the same socket, for the thread that serves it.
+    pub fn try_clone(&self) -> io::Result<Control> {
+        Ok(Control { listener: self.listener.try_clone()?, path: PathBuf::new() })
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        if !self.path.as_os_str().is_empty() {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn fs_thread(run: impl FnOnce() + Send + 'static) {
+    if let Err(error) = std::thread::Builder::new().name("control".into()).spawn(run) {
+        tracing::warn!(%error, "cannot answer a control request");
+    }
+}
+
+fn answer(stream: UnixStream, mountpoint: &Path, fs: &FileSystem, updater: &Updater) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut line = String::new();
+    BufReader::new((&stream).take(MAX_REQUEST)).read_line(&mut line)?;
+    let text = match line.trim() {
+        "status" => serde_json::to_string(&status(mountpoint, fs, updater))?,
+        "remount" => serde_json::to_string(&updater.check())?,
+        other => serde_json::json!({ "error": format!("unknown request {other:?}") }).to_string(),
+    };
+    writeln!(&stream, "{text}")
+}
+
+fn status(mountpoint: &Path, fs: &FileSystem, updater: &Updater) -> Status {
+    let view = fs.view();
+    let (stats, objects) = (fs.stats(), fs.objects());
+    let (inodes, open_files, ..) = fs.held();
+    let (cache_used, cache_limit) = objects.cache().usage();
+    let next = *fs.info().next_check.read();
+    Status {
+        schema: 1,
+        fqrn: fs.info().fqrn.clone(),
+        mountpoint: mountpoint.display().to_string(),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        uptime: fs.info().since.elapsed().as_secs(),
+        revision: view.revision.number,
+        root_hash: view.revision.root_hash().to_string(),
+        offline: updater.offline(),
+        next_check: next.map(|at| at.saturating_duration_since(Instant::now()).as_secs()),
+        host: current_host(objects.transport()),
+        proxy: current_proxy(objects.transport()),
+        catalogs: view.revision.catalogs.count(),
+        inodes,
+        open_files,
+        cache: objects.cache().directory().display().to_string(),
+        cache_used,
+        cache_limit,
+        cache_evictions: objects.cache().evictions(),
+        downloads: stats.downloads.get(),
+        received: stats.received.get(),
+        hit_rate: stats.hit_rate(),
+        retries: stats.retries.get(),
+        failovers: stats.failovers.get(),
+        io_errors: stats.io_errors.get(),
+    }
+}
+
+fn ask(socket: &Path, request: &str, patience: Option<Duration>) -> io::Result<String> {
+    let stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(patience)?;
+    writeln!(&stream, "{request}")?;
+    let mut reply = String::new();
+    BufReader::new(&stream).read_line(&mut reply)?;
+    if reply.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(reply) }
+}
+
+/// State of the mount behind a socket.
+pub fn ask_status(socket: &Path) -> io::Result<Status> {
+    Ok(serde_json::from_str(&ask(socket, "status", Some(PATIENCE))?)?)
+}
+
+/// Makes the mount behind a socket look for a new revision; takes as long as that takes.
+pub fn ask_remount(socket: &Path) -> io::Result<Outcome> {
+    Ok(serde_json::from_str(&ask(socket, "remount", None)?)?)
+}
+
+/// Sockets of all mounts of this user that answer.
+pub fn all() -> Vec<Status> {
+    let entries = std::fs::read_dir(directory()).into_iter().flatten().flatten();
+    let mut found: Vec<Status> = entries.filter_map(|entry| ask_status(&entry.path()).ok()).collect();
+    found.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
+    found
+}

@@ -1,0 +1,329 @@
+//! Objects: from the cache, or downloaded, verified and put into it.
+//!
+//! Promises
+//! - What is handed out has matched its hash, and the size the catalog gives it.
+//! - One object is downloaded once, however many ask for it at the same time.
+//! - Memory does not depend on the size of an object: stored bytes are hashed and inflated as they come and
+//!   written to a file of the cache, which gets its name only when everything was right.
+
+pub mod http;
+pub mod route;
+
+use std::collections::HashMap;
+use std::collections::hash_map;
+use std::fs::File;
+use std::sync::Arc;
+
+use cvmfs::hash::ObjectId;
+use cvmfs::object::{Compression, Inflater, ObjectError};
+use parking_lot::{Condvar, Mutex};
+
+use crate::cache::{CacheError, CacheKey, DiskCache, Partial};
+use crate::config::Config;
+use crate::stats::Stats;
+use http::{Sink, SinkError, Transport, TransportError};
+
+/// An object cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// No server gave it.
+    #[error("cannot download object {object}: {reason}")]
+    Unavailable {
+        /// The object.
+        object: ObjectId,
+        /// Last address and its failure.
+        reason: String,
+    },
+    /// Servers gave wrong bytes.
+    #[error("object {object} is corrupt on every server: {reason}")]
+    Corrupt {
+        /// The object.
+        object: ObjectId,
+        /// Last address and what was wrong.
+        reason: String,
+    },
+    /// The object is right, but has another size than its catalog says.
+    #[error("object {object} has {found} plain bytes where its catalog says {expected}")]
+    Size {
+        /// The object.
+        object: ObjectId,
+        /// Bytes it has.
+        found: u64,
+        /// Bytes it should have.
+        expected: u64,
+    },
+    /// No server for external files is configured.
+    #[error("object {0} is external data, but CVMFS_EXTERNAL_URL is not set")]
+    NoExternalServer(ObjectId),
+    /// The cache failed.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// The thread that was downloading it ended without a result.
+    #[error("the download of object {0} was given up")]
+    Abandoned(ObjectId),
+}
+
+/// Where the bytes of an object are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// Below `data/`.
+    Store,
+    /// Beside the manifest, under `.cvmfsalt-<hash>`, for servers that protect `data/`.
+    Alternative,
+    /// Outside: the path of the file on the external servers, and the part of it.
+    External {
+        /// Escaped path without leading slash.
+        path: String,
+        /// First byte and length, for one chunk of a file.
+        range: Option<(u64, u64)>,
+    },
+}
+
+/// An object somebody asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Want {
+    /// Its name.
+    pub object: ObjectId,
+    /// How it is stored.
+    pub compression: Compression,
+    /// Plain size, where known for sure.
+    pub size: Option<u64>,
+    /// Largest plain size to accept.
+    pub limit: u64,
+    /// Where it is.
+    pub source: Source,
+}
+
+impl Want {
+    /// An object of the store whose plain size is known.
+    pub fn sized(object: ObjectId, compression: Compression, size: u64) -> Want {
+        Want { object, compression, size: Some(size), limit: size, source: Source::Store }
+    }
+
+    /// An object of the store, always compressed, of at most `limit` plain bytes.
+    pub fn bounded(object: ObjectId, limit: u64) -> Want {
+        Want { object, compression: Compression::Zlib, size: None, limit, source: Source::Store }
+    }
+
+    fn key(&self) -> CacheKey {
+        CacheKey { hash: self.object.hash, compression: self.compression }
+    }
+}
+
+/// Whether an operation may wait for the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Only what is on this machine.
+    No,
+    /// Downloads where needed.
+    Yes,
+}
+
+/// Result of a fetch, shared by all who asked.
+pub type Fetched = Result<Arc<File>, Arc<FetchError>>;
+
+/// Cache and servers of one repository.
+#[derive(Debug)]
+pub struct Objects {
+    cache: DiskCache,
+    transport: Transport,
+    external: Option<Transport>,
+    flights: Mutex<HashMap<CacheKey, Arc<Flight>>>,
+    stats: Arc<Stats>,
+}
+
+impl Objects {
+    /// Opens the cache and prepares the connections that `config` names.
+    pub fn new(config: &Config, runtime: &tokio::runtime::Handle, stats: &Arc<Stats>) -> Result<Objects, CacheError> {
+        let transport = |network| Transport::new(network, config.limits, runtime.clone(), stats.clone());
+        Ok(Objects {
+            cache: DiskCache::open(&config.cache, config.cache_limit)?,
+            transport: transport(config.network.clone()),
+            external: config.external.clone().map(transport),
+            flights: Mutex::default(),
+            stats: stats.clone(),
+        })
+    }
+
+    /// The cache.
+    pub fn cache(&self) -> &DiskCache {
+        &self.cache
+    }
+
+    /// The servers of the repository.
+    pub fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
+    /// The servers of external files.
+    pub fn external(&self) -> Option<&Transport> {
+        self.external.as_ref()
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// The object, when the cache has it.
+    pub fn cached(&self, want: &Want) -> Option<Arc<File>> {
+        let file = self.cache.get(want.key(), want.size)?;
+        self.stats.cache_hits.add(1);
+        Some(Arc::new(file))
+    }
+
+    /// Removes an object that verified and is unusable all the same, such as a damaged cache file.
+    pub fn discard(&self, want: &Want) {
+        self.cache.remove(want.key());
+    }
+
+    /// The object; `None` when it has to be downloaded and `wait` forbids it.
+    pub fn open(&self, want: &Want, wait: Wait) -> Result<Option<Arc<File>>, Arc<FetchError>> {
+        match wait {
+            Wait::No => Ok(self.cached(want)),
+            Wait::Yes => self.fetch(want).map(Some),
+        }
+    }
+
+    /// The object, downloaded when the cache does not have it. May take as long as timeouts and retries allow.
+    pub fn fetch(&self, want: &Want) -> Fetched {
+        let key = want.key();
+        loop {
+            if let Some(file) = self.cached(want) {
+                return Ok(file);
+            }
+            let (flight, ours) = match self.flights.lock().entry(key) {
+                hash_map::Entry::Occupied(entry) => (entry.get().clone(), false),
+                hash_map::Entry::Vacant(entry) => (entry.insert(Arc::default()).clone(), true),
+            };
+            if !ours {
+                return flight.wait();
+            }
+            let landing = Landing { objects: self, key, flight };
+            // Another flight may have landed between the look into the cache and ours being announced.
+            if let Some(file) = self.cached(want) {
+                return landing.land(Ok(file));
+            }
+            self.stats.cache_misses.add(1);
+            let result = self.download(want).map(Arc::new).map_err(Arc::new);
+            if let Err(error) = &result {
+                tracing::debug!(object = %want.object, %error, "download failed");
+            }
+            return landing.land(result);
+        }
+    }
+
+    fn download(&self, want: &Want) -> Result<File, FetchError> {
+        let object = want.object;
+        let path;
+        let (transport, path, range) = match &want.source {
+            Source::Store => {
+                path = object.path();
+                (&self.transport, &path, None)
+            }
+            Source::Alternative => {
+                path = format!(".cvmfsalt-{object}");
+                (&self.transport, &path, None)
+            }
+            Source::External { path, range } => {
+                (self.external.as_ref().ok_or(FetchError::NoExternalServer(object))?, path, *range)
+            }
+        };
+        let mut sink = ObjectSink { objects: self, want, inflater: None, finished: None };
+        transport.get(path, range, &mut sink).map_err(|e| failure(object, e))?;
+        let (partial, plain) = sink.finished.expect("a successful transfer finishes its sink");
+        if let Some(expected) = want.size.filter(|size| *size != plain) {
+            return Err(FetchError::Size { object, found: plain, expected });
+        }
+        self.stats.downloads.add(1);
+        Ok(self.cache.commit(partial, want.key())?)
+    }
+}
+
+fn failure(object: ObjectId, error: TransportError) -> FetchError {
+    let reason = error.to_string();
+    match error {
+        TransportError { local: Some(local), .. } => match local.downcast::<CacheError>() {
+            Ok(error) => FetchError::Cache(*error),
+            Err(error) => FetchError::Unavailable { object, reason: error.to_string() },
+        },
+        TransportError { corrupt: true, .. } => FetchError::Corrupt { object, reason },
+        _ => FetchError::Unavailable { object, reason },
+    }
+}
+
+/// Verifies and inflates one answer into a file of the cache.
+struct ObjectSink<'a> {
+    objects: &'a Objects,
+    want: &'a Want,
+    inflater: Option<Inflater<Partial<'a>>>,
+    finished: Option<(Partial<'a>, u64)>,
+}
+
+impl Sink for ObjectSink<'_> {
+    fn restart(&mut self) -> Result<(), SinkError> {
+        // Drops the file of the attempt before.
+        self.inflater = None;
+        let partial = self.objects.cache.begin(self.want.size).map_err(|e| SinkError::Local(Box::new(e)))?;
+        self.inflater = Some(Inflater::new(self.want.object, self.want.compression, self.want.limit, partial));
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
+        self.inflater.as_mut().expect("restart comes first").push(bytes).map_err(object_failure)
+    }
+
+    fn finish(&mut self) -> Result<(), SinkError> {
+        let inflater = self.inflater.take().expect("restart comes first");
+        self.finished = Some(inflater.finish().map_err(object_failure)?);
+        Ok(())
+    }
+}
+
+fn object_failure(error: ObjectError) -> SinkError {
+    match error {
+        ObjectError::Write(..) => SinkError::Local(Box::new(error)),
+        error => SinkError::Corrupt(error.to_string()),
+    }
+}
+
+/// A download that several may wait for.
+#[derive(Debug, Default)]
+struct Flight {
+    result: Mutex<Option<Fetched>>,
+    landed: Condvar,
+}
+
+impl Flight {
+    fn wait(&self) -> Fetched {
+        let mut result = self.result.lock();
+        while result.is_none() {
+            self.landed.wait(&mut result);
+        }
+        result.clone().expect("the loop ends when it is there")
+    }
+}
+
+/// Ends a flight, whatever happens to the thread that made it.
+struct Landing<'a> {
+    objects: &'a Objects,
+    key: CacheKey,
+    flight: Arc<Flight>,
+}
+
+impl Landing<'_> {
+    fn land(self, result: Fetched) -> Fetched {
+        *self.flight.result.lock() = Some(result.clone());
+        result
+    }
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        self.objects.flights.lock().remove(&self.key);
+        let object = self.key.hash.object(cvmfs::hash::ObjectKind::File);
+        self.flight.result.lock().get_or_insert_with(|| Err(Arc::new(FetchError::Abandoned(object))));
+        self.flight.landed.notify_all();
+    }
+}

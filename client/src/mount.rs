@@ -1,0 +1,365 @@
+//! Mounts and unmounts.
+//!
+//! A mount in the background is a second run of this program with `--foreground`, which says on its standard
+//! output when the file system can be used, or why not; until then the first run waits. Nothing is forked
+//! with threads in it.
+//!
+//! The mount is always `ro,nosuid,nodev`. Dead mounts, whose client was killed, are detached lazily, both by
+//! `umount` and before mounting at the same place again.
+
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fuser::{Config as FuseConfig, MountOption, Session, SessionACL};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::cache::CacheError;
+use crate::config::Config;
+use crate::control::{self, Control};
+use crate::fetch::Objects;
+use crate::fs::FileSystem;
+use crate::fuse::{Fuse, Invalidator};
+use crate::inode::{InodeError, Numbers};
+use crate::remount::Updater;
+use crate::revision::{Repository, RevisionError};
+use crate::stats::Stats;
+
+/// Mounting or unmounting failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MountError {
+    /// The mountpoint cannot be used.
+    #[error("cannot use {path} as mountpoint")]
+    Mountpoint {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Something of ours is mounted there already.
+    #[error("{fqrn} is already mounted on {path} (process {pid})")]
+    Busy {
+        /// The directory.
+        path: PathBuf,
+        /// Repository there.
+        fqrn: String,
+        /// Its client.
+        pid: u32,
+    },
+    /// The repository cannot be shown.
+    #[error(transparent)]
+    Revision(#[from] RevisionError),
+    /// The cache cannot be used.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// Inode numbers cannot be had.
+    #[error(transparent)]
+    Inode(#[from] InodeError),
+    /// The kernel refuses.
+    #[error("cannot mount on {path}")]
+    Fuse {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The control socket, a thread, the runtime.
+    #[error("cannot {what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The background process ended early; its own words.
+    #[error("{0}")]
+    Background(String),
+    /// Unmounting failed.
+    #[error("cannot unmount {path}{hint}")]
+    Unmount {
+        /// The directory.
+        path: PathBuf,
+        /// What to do.
+        hint: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> MountError {
+    move |source| MountError::System { what, source }
+}
+
+/// Shows a repository at `mountpoint` until it is unmounted; calls `ready` as soon as it can be used.
+pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(), MountError> {
+    raise_file_limit();
+    let mountpoint = prepare(mountpoint)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("network")
+        .enable_all()
+        .build()
+        .map_err(system("start the network runtime"))?;
+    let stats = Arc::new(Stats::default());
+    let objects = Arc::new(Objects::new(config, runtime.handle(), &stats)?);
+    let repository = Repository::new(config, &objects)?;
+    let mounted = repository.mount()?;
+    let numbers = open_numbers(config, &mountpoint)?;
+    let fs = FileSystem::new(config, objects, mounted.revision, numbers, repository.master_keys());
+    let fs = Arc::new(fs);
+
+    let fuse = Fuse::new(fs.clone());
+    let kernel = fuse.kernel();
+    let mut session = open_session(fuse, config, &mountpoint)?;
+    let device = session.as_fd().try_clone_to_owned().map_err(system("keep the connection to the kernel"))?;
+    let invalidator = Invalidator::new(device, kernel);
+    let updater = Arc::new(Updater::new(
+        fs.clone(),
+        repository,
+        config.auto_update,
+        config.max_ttl,
+        mounted.offline.as_ref(),
+        Box::new(move |stale| invalidator.forget(stale)),
+    ));
+    let control = Control::listen(&mountpoint).map_err(system("listen on the control socket"))?;
+    let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+        std::thread::Builder::new().name(name.into()).spawn(run).map_err(system("start a thread"))
+    };
+    let (listener, served, place) =
+        (control.try_clone().map_err(system("share the control socket"))?, updater.clone(), mountpoint.clone());
+    let shown = fs.clone();
+    spawn("control", Box::new(move || listener.serve(&place, &shown, &served)))?;
+    let updating = updater.clone();
+    let updates = spawn("update", Box::new(move || updating.run()))?;
+    runtime.spawn(unmount_on_signal(mountpoint.clone()));
+    // Until the session runs, requests wait in the kernel.
+    let unmounter = session.unmount_callable();
+    ready();
+    let view = fs.view();
+    tracing::info!(
+        repository = config.fqrn,
+        mountpoint = %mountpoint.display(),
+        revision = view.revision.number,
+        root = %view.revision.root_hash(),
+        "mounted"
+    );
+    drop(view);
+    let ended = session.run();
+    drop(unmounter);
+    drop(control);
+    updater.stop();
+    // A check may wait for the network; the process need not wait for it.
+    drop(updates);
+    runtime.shutdown_background();
+    tracing::info!(repository = config.fqrn, "unmounted");
+    match ended {
+        Ok(()) => Ok(()),
+        // The connection ended while a request was being read.
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) || e.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
+        Err(source) => Err(MountError::Fuse { path: mountpoint, source }),
+    }
+}
+
+fn open_session(fuse: Fuse, config: &Config, mountpoint: &Path) -> Result<Session<Fuse>, MountError> {
+    // The name that `df` shows; scripts of the field look for it.
+    let mut options =
+        vec![MountOption::FSName("cvmfs2".into()), MountOption::RO, MountOption::NoSuid, MountOption::NoDev];
+    if config.check_permissions {
+        options.push(MountOption::DefaultPermissions);
+    }
+    if config.noexec {
+        options.push(MountOption::NoExec);
+    }
+    let mut fuse_config = FuseConfig::default();
+    fuse_config.mount_options = options;
+    // Readers of requests answer from memory and cache; two can keep both directions of the device busy.
+    fuse_config.n_threads = Some(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8));
+    fuse_config.clone_fd = true;
+    // Other users may look unless the system forbids it to ordinary users.
+    fuse_config.acl = if may_allow_others() { SessionACL::All } else { SessionACL::Owner };
+    Session::new(fuse, mountpoint, &fuse_config)
+        .map_err(|source| MountError::Fuse { path: mountpoint.to_owned(), source })
+}
+
+fn may_allow_others() -> bool {
+    let allowed = |text: String| text.lines().any(|line| line.trim() == "user_allow_other");
+    nix::unistd::geteuid().is_root() || std::fs::read_to_string("/etc/fuse.conf").is_ok_and(allowed)
+}
+
+/// Absolute path of a directory that something can be mounted on; a dead mount of ours is cleared away.
+fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
+    let wrong = |source| MountError::Mountpoint { path: mountpoint.to_owned(), source };
+    if is_dead(mountpoint) {
+        detach(mountpoint).map_err(wrong)?;
+    }
+    let path = mountpoint.canonicalize().map_err(wrong)?;
+    if !path.is_dir() {
+        return Err(wrong(io::ErrorKind::NotADirectory.into()));
+    }
+    match control::ask_status(&control::socket(&path)) {
+        Ok(status) => Err(MountError::Busy { path, fqrn: status.fqrn, pid: status.pid }),
+        Err(_) => Ok(path),
+    }
+}
+
+/// Whether the client behind a mountpoint is gone.
+fn is_dead(mountpoint: &Path) -> bool {
+    std::fs::metadata(mountpoint).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
+}
+
+/// The list of numbers of this mountpoint; the first free one if somebody else uses a mountpoint of the same
+/// name (in another mount namespace).
+fn open_numbers(config: &Config, mountpoint: &Path) -> Result<Numbers, InodeError> {
+    let directory = config.cache.join("inodes");
+    let base = format!("{}@{}", config.fqrn, control::key(mountpoint));
+    let mut result = Numbers::open(&directory.join(&base));
+    for other in 2..=16 {
+        match &result {
+            Err(InodeError::Database { source: rusqlite::Error::SqliteFailure(e, _), .. })
+                if e.code == rusqlite::ErrorCode::DatabaseBusy =>
+            {
+                result = Numbers::open(&directory.join(format!("{base}.{other}")));
+            }
+            _ => break,
+        }
+    }
+    result
+}
+
+/// Every open file of the mount takes a descriptor here.
+fn raise_file_limit() {
+    const WANTED: u64 = 131_072;
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let hard = if nix::unistd::geteuid().is_root() { hard.max(WANTED) } else { hard };
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.max(WANTED.min(hard)), hard);
+    }
+}
+
+async fn unmount_on_signal(mountpoint: PathBuf) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!(mountpoint = %mountpoint.display(), "unmounting on a signal");
+        let place = mountpoint.clone();
+        // In use: out of sight at once, gone with the last user.
+        let _ = tokio::task::spawn_blocking(move || unmount_now(&place).or_else(|_| detach(&place))).await;
+    }
+}
+
+fn unmount_now(mountpoint: &Path) -> io::Result<()> {
+    match umount2(mountpoint, MntFlags::UMOUNT_NOFOLLOW) {
+        Err(nix::errno::Errno::EPERM) => fusermount(mountpoint, "-u"),
+        result => Ok(result?),
+    }
+}
+
+fn detach(mountpoint: &Path) -> io::Result<()> {
+    match umount2(mountpoint, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        Err(nix::errno::Errno::EPERM) => fusermount(mountpoint, "-uz"),
+        result => Ok(result?),
+    }
+}
+
+fn fusermount(mountpoint: &Path, how: &str) -> io::Result<()> {
+    let output = Command::new("fusermount3").arg(how).arg("--").arg(mountpoint).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+/// Unmounts and waits until the client has ended.
+pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
+    let fail = |hint| move |source| MountError::Unmount { path: mountpoint.to_owned(), hint, source };
+    if is_dead(mountpoint) {
+        return detach(mountpoint).map_err(fail(""));
+    }
+    let path = mountpoint.canonicalize().map_err(fail(""))?;
+    let client = control::ask_status(&control::socket(&path)).ok();
+    if lazy {
+        return detach(&path).map_err(fail(""));
+    }
+    unmount_now(&path).map_err(|source| {
+        let hint = match source.raw_os_error() {
+            Some(libc::EBUSY) => {
+                ": it is in use (see `fuser -vm`); --lazy takes it out of sight and ends it with its last user"
+            }
+            Some(libc::EINVAL) => ": nothing is mounted there",
+            _ => "",
+        };
+        fail(hint)(source)
+    })?;
+    let Some(client) = client else { return Ok(()) };
+    let process = PathBuf::from(format!("/proc/{}", client.pid));
+    let until = Instant::now() + Duration::from_secs(10);
+    while process.exists() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// First word of the line by which the background process says that all is well.
+const READY: &str = "ready";
+
+/// Says to the waiting first run that the mount can be used, and lets go of its pipe.
+pub fn say_ready() {
+    let mut out = io::stdout();
+    let _ = writeln!(out, "{READY}").and_then(|()| out.flush());
+    if let Ok(null) = std::fs::File::options().write(true).open("/dev/null") {
+        let _ = nix::unistd::dup2_stdout(&null);
+    }
+}
+
+/// Leaves session and directory of whoever started us.
+pub fn leave_session() {
+    let _ = nix::unistd::setsid();
+    let _ = std::env::set_current_dir("/");
+}
+
+/// Runs this program again with `arguments` in the background; returns when the mount can be used. What it
+/// logs goes to the file `log`.
+pub fn in_background(arguments: &[std::ffi::OsString], log: &Path) -> Result<(), MountError> {
+    let log_file = std::fs::File::options().create(true).append(true).open(log).map_err(system("open the log file"))?;
+    let program = std::env::current_exe().map_err(system("find this program"))?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log_file)
+        .spawn()
+        .map_err(system("start the background process"))?;
+    let mut said = String::new();
+    let pipe = child.stdout.take().expect("it was asked for");
+    for line in BufReader::new(pipe).lines() {
+        let line = line.map_err(system("listen to the background process"))?;
+        if line == READY {
+            return Ok(());
+        }
+        said.push_str(&line);
+        said.push('\n');
+    }
+    let status = child.wait().map_err(system("wait for the background process"))?;
+    let said = said.trim_end();
+    let text = if said.is_empty() {
+        format!("the client ended at once ({status}); see {}", log.display())
+    } else {
+        said.to_owned()
+    };
+    Err(MountError::Background(text))
+}

@@ -1,0 +1,73 @@
+//! What the client counts: shown by `status` and by the information attributes.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// The number so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Counters of one mount.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Objects downloaded and verified.
+    pub downloads: Counter,
+    /// Bytes of answers, as they came over the network.
+    pub received: Counter,
+    /// Microseconds spent in downloads, those that run at the same time counted apart.
+    pub transfer_micros: Counter,
+    /// Objects found in the cache.
+    pub cache_hits: Counter,
+    /// Objects not found in the cache.
+    pub cache_misses: Counter,
+    /// Requests that had to be sent again.
+    pub retries: Counter,
+    /// Times another server or proxy was chosen after a failure.
+    pub failovers: Counter,
+    /// Files opened.
+    pub opens: Counter,
+    /// Directories opened.
+    pub directory_opens: Counter,
+    /// Operations that ended in an I/O error.
+    pub io_errors: Counter,
+    /// Unix seconds of the last I/O error; 0 = none.
+    last_io_error: AtomicU64,
+}
+
+impl Stats {
+    /// An operation failed with an I/O error.
+    pub fn io_error(&self) {
+        self.io_errors.add(1);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.last_io_error.store(now.as_secs(), Ordering::Relaxed);
+    }
+
+    /// Unix seconds of the last I/O error; 0 = none.
+    pub fn last_io_error(&self) -> u64 {
+        self.last_io_error.load(Ordering::Relaxed)
+    }
+
+    /// Objects found in the cache, in thousandths of all asked for.
+    pub fn hit_rate(&self) -> u64 {
+        let (hits, misses) = (self.cache_hits.get(), self.cache_misses.get());
+        (hits * 1000).checked_div(hits + misses).unwrap_or(0)
+    }
+
+    /// KiB a second over all downloads.
+    pub fn speed(&self) -> u64 {
+        let seconds_times_million = self.transfer_micros.get();
+        (self.received.get() / 1024).saturating_mul(1_000_000).checked_div(seconds_times_million).unwrap_or(0)
+    }
+}
