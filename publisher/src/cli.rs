@@ -4,6 +4,9 @@
 //! option nor a default changes unseen. What the options mean for the work is decided elsewhere; here they only become
 //! typed values. A command that does not work yet is not declared.
 
+// The comments on commands and options are help texts for a terminal, not documentation in Markdown.
+#![allow(rustdoc::bare_urls, rustdoc::broken_intra_doc_links)]
+
 mod limits;
 mod paths;
 mod values;
