@@ -7,9 +7,12 @@
 //! repository.
 
 pub mod digest;
+pub mod layer;
 pub mod layout;
 pub mod manifest;
 pub mod platform;
 pub mod reference;
+pub mod resolve;
+pub mod rootfs;
 pub mod tar;
 pub mod tree;
