@@ -1,1 +1,3 @@
 //! Scenarios across crates; a Rust toolchain and /dev/fuse are all they need.
+
+pub mod fixtures;

@@ -471,7 +471,7 @@ impl<'a, 'p> Scan<'a, 'p> {
         if !self.has_chunks {
             return Ok(());
         }
-        let mut next = Some(0);
+        let (mut next, mut sum) = (Some(0u64), Some(0u64));
         let mut after: Option<(i64, i64)> = None;
         loop {
             // In pages, since a file may have any number of chunks and the storage is asked in between.
@@ -483,21 +483,22 @@ impl<'a, 'p> Scan<'a, 'p> {
                 let hash = hash.and_then(|raw| ContentHash::from_raw(entry.algorithm(), &raw));
                 let (Some(hash), Ok(from), Ok(length)) = (hash, u64::try_from(offset), u64::try_from(size)) else {
                     self.report.add(Rule::MalformedRow, path, format!("chunk at {offset} of size {size}"));
-                    next = None;
+                    (next, sum) = (None, None);
                     continue;
                 };
                 if next.is_some_and(|next| next != from) {
                     self.report.add_expecting(Rule::ChunkOffset, path, next.unwrap_or_default(), from);
                 }
-                next = next.and_then(|_| from.checked_add(length));
+                next = from.checked_add(length);
+                sum = sum.and_then(|sum| sum.checked_add(length));
                 self.require(hash, ObjectKind::Chunk, path, Some((from, length)), entry)?;
             }
             if count < PAGE {
                 break;
             }
         }
-        if next != Some(entry.size) {
-            let found = next.map_or_else(|| "malformed chunks".into(), |sum| sum.to_string());
+        if sum != Some(entry.size) {
+            let found = sum.map_or_else(|| "malformed chunks".into(), |sum| sum.to_string());
             self.report.add_expecting(Rule::ChunkSum, path, entry.size, found);
         }
         Ok(())
