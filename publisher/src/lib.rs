@@ -4,15 +4,24 @@
 //! status ([`error`], [`report`]). Everything that can be tested is in this library.
 
 pub mod cli;
+pub mod command;
 pub mod content;
+pub mod convert;
 pub mod decompress;
 pub mod error;
 pub mod failure;
+pub mod flat;
+pub mod images;
+pub mod layer;
+pub mod layer_rows;
+pub mod plan;
 pub mod progress;
+pub mod publish;
 pub mod raw_index;
 pub mod report;
 pub mod rows;
 pub mod serve;
 pub mod source;
+pub mod staging;
 pub mod target;
 pub mod wishlist;

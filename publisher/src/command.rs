@@ -1,0 +1,257 @@
+//! The commands: arguments in, results on standard output, exit status out.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use cvmfs::check::{CheckError, Identity, Options, check};
+use cvmfs::hash::{Algorithm, ContentHash};
+use cvmfs::scrub::scrub;
+use cvmfs::store::{LocalStore, Store as _, names};
+use cvmfs::trust::Anchor;
+use image::platform::Platform;
+use registry::{Client, ClientConfig, Credentials};
+use time::UtcDateTime;
+
+use crate::cli::{self, Conversion, Environment, Global, HashName, Paths, print_result};
+use crate::convert::{ConvertOptions, Converter, Plan, Request};
+use crate::error::{CommandError, ExitStatus};
+use crate::failure::Failure;
+use crate::images;
+use crate::progress::{Event, Progress};
+use crate::report::WishOutcome;
+use crate::serve::serve;
+use crate::source::Sources;
+use crate::target::{InitOptions, Target, sign_whitelist_file};
+use crate::wishlist::{Lint, WishList};
+
+/// Runs one command.
+pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>) -> Result<ExitStatus, CommandError> {
+    let paths = |fqrn: &str| Paths::resolve(fqrn, &global.paths, &Environment::current()).map_err(CommandError::config);
+    let open = |fqrn: &str| Target::open(fqrn, paths(fqrn)?).map_err(Failure::into_command_error);
+    match command {
+        cli::Command::Init(arguments) => {
+            let algorithm = match arguments.hash {
+                HashName::Sha1 => Algorithm::Sha1,
+            };
+            let garbage_collectable = !arguments.no_gc;
+            let options = InitOptions { ttl: arguments.ttl, algorithm, garbage_collectable };
+            let target = Target::init(&arguments.fqrn, paths(&arguments.fqrn)?, options)
+                .map_err(|e| e.into_command_error().context(format!("cannot create repository {}", arguments.fqrn)))?;
+            let key = target.paths.keys.join(format!("{}.pub", target.fqrn));
+            print_result(&format!(
+                "repository {} is in {}\nclients need {}\n",
+                target.fqrn,
+                target.paths.storage.display(),
+                key.display()
+            ))?;
+            Ok(ExitStatus::Success)
+        }
+        cli::Command::Convert(arguments) => {
+            let list = WishList::read(&arguments.wishlist)?;
+            for problem in &list.problems {
+                progress.event(Event::Message { text: &problem.to_string() });
+            }
+            let list = if arguments.strict { list.strict()? } else { list };
+            let target = open(&list.repository)?;
+            let requests: Vec<Request> = list
+                .wishes
+                .iter()
+                .map(|w| Request { text: w.text.clone(), line: Some(w.line), source: w.source.clone(), name: None })
+                .collect();
+            let refused: Vec<WishOutcome> = list.failed_wishes().collect();
+            let ignored = |name: &str| list.ignores_errors(name);
+            convert(&target, &requests, refused, &arguments.conversion, arguments.dry_run, global.json, progress, &ignored)
+        }
+        cli::Command::ConvertImage(arguments) => {
+            let target = open(&arguments.fqrn)?;
+            let source = arguments.image.clone();
+            let request = Request { text: source.to_string(), line: None, source, name: arguments.name.clone() };
+            let conversion = &arguments.conversion;
+            convert(&target, &[request], Vec::new(), conversion, arguments.dry_run, global.json, progress, &|_| false)
+        }
+        cli::Command::Images(arguments) => {
+            let target = open(&arguments.fqrn)?;
+            let list = images::list(&target).map_err(Failure::into_command_error)?;
+            print_result(&if global.json { images::to_json(&list) } else { images::to_text(&list) })?;
+            Ok(ExitStatus::Success)
+        }
+        cli::Command::Check(arguments) => check_repository(arguments, &paths(&arguments.fqrn)?, global.json),
+        cli::Command::Ingest(_) => Err(CommandError::failed("ingest is not here yet")),
+        cli::Command::Tag(arguments) => {
+            let target = open(&arguments.fqrn)?;
+            let tags = images::tags(&target).map_err(Failure::into_command_error)?;
+            print_result(&if global.json { images::tags_to_json(&tags) } else { images::tags_to_text(&tags) })?;
+            Ok(ExitStatus::Success)
+        }
+        cli::Command::Sign(arguments) => {
+            let paths = paths(&arguments.fqrn)?;
+            let store = LocalStore::open(&paths.storage);
+            let (now, validity) = (UtcDateTime::now(), time::Duration::days(arguments.days.into()));
+            let expires = sign_whitelist_file(&store, &arguments.fqrn, &paths.keys, now, validity)
+                .map_err(Failure::into_command_error)?;
+            print_result(&format!("whitelist of {} is valid until {expires}\n", arguments.fqrn))?;
+            Ok(ExitStatus::Success)
+        }
+        cli::Command::Serve(arguments) => {
+            serve(&arguments.fqrn, &paths(&arguments.fqrn)?.storage, arguments.listen, global.json)?;
+            Ok(ExitStatus::Success)
+        }
+        cli::Command::Lint(arguments) => {
+            let lint = Lint::read(&arguments.wishlist)?;
+            print_result(&if global.json { lint.to_json() } else { lint.to_text() })?;
+            Ok(lint.exit_status())
+        }
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "the shared tail of two commands")]
+fn convert(
+    target: &Target,
+    requests: &[Request],
+    refused: Vec<WishOutcome>,
+    conversion: &Conversion,
+    dry_run: bool,
+    json: bool,
+    progress: Arc<dyn Progress>,
+    ignored: &dyn Fn(&str) -> bool,
+) -> Result<ExitStatus, CommandError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(CommandError::failed)?;
+    let config = ClientConfig {
+        credentials: Credentials::from_env().map_err(CommandError::config)?,
+        document_limit: conversion.limits.max_manifest_size,
+        ..ClientConfig::default()
+    };
+    let client = Client::new(config).map_err(CommandError::failed)?;
+    let converter = Converter {
+        target,
+        sources: Sources { client, runtime: runtime.handle().clone() },
+        options: convert_options(conversion)?,
+        progress,
+    };
+    let plan = converter.plan(requests).map_err(Failure::into_command_error)?;
+    if dry_run {
+        print_result(&if json { plan.to_json(&target.fqrn) } else { plan.to_text(&target.fqrn) })?;
+        let any_failed = !refused.is_empty() || plan.images.iter().any(Result::is_err);
+        return Ok(if any_failed { ExitStatus::Failed } else { ExitStatus::Success });
+    }
+    let mut report = converter.apply(&plan).map_err(Failure::into_command_error)?;
+    report.wishes.extend(refused);
+    report.wishes.sort_by_key(|w| w.line);
+    for wish in &mut report.wishes {
+        wish.ignored = wish.image.as_deref().is_some_and(ignored);
+    }
+    print_result(&if json { report.to_json() } else { report.to_text() })?;
+    Ok(report.exit_status())
+}
+
+fn convert_options(conversion: &Conversion) -> Result<ConvertOptions, CommandError> {
+    let platform = match &conversion.platform {
+        Some(text) => Platform::parse(text).map_err(CommandError::usage)?,
+        None => Platform::new("linux", std::env::consts::ARCH, None).map_err(CommandError::usage)?,
+    };
+    let threads = || std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
+    Ok(ConvertOptions {
+        platform,
+        jobs: conversion.jobs.map_or_else(threads, NonZeroUsize::get),
+        permissions: conversion.flat_permissions,
+        limits: conversion.limits.clone(),
+    })
+}
+
+impl Plan {
+    /// The plan for people: one line an image.
+    pub fn to_text(&self, fqrn: &str) -> String {
+        let mut text = format!("{fqrn}, revision {}:\n", self.revision);
+        for image in &self.images {
+            text.push_str(&match image {
+                Ok(image) => format!(
+                    "  {:<9} {}  {}  fetch {} of {} layers, {} bytes{}\n",
+                    image.outcome.as_str(),
+                    image.image,
+                    image.document.digest,
+                    image.distinct_layers().filter(|l| l.state == crate::plan::LayerState::Missing).count(),
+                    image.distinct_layers().count(),
+                    image.missing_bytes(),
+                    if image.needs_flat { ", make the flat" } else { "" },
+                ),
+                Err(outcome) => {
+                    format!("  failed    {}  {}\n", outcome.wish, outcome.error.as_deref().unwrap_or_default())
+                }
+            });
+        }
+        text
+    }
+
+    /// The plan for programs.
+    pub fn to_json(&self, fqrn: &str) -> String {
+        let images: Vec<serde_json::Value> = self
+            .images
+            .iter()
+            .map(|image| match image {
+                Ok(image) => serde_json::json!({
+                    "wish": image.wanted.wish,
+                    "line": image.wanted.line,
+                    "image": image.image,
+                    "name": image.name.as_str(),
+                    "digest": image.document.digest.to_string(),
+                    "config": image.manifest.config.to_string(),
+                    "outcome": image.outcome.as_str(),
+                    "flat": image.needs_flat,
+                    "layers": image.distinct_layers().map(|l| serde_json::json!({
+                        "digest": l.layer.descriptor.digest.to_string(),
+                        "size": l.layer.descriptor.size,
+                        "state": l.state,
+                    })).collect::<Vec<_>>(),
+                }),
+                Err(outcome) => serde_json::json!({
+                    "wish": outcome.wish,
+                    "line": outcome.line,
+                    "outcome": "failed",
+                    "error": outcome.error,
+                }),
+            })
+            .collect();
+        let plan = serde_json::json!({
+            "schema": 1, "repository": fqrn, "revision": self.revision, "images": images,
+        });
+        format!("{plan:#}\n")
+    }
+}
+
+fn check_repository(arguments: &cli::Check, paths: &Paths, json: bool) -> Result<ExitStatus, CommandError> {
+    let store = LocalStore::open(&paths.storage);
+    let scratch = tempfile::tempdir().map_err(CommandError::failed)?;
+    let key = paths.keys.join(format!("{}.pub", arguments.fqrn));
+    let pem = std::fs::read_to_string(&key)
+        .map_err(|e| Failure::io("read", &key)(e).into_command_error())
+        .map_err(|e| CommandError::repository(e).hint("check needs the public master key; give its place with --keys"))?;
+    let master = cvmfs::signature::PublicKey::from_pem(&pem)
+        .map_err(|source| Failure::Key { path: key.clone(), source }.into_command_error())?;
+    let master_keys = [master];
+    let anchor =
+        Anchor { name: &arguments.fqrn, master_keys: &master_keys, blacklist: &[], now: UtcDateTime::now() };
+    let mut options = Options::new(scratch.path());
+    options.identity = Identity::Trusted(&anchor);
+    options.reflog_checksum = reflog_checksum(&store, paths);
+    let unreadable = |e: CheckError| CommandError::repository(e).context(format!("cannot check {}", arguments.fqrn));
+    let mut report = check(&store, &options).map_err(unreadable)?;
+    if arguments.data {
+        let threads = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
+        report.merge(scrub(&store, threads).map_err(unreadable)?);
+    }
+    print_result(&if json { format!("{report:?}\n") } else { format!("{report:#?}\n") })?;
+    Ok(if report.is_sound() { ExitStatus::Success } else { ExitStatus::Failed })
+}
+
+/// The hash of the reflog kept in our state, while a publish stands between its last two steps: it counts only if
+/// the reflog is really the one it names.
+fn reflog_checksum(store: &LocalStore, paths: &Paths) -> Option<ContentHash> {
+    let text = std::fs::read_to_string(paths.state.join("reflog.chksum")).ok()?;
+    let kept: ContentHash = text.trim().parse().ok()?;
+    let reflog = store.read(names::REFLOG).ok()??;
+    (ContentHash::of(kept.algorithm, &reflog) == kept).then_some(kept)
+}

@@ -1,0 +1,509 @@
+//! One pass over wishes: resolve, plan, execute, report. Life of a wish: design in `doc/ARCHITECTURE.md`.
+//!
+//! Threads: `jobs` readers fetch distinct missing layers, each exactly once, for whichever images need them; the pool
+//! compresses on all cores; the coordinator prepares, flattens and publishes what is complete while others are still
+//! fetched. One image's failure never stops another.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, unbounded};
+use cvmfs::traversal::Loader;
+use image::digest::{LayerDigest, ManifestDigest};
+use image::manifest::Layer;
+use image::platform::Platform;
+use image::reference::{ImageSource, PublicName, Wish as WishSource};
+use parking_lot::Mutex;
+
+use crate::cli::{FlatPermissions, ImageLimits};
+use crate::content::{Collector, Pool};
+use crate::error::one_line;
+use crate::failure::Failure;
+use crate::flat::flatten;
+use crate::layer::{LayerProgress, Lower, PreparedLayer, StagedLayer, read_layer};
+use crate::plan::{ImagePlan, LayerState, Planner, Wanted, image_name};
+use crate::progress::{Event, Progress};
+use crate::publish::{ReadyImage, publish};
+use crate::raw_index::RawIndex;
+use crate::report::{Outcome, Report, WishOutcome};
+use crate::source::Sources;
+use crate::target::Target;
+
+/// Tags resolved at the same time.
+const RESOLVERS: usize = 16;
+/// Images published together at most.
+const BATCH: usize = 64;
+
+/// How images are converted.
+#[derive(Debug, Clone)]
+pub struct ConvertOptions {
+    /// Platform to choose where an image has several.
+    pub platform: Platform,
+    /// Layers fetched at the same time.
+    pub jobs: usize,
+    /// Permissions of files in flats.
+    pub permissions: FlatPermissions,
+    /// Limits against hostile input.
+    pub limits: ImageLimits,
+}
+
+/// A wish before anybody was asked.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// As it stands in the list or on the command line.
+    pub text: String,
+    /// Its line.
+    pub line: Option<u64>,
+    /// What it means.
+    pub source: WishSource,
+    /// A name of the operator's choice.
+    pub name: Option<PublicName>,
+}
+
+/// What a pass will do: one entry an image, in the order of the wishes.
+#[derive(Debug)]
+pub struct Plan {
+    /// Revision that the plan was made against.
+    pub revision: u64,
+    /// Images with their plans, and wishes that failed already.
+    pub images: Vec<Result<ImagePlan, WishOutcome>>,
+}
+
+/// Converts images into one repository.
+#[derive(Debug)]
+pub struct Converter<'a> {
+    /// The repository.
+    pub target: &'a Target,
+    /// Where images come from.
+    pub sources: Sources,
+    /// How.
+    pub options: ConvertOptions,
+    /// Who is told.
+    pub progress: Arc<dyn Progress>,
+}
+
+impl Converter<'_> {
+    /// Asks the registries and compares with the repository.
+    pub fn plan(&self, requests: &[Request]) -> Result<Plan, Failure> {
+        let mut planner = Planner::new(self.target, &self.sources, &self.options.limits, self.options.platform.clone())?;
+        let revision = self.target.repository()?.manifest().revision;
+        let mut wanted = Vec::new();
+        for request in requests {
+            wanted.extend(self.expand(request));
+        }
+        let digests = self.resolve_all(&wanted);
+        let images = wanted
+            .into_iter()
+            .zip(digests)
+            .map(|(wanted, digest)| {
+                let wanted = wanted?;
+                let plan = digest.and_then(|digest| planner.plan(&wanted, digest));
+                plan.map_err(|e| failed(&wanted, &e))
+            })
+            .collect();
+        Ok(Plan { revision, images })
+    }
+
+    /// The images of a wish; a wildcard has many.
+    fn expand(&self, request: &Request) -> Vec<Result<Wanted, WishOutcome>> {
+        let refuse = |e: Failure| WishOutcome::failed(&request.text, request.line, one_line(&e));
+        let make = |source: ImageSource| {
+            let name = match &request.name {
+                Some(name) => Ok(name.clone()),
+                None => source.public_path(None).map_err(|e| refuse(e.into())),
+            };
+            Ok(Wanted { wish: request.text.clone(), line: request.line, name: name?, source })
+        };
+        match &request.source {
+            WishSource::Image(source) => vec![make(source.clone())],
+            WishSource::Wildcard(wildcard) => match self.sources.tags(wildcard.repository()) {
+                Ok(tags) => {
+                    let mut tags: Vec<_> = tags.iter().filter_map(|tag| wildcard.select(tag)).collect();
+                    tags.sort();
+                    tags.into_iter().map(|reference| make(ImageSource::Registry(reference))).collect()
+                }
+                Err(e) => vec![Err(refuse(e))],
+            },
+        }
+    }
+
+    fn resolve_all(&self, wanted: &[Result<Wanted, WishOutcome>]) -> Vec<Result<ManifestDigest, Failure>> {
+        let next = AtomicUsize::new(0);
+        let results: Vec<Mutex<Option<Result<ManifestDigest, Failure>>>> =
+            wanted.iter().map(|_| Mutex::new(None)).collect();
+        std::thread::scope(|scope| {
+            for _ in 0..RESOLVERS.min(wanted.len()) {
+                scope.spawn(|| {
+                    while let Some(i) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|i| *i < wanted.len()) {
+                        if let Ok(wanted) = &wanted[i] {
+                            *results[i].lock() = Some(self.sources.resolve(&wanted.source));
+                        }
+                    }
+                });
+            }
+        });
+        let unasked = || Err(Failure::Elsewhere("the wish failed before".into()));
+        results.into_iter().map(|r| r.into_inner().unwrap_or_else(unasked)).collect()
+    }
+
+    /// Executes a plan.
+    pub fn apply(&self, plan: &Plan) -> Result<Report, Failure> {
+        let mut report = Report::new(&self.target.fqrn);
+        report.revision_before = Some(plan.revision);
+        let repository = self.target.repository()?;
+        report.revision = Some(repository.manifest().revision);
+        let algorithm = repository.algorithm();
+        let index = Arc::new(RawIndex::open(&self.target.paths.state, algorithm, self.target.codec)?);
+        let threads = std::thread::available_parallelism().map_or(2, usize::from);
+        let pool = Pool::start(self.target.store.clone(), index.clone(), algorithm, self.target.codec, threads);
+        let mut pass = Pass::new(self, &pool, plan);
+        pass.run();
+        index.flush()?;
+        if let Some(revision) = pass.revision {
+            report.revision = Some(revision);
+        }
+        report.wishes = pass.outcomes.into_iter().flatten().collect();
+        Ok(report)
+    }
+}
+
+fn failed(wanted: &Wanted, failure: &Failure) -> WishOutcome {
+    WishOutcome {
+        image: Some(image_name(&wanted.source)),
+        ..WishOutcome::failed(&wanted.wish, wanted.line, one_line(failure))
+    }
+}
+
+/// A layer on its way.
+#[derive(Debug)]
+enum Slot {
+    /// Being fetched.
+    Awaited,
+    /// Read, waiting for those below it.
+    Staged(Box<StagedLayer>),
+    /// Its catalog is stored; with the layer if it is not published yet.
+    Ready(cvmfs::catalog::NestedRef, Option<PreparedLayer>),
+    /// It failed, and so do the images that need it.
+    Failed(String),
+}
+
+/// What a reader sends.
+struct Arrived {
+    layer: LayerDigest,
+    bytes: u64,
+    stored: u64,
+    deduplicated: u64,
+    result: Result<Staged, Failure>,
+}
+
+enum Staged {
+    Waits(Box<StagedLayer>),
+    Done(PreparedLayer),
+}
+
+/// The execution of one plan.
+struct Pass<'a> {
+    converter: &'a Converter<'a>,
+    pool: &'a Pool,
+    plan: &'a Plan,
+    slots: HashMap<LayerDigest, Slot>,
+    /// Images by place in the plan that are not finished.
+    open: Vec<usize>,
+    ready: Vec<(usize, ReadyImage<'a>)>,
+    outcomes: Vec<Option<WishOutcome>>,
+    /// Which image pays for a layer in the report.
+    payer: HashMap<LayerDigest, usize>,
+    start: Instant,
+    revision: Option<u64>,
+}
+
+/// A layer to be fetched.
+struct Fetch<'a> {
+    layer: &'a Layer,
+    source: &'a ImageSource,
+    image: &'a str,
+}
+
+impl<'a> Pass<'a> {
+    fn new(converter: &'a Converter<'a>, pool: &'a Pool, plan: &'a Plan) -> Pass<'a> {
+        Pass {
+            converter,
+            pool,
+            plan,
+            slots: HashMap::new(),
+            open: Vec::new(),
+            ready: Vec::new(),
+            outcomes: plan.images.iter().map(|_| None).collect(),
+            payer: HashMap::new(),
+            start: Instant::now(),
+            revision: None,
+        }
+    }
+
+    fn run(&mut self) {
+        let fetches = self.begin();
+        let (send, arrivals) = unbounded::<Arrived>();
+        let next = AtomicUsize::new(0);
+        let (converter, pool) = (self.converter, self.pool);
+        std::thread::scope(|scope| {
+            for _ in 0..converter.options.jobs.max(1).min(fetches.len()) {
+                let (send, next, fetches) = (send.clone(), &next, &fetches);
+                scope.spawn(move || {
+                    while let Some(fetch) = fetches.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        // The coordinator listens until all readers are done.
+                        let _ = send.send(read(converter, pool, fetch));
+                    }
+                });
+            }
+            drop(send);
+            self.coordinate(&arrivals);
+        });
+    }
+
+    /// Sorts the plan: outcomes that stand already, slots, and what has to be fetched, in the order of the images.
+    fn begin(&mut self) -> Vec<Fetch<'a>> {
+        let mut fetches = Vec::new();
+        for (place, image) in self.plan.images.iter().enumerate() {
+            let image = match image {
+                Ok(image) => image,
+                Err(outcome) => {
+                    self.outcomes[place] = Some(outcome.clone());
+                    continue;
+                }
+            };
+            let mut outcome = WishOutcome::new(&image.wanted.wish, image.wanted.line, image.outcome);
+            outcome.image = Some(image.image.clone());
+            outcome.digest = Some(image.document.digest.to_string());
+            let count = |state| image.distinct_layers().filter(|l| l.state == state).count() as u64;
+            outcome.layers.known = count(LayerState::Published) + count(LayerState::Prepared);
+            self.outcomes[place] = Some(outcome);
+            if image.outcome == Outcome::Unchanged {
+                continue;
+            }
+            let total = Some(image.missing_bytes());
+            self.tell(Event::ImageStarted { image: &image.image, layers: image.layers.len(), total });
+            self.open.push(place);
+            for layer in image.distinct_layers() {
+                let digest = layer.layer.descriptor.digest;
+                if self.slots.contains_key(&digest) {
+                    continue;
+                }
+                let slot = match &layer.known {
+                    Some(known) => {
+                        let text = digest.to_string();
+                        self.tell(Event::LayerFinished { image: &image.image, layer: &text, bytes: 0, known: true });
+                        Slot::Ready(known.clone(), layer.prepared.clone())
+                    }
+                    None => {
+                        fetches.push(Fetch { layer: &layer.layer, source: &image.wanted.source, image: &image.image });
+                        self.payer.insert(digest, place);
+                        Slot::Awaited
+                    }
+                };
+                self.slots.insert(digest, slot);
+            }
+        }
+        fetches
+    }
+
+    fn coordinate(&mut self, arrivals: &Receiver<Arrived>) {
+        self.advance();
+        while let Ok(arrived) = arrivals.recv() {
+            self.take(arrived);
+            for more in arrivals.try_iter().collect::<Vec<_>>() {
+                self.take(more);
+            }
+            self.advance();
+        }
+        self.publish_ready();
+    }
+
+    fn take(&mut self, arrived: Arrived) {
+        if let Some(outcome) = self.payer.get(&arrived.layer).and_then(|place| self.outcomes[*place].as_mut()) {
+            outcome.layers.fetched += u64::from(arrived.result.is_ok());
+            outcome.bytes.downloaded += arrived.bytes;
+            outcome.bytes.stored += arrived.stored;
+            outcome.bytes.deduplicated += arrived.deduplicated;
+        }
+        let slot = match arrived.result {
+            Ok(Staged::Waits(staged)) => Slot::Staged(staged),
+            Ok(Staged::Done(prepared)) => Slot::Ready(prepared.reference(), Some(prepared)),
+            Err(e) => Slot::Failed(one_line(&e)),
+        };
+        self.slots.insert(arrived.layer, slot);
+    }
+
+    /// Brings every open image as far as its layers allow; publishes what is complete.
+    fn advance(&mut self) {
+        for place in std::mem::take(&mut self.open) {
+            let Ok(image) = &self.plan.images[place] else { continue };
+            match self.settle(image) {
+                Ok(false) => self.open.push(place),
+                Ok(true) => match self.complete(image) {
+                    Ok(ready) => self.ready.push((place, ready)),
+                    Err(e) => self.fail(place, &image.image, &one_line(&e)),
+                },
+                Err(what) => self.fail(place, &image.image, &what),
+            }
+            if self.ready.len() >= BATCH {
+                self.publish_ready();
+            }
+        }
+        self.publish_ready();
+    }
+
+    /// Prepares the layers of an image from the bottom up, as far as they have arrived; whether all are ready.
+    fn settle(&mut self, image: &ImagePlan) -> Result<bool, String> {
+        let target = self.converter.target;
+        let loader = Loader::new(&*target.store, target.scratch());
+        let mut below = Vec::new();
+        let digests: Vec<LayerDigest> = image.distinct_layers().map(|l| l.layer.descriptor.digest).collect();
+        if let Some(Slot::Failed(what)) =
+            digests.iter().filter_map(|d| self.slots.get(d)).find(|s| matches!(s, Slot::Failed(_)))
+        {
+            return Err(what.clone());
+        }
+        for digest in digests {
+            let slot = self.slots.remove(&digest).unwrap_or(Slot::Awaited);
+            let slot = match slot {
+                Slot::Staged(staged) => match staged.prepare(target, self.pool, &below) {
+                    Ok(prepared) => Slot::Ready(prepared.reference(), Some(prepared)),
+                    Err(e) => Slot::Failed(one_line(&e)),
+                },
+                other => other,
+            };
+            let result = match &slot {
+                Slot::Ready(reference, _) => Ok(Some(reference.clone())),
+                Slot::Failed(what) => Err(what.clone()),
+                _ => Ok(None),
+            };
+            self.slots.insert(digest, slot);
+            match result? {
+                Some(reference) => below.push(Lower::new(loader, reference)),
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// All layers are ready: makes the flat.
+    fn complete(&mut self, image: &'a ImagePlan) -> Result<ReadyImage<'a>, Failure> {
+        let ready = |digest: LayerDigest| match self.slots.get(&digest) {
+            Some(Slot::Ready(reference, prepared)) => (reference.clone(), prepared.clone()),
+            _ => unreachable!("settled before"),
+        };
+        let flat = if image.needs_flat {
+            self.tell(Event::ImageStage { image: &image.image, stage: "flattening" });
+            let stack: Vec<_> = image.layers.iter().map(|l| ready(l.layer.descriptor.digest).0).collect();
+            let permissions = self.converter.options.permissions;
+            let target = self.converter.target;
+            let flat = flatten(target, self.pool, image.manifest.config, &image.config, &stack, permissions)?;
+            if let Some(first) = &flat.first_unreadable {
+                let text = format!(
+                    "{}: {} files or directories of the flat image are not readable by everybody, the first is /{first}",
+                    image.image, flat.unreadable
+                );
+                self.tell(Event::Message { text: &text });
+            }
+            Some(flat)
+        } else {
+            None
+        };
+        let layers = image.distinct_layers().filter_map(|l| ready(l.layer.descriptor.digest).1).collect();
+        Ok(ReadyImage { plan: image, layers, flat })
+    }
+
+    fn publish_ready(&mut self) {
+        if self.ready.is_empty() {
+            return;
+        }
+        let (places, images): (Vec<usize>, Vec<ReadyImage<'_>>) = std::mem::take(&mut self.ready).into_iter().unzip();
+        for image in &images {
+            self.tell(Event::ImageStage { image: &image.plan.image, stage: "publishing" });
+        }
+        match publish(self.converter.target, &images) {
+            Ok(published) => {
+                self.revision = Some(published.repository.manifest().revision);
+                tracing::info!(
+                    revision = published.repository.manifest().revision,
+                    images = images.len(),
+                    catalogs = published.catalogs,
+                    catalog_bytes = published.catalog_bytes,
+                    "published"
+                );
+                for (place, image) in places.into_iter().zip(&images) {
+                    self.finish(place, &image.plan.image, None);
+                }
+            }
+            Err(e) => {
+                let what = one_line(&e);
+                for (place, image) in places.into_iter().zip(&images) {
+                    self.fail(place, &image.plan.image, &what);
+                }
+            }
+        }
+    }
+
+    fn fail(&mut self, place: usize, image: &str, what: &str) {
+        self.finish(place, image, Some(what));
+    }
+
+    fn finish(&mut self, place: usize, image: &str, error: Option<&str>) {
+        let seconds = self.start.elapsed().as_secs_f64();
+        let Some(outcome) = self.outcomes[place].as_mut() else { return };
+        outcome.seconds = seconds;
+        if let Some(what) = error {
+            outcome.outcome = Outcome::Failed;
+            outcome.error = Some(what.to_owned());
+        }
+        let outcome = outcome.outcome;
+        self.tell(Event::ImageFinished { image, outcome, error, seconds });
+    }
+
+    fn tell(&self, event: Event<'_>) {
+        self.converter.progress.event(event);
+    }
+}
+
+/// Reads one layer; prepares it at once if nothing below it matters.
+fn read(converter: &Converter<'_>, pool: &Pool, fetch: &Fetch<'_>) -> Arrived {
+    struct Teller<'a> {
+        progress: &'a dyn Progress,
+        image: &'a str,
+        layer: &'a str,
+        total: u64,
+    }
+    impl LayerProgress for Teller<'_> {
+        fn read(&self, bytes: u64) {
+            let (image, layer) = (self.image, self.layer);
+            self.progress.event(Event::LayerBytes { image, layer, done: bytes, total: Some(self.total) });
+        }
+    }
+    let descriptor = &fetch.layer.descriptor;
+    let text = descriptor.digest.to_string();
+    let teller = Teller { progress: &*converter.progress, image: fetch.image, layer: &text, total: descriptor.size };
+    let collector = Arc::new(Collector::default());
+    let work = || {
+        let blob = converter.sources.layer(fetch.source, descriptor).map_err(|e| e.of_layer(descriptor.digest))?;
+        let staged = read_layer(fetch.layer, blob, pool, &collector, &converter.options.limits.layer, &teller)?;
+        if staged.depends_on_lower() {
+            return Ok(Staged::Waits(Box::new(staged)));
+        }
+        Ok(Staged::Done(staged.prepare(converter.target, pool, &[])?))
+    };
+    let result = work();
+    let bytes = if result.is_ok() { descriptor.size } else { 0 };
+    if result.is_ok() {
+        teller.progress.event(Event::LayerFinished { image: fetch.image, layer: &text, bytes, known: false });
+    }
+    let cost = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    Arrived {
+        layer: descriptor.digest,
+        bytes,
+        stored: cost(&collector.cost.stored),
+        deduplicated: cost(&collector.cost.deduplicated),
+        result,
+    }
+}

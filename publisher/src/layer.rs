@@ -1,0 +1,429 @@
+//! One layer: from the bytes of its blob to a subtree that waits to be hung into the repository.
+//!
+//! One pass does it all: blob digest verified, unpacked, diff ID verified, members read, content stored, rows kept.
+//! Nothing is visible before; what was stored stays for the next run. A layer that depends on those below it (hard
+//! links into them, directories it does not list) is settled when those are known.
+
+use std::cell::OnceCell;
+use std::collections::HashSet;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cvmfs::catalog::NestedRef;
+use cvmfs::entry::{Entry, Flags};
+use cvmfs::hash::{ContentHash, ObjectKind};
+use cvmfs::object::{Compression, Encoder};
+use cvmfs::path::RepoPath;
+use cvmfs::store::{Store, fetch, put_content};
+use cvmfs::subtree::{Graft, SubtreeOptions, SubtreeWriter};
+use cvmfs::traversal::Loader;
+use image::digest::LayerDigest;
+use image::layer::{Layer as Tree, LayerBuilder, LayerError, StoreError};
+use image::layout::{FormatRecord, Layout, LayersJson, OwnedPath, timestamp};
+use image::manifest::Layer;
+use image::rootfs::{MergedLookup, TreeLookup};
+use image::tar::TarReader;
+use image::tree::{Node, NodeKind, TreePath};
+use serde::{Deserialize, Serialize};
+use time::UtcDateTime;
+
+use crate::cli::ArchiveLimits;
+use crate::content::{Collector, Content, Contents, Pool};
+use crate::decompress::Unpacked;
+use crate::failure::Failure;
+use crate::layer_rows::{LayerIndex, LayerRows};
+use crate::rows::{FileContent, to_entry};
+use crate::staging::{DatabaseStaging, Pending};
+use crate::target::{Target, directory_meta, file_meta};
+
+/// Rows from which a directory of a layer gets a catalog of its own. Layers are mounted as a whole and looked up in,
+/// not listed, so they are split later than flats.
+const LAYER_BUDGET: u64 = 50_000;
+/// Version of the files in `prepared/`.
+const PREPARED_SCHEMA: u32 = 1;
+const FORMAT_LIMIT: u64 = 64 << 20;
+
+/// A layer read and stored, its rows not yet in a catalog.
+#[derive(Debug)]
+pub struct StagedLayer {
+    layer: Layer,
+    tree: Tree<DatabaseStaging>,
+    contents: Contents,
+    size: u64,
+}
+
+/// A layer whose catalog is stored.
+#[derive(Debug, Clone)]
+pub struct PreparedLayer {
+    /// The layer.
+    pub digest: LayerDigest,
+    /// How it goes into the repository.
+    pub graft: Graft,
+}
+
+/// What reading a layer tells while it goes on.
+pub trait LayerProgress {
+    /// Packed bytes read so far.
+    fn read(&self, bytes: u64);
+}
+
+/// Reads a layer's blob and stores the content of its files.
+pub fn read_layer(
+    layer: &Layer,
+    blob: Box<dyn std::io::Read + Send>,
+    pool: &Pool,
+    collector: &Arc<Collector>,
+    limits: &ArchiveLimits,
+    progress: &dyn LayerProgress,
+) -> Result<StagedLayer, Failure> {
+    let digest = layer.descriptor.digest;
+    let read = || {
+        let unpacked = Unpacked::new(blob, limits)?;
+        let packed = unpacked.packed_counter();
+        let tar_limits = image::tar::Limits {
+            entries: limits.max_entries,
+            bytes: limits.max_layer_size,
+            header: limits.max_pax_header,
+            ..image::tar::Limits::default()
+        };
+        let mut tar = TarReader::with_limits(unpacked, tar_limits);
+        let staging = DatabaseStaging::new().map_err(|e| Failure::Content(format!("rows of the layer: {e}")))?;
+        let mut builder = LayerBuilder::<Pending, _>::new(staging);
+        let mut told = 0;
+        while let Some(entry) = tar.next_entry().map_err(tar_failure)? {
+            let content = match (&entry.kind, LayerBuilder::<Pending, DatabaseStaging>::wants_content(&entry)) {
+                (image::tar::TarKind::Regular { size }, true) => {
+                    Some(Pending::New(pool.store_file(collector, &mut tar.content(), *size)?))
+                }
+                _ => None,
+            };
+            builder.add(entry, content).map_err(layer_failure)?;
+            if packed.get() - told >= 1 << 20 {
+                told = packed.get();
+                progress.read(told);
+            }
+        }
+        let tree = builder.finish().map_err(layer_failure)?;
+        let (found, size) = tar.into_inner().finish()?;
+        progress.read(packed.get());
+        if found != layer.diff_id {
+            return Err(Failure::DiffId { expected: layer.diff_id, found });
+        }
+        let contents = collector.finish(pool.algorithm())?;
+        Ok(StagedLayer { layer: layer.clone(), tree, contents, size })
+    };
+    read().map_err(|e: Failure| e.of_layer(digest))
+}
+
+/// The failure that one of our own readers put in, or what the tar reader says.
+fn tar_failure(error: image::tar::TarError) -> Failure {
+    match error {
+        image::tar::TarError::Read { source, .. } => Failure::read("the archive")(source),
+        other => Failure::Tar(other),
+    }
+}
+
+fn layer_failure(error: LayerError) -> Failure {
+    Failure::Content(crate::error::one_line(&error))
+}
+
+impl StagedLayer {
+    /// Whether its rows depend on the layers below.
+    pub fn depends_on_lower(&self) -> bool {
+        !self.tree.pending_links.is_empty() || self.tree.implicit().next().is_some()
+    }
+
+    /// Digest of the blob.
+    pub fn digest(&self) -> LayerDigest {
+        self.layer.descriptor.digest
+    }
+
+    /// Settles what depends on the layers below (bottom first) and writes the catalog.
+    pub fn prepare(mut self, target: &Target, pool: &Pool, lower: &[Lower<'_>]) -> Result<PreparedLayer, Failure> {
+        let digest = self.digest();
+        self.prepare_inner(target, pool, lower).map_err(|e| e.of_layer(digest))
+    }
+
+    fn prepare_inner(&mut self, target: &Target, pool: &Pool, lower: &[Lower<'_>]) -> Result<PreparedLayer, Failure> {
+        if self.depends_on_lower() {
+            self.tree.settle(&merged(lower)).map_err(layer_failure)?;
+        }
+        let now = UtcDateTime::now();
+        let layout = Layout::new();
+        let digest = self.digest();
+        let path = repo_path(&layout, &OwnedPath::Layer(digest));
+        let algorithm = pool.algorithm();
+        let mut encoder = Encoder::new(algorithm, target.codec);
+        let format = self.tree.format_record(self.layer.diff_id, self.size, 0).to_bytes();
+        let record = LayersJson {
+            created: timestamp(now.unix_timestamp()),
+            layer: digest,
+            compressed_size: Some(self.layer.descriptor.size),
+            diff_id: self.layer.diff_id,
+            size: self.size,
+        }
+        .to_bytes();
+        let mut file = |bytes: &[u8]| {
+            let (hash, _) = put_content(&*target.store, &mut encoder, ObjectKind::File, bytes)?;
+            Ok::<_, Failure>(Entry::file("", file_meta(now), bytes.len() as u64, hash, pool.compression()))
+        };
+        let (format, record) = (file(&format)?, file(&record)?);
+        let options = subtree_options(target, algorithm, LAYER_BUDGET, now)?;
+        let root = Entry::directory("", directory_meta(now));
+        let mut writer = SubtreeWriter::new(target.store.clone(), options, &path, root.clone())?;
+        writer.add(b".metadata", root, 0, &[])?;
+        writer.add(b".metadata/format.json", format, 0, &[])?;
+        writer.add(b".metadata/layers.json", record, 0, &[])?;
+        let mut relative = Vec::new();
+        let contents = &self.contents;
+        self.tree.staging.for_each(|path, node| {
+            relative.clear();
+            relative.extend_from_slice(b"layerfs");
+            if !path.is_root() {
+                relative.push(b'/');
+                relative.extend_from_slice(path.as_bytes());
+            }
+            let group = node.link_group;
+            let node = node.map_content(|content| resolved(content, contents, pool.compression()));
+            let (entry, chunks) = to_entry(path.name(), node);
+            writer.add(&relative, entry, group, &chunks).map_err(|e| Visit(e.into()))
+        })?;
+        let graft = writer.finish()?;
+        let prepared = PreparedLayer { digest, graft };
+        prepared.remember(target)?;
+        Ok(prepared)
+    }
+}
+
+/// Carries failures through the iteration over rows.
+struct Visit(Failure);
+
+impl From<StoreError> for Visit {
+    fn from(error: StoreError) -> Visit {
+        Visit(Failure::Content(format!("rows of the layer: {error}")))
+    }
+}
+
+impl From<Visit> for Failure {
+    fn from(visit: Visit) -> Failure {
+        visit.0
+    }
+}
+
+fn resolved(content: Pending, contents: &Contents, compression: Compression) -> FileContent {
+    match content {
+        Pending::Known(known) => known,
+        Pending::New(ticket) => match contents.get(ticket) {
+            Content::Whole(hash) => FileContent::Whole(hash, compression),
+            Content::Chunks(chunks) => {
+                let algorithm = chunks.first().map(|c| c.hash.algorithm).unwrap_or_default();
+                FileContent::Chunks(chunks, algorithm, compression)
+            }
+        },
+    }
+}
+
+/// A layer that others stand on, to be asked for single rows; its catalog is fetched at the first question.
+#[derive(Debug)]
+pub struct Lower<'a> {
+    loader: Loader<'a>,
+    reference: NestedRef,
+    index: OnceCell<LayerIndex<'a>>,
+}
+
+impl<'a> Lower<'a> {
+    /// The layer whose catalog this is.
+    pub fn new(loader: Loader<'a>, reference: NestedRef) -> Lower<'a> {
+        Lower { loader, reference, index: OnceCell::new() }
+    }
+
+    fn get(&self, path: &TreePath) -> Result<Option<Node<FileContent>>, Failure> {
+        let index = match self.index.get() {
+            Some(index) => index,
+            None => {
+                let opened = LayerIndex::open(self.loader, &self.reference)?;
+                self.index.get_or_init(|| opened)
+            }
+        };
+        index.get(path)
+    }
+}
+
+impl TreeLookup<Pending> for Lower<'_> {
+    fn get(&self, path: &TreePath) -> Result<Option<Node<Pending>>, StoreError> {
+        Ok(Lower::get(self, path)?.map(|node| node.map_content(Pending::Known)))
+    }
+}
+
+/// Layers, bottom first, as one tree.
+pub fn merged<'a, 'b: 'a>(layers: &'a [Lower<'b>]) -> MergedLookup<'a, Pending> {
+    MergedLookup::new(layers.iter().map(|l| Box::new(l) as Box<dyn TreeLookup<Pending>>).collect())
+}
+
+/// How subtrees of images are written.
+pub fn subtree_options(
+    target: &Target,
+    algorithm: cvmfs::hash::Algorithm,
+    budget: u64,
+    now: UtcDateTime,
+) -> Result<SubtreeOptions, Failure> {
+    Ok(SubtreeOptions {
+        algorithm,
+        budget,
+        last_modified: now.unix_timestamp().max(0) as u64,
+        scratch: target.scratch().to_owned(),
+        marker: target.marker(algorithm, now)?,
+        workers: std::thread::available_parallelism().map_or(2, usize::from),
+    })
+}
+
+/// A path of ours as a path of the repository.
+pub fn repo_path(layout: &Layout, path: &OwnedPath) -> RepoPath {
+    RepoPath::ROOT.join_path(layout.print(path)).expect("the layout prints normal paths")
+}
+
+/// What is kept about a prepared layer until it is published.
+#[derive(Debug, Serialize, Deserialize)]
+struct Remembered {
+    schema: u32,
+    fqrn: String,
+    catalog: String,
+    size: u64,
+    catalogs: u64,
+    rows: u64,
+}
+
+impl PreparedLayer {
+    fn file(target: &Target, digest: LayerDigest) -> PathBuf {
+        target.paths.state.join("prepared").join(format!("{}.json", digest.hex()))
+    }
+
+    /// Keeps it for the next run, should this one not come to publish it.
+    fn remember(&self, target: &Target) -> Result<(), Failure> {
+        let path = PreparedLayer::file(target, self.digest);
+        let directory = path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(directory).map_err(Failure::io("create directory", directory))?;
+        let remembered = Remembered {
+            schema: PREPARED_SCHEMA,
+            fqrn: target.fqrn.clone(),
+            catalog: self.graft.catalog.to_string(),
+            size: self.graft.size,
+            catalogs: self.graft.catalogs,
+            rows: self.graft.rows,
+        };
+        let bytes = serde_json::to_vec(&remembered).expect("plain fields");
+        let mut file = tempfile::NamedTempFile::new_in(directory).map_err(Failure::io("create a file in", directory))?;
+        file.write_all(&bytes).map_err(Failure::io("write", &path))?;
+        file.persist(&path).map_err(|e| Failure::io("write", &path)(e.error))?;
+        Ok(())
+    }
+
+    /// A layer that an earlier run prepared. Every object it needs is proven to be there; anything doubtful is none.
+    pub fn recall(target: &Target, digest: LayerDigest) -> Option<PreparedLayer> {
+        let bytes = fs::read(PreparedLayer::file(target, digest)).ok()?;
+        let known: Remembered = serde_json::from_slice(&bytes).ok()?;
+        if known.schema != PREPARED_SCHEMA || known.fqrn != target.fqrn {
+            return None;
+        }
+        let path = repo_path(&Layout::new(), &OwnedPath::Layer(digest));
+        let reference = NestedRef { path, hash: known.catalog.parse().ok()?, size: known.size };
+        let loader = Loader::new(&*target.store, target.scratch());
+        let mut graft = graft_of(loader, &reference).ok()?;
+        (graft.catalogs, graft.rows) = (known.catalogs, known.rows);
+        objects_are_present(loader, &*target.store, &reference).ok()?.then_some(PreparedLayer { digest, graft })
+    }
+
+    /// It is published; nothing needs to be kept.
+    pub fn forget(target: &Target, digest: LayerDigest) {
+        // A leftover is found out of date and harmless.
+        let _ = fs::remove_file(PreparedLayer::file(target, digest));
+    }
+
+    /// Its catalog.
+    pub fn reference(&self) -> NestedRef {
+        NestedRef { path: self.graft.path.clone(), hash: self.graft.catalog, size: self.graft.size }
+    }
+}
+
+/// The graft of a stored catalog.
+pub fn graft_of(loader: Loader<'_>, reference: &NestedRef) -> Result<Graft, Failure> {
+    let catalog = loader.load(reference)?;
+    let root = catalog.lookup_path(&reference.path)?.ok_or_else(|| {
+        Failure::Content(format!("the catalog of {} has no root entry", reference.path))
+    })?;
+    let entry = Entry { flags: root.entry.flags.without(Flags::NESTED_ROOT), ..root.entry };
+    let counters = catalog.counters()?;
+    Ok(Graft {
+        path: reference.path.clone(),
+        entry,
+        catalog: reference.hash,
+        size: reference.size,
+        counters,
+        catalogs: 1,
+        rows: counters.total().entries().max(0) as u64,
+    })
+}
+
+/// Whether all objects that the catalogs name are in the store.
+fn objects_are_present(loader: Loader<'_>, store: &dyn Store, reference: &NestedRef) -> Result<bool, Failure> {
+    let mut seen: HashSet<ContentHash> = HashSet::new();
+    let catalog = loader.load(reference)?;
+    let mut present = true;
+    let mut after = 0;
+    loop {
+        let rows = catalog.rows_after(after, 4096)?;
+        let Some(last) = rows.last() else { break };
+        after = last.rowid;
+        seen.clear();
+        for row in rows {
+            if let Some(hash) = row.entry.content.filter(|h| seen.insert(*h)) {
+                present &= store.exists(hash.object(ObjectKind::File))?;
+            }
+            if row.entry.flags.is_chunked() {
+                for chunk in catalog.chunks(row.key, row.entry.algorithm())? {
+                    present &= store.exists(chunk.hash.object(ObjectKind::Chunk))?;
+                }
+            }
+        }
+        if !present {
+            return Ok(false);
+        }
+    }
+    for nested in catalog.nested_all()? {
+        if !store.exists(nested.hash.object(ObjectKind::Catalog))? || !objects_are_present(loader, store, &nested)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The record of how a published layer was written.
+pub fn format_record(loader: Loader<'_>, reference: &NestedRef) -> Result<Option<FormatRecord>, Failure> {
+    let catalog = loader.load(reference)?;
+    let path = reference.path.join(".metadata").join("format.json");
+    let Some(row) = catalog.lookup_path(&path)? else { return Ok(None) };
+    let Some(hash) = row.entry.content else { return Ok(None) };
+    let mut bytes = Vec::new();
+    fetch(loader.store(), hash.object(ObjectKind::File), row.entry.compression(), FORMAT_LIMIT, &mut bytes)?;
+    Ok(Some(FormatRecord::parse(&bytes)?))
+}
+
+/// The rows of a published or prepared layer as the merge wants them: directories that the layer did not list are
+/// marked, so that they take the metadata of what is below.
+pub fn merge_rows<'a>(
+    loader: Loader<'a>,
+    reference: &NestedRef,
+) -> Result<impl Iterator<Item = Result<(TreePath, Node<FileContent>), Failure>> + use<'a>, Failure> {
+    let implicit: HashSet<Vec<u8>> = format_record(loader, reference)?
+        .map(|record| record.implicit.into_iter().map(String::into_bytes).collect())
+        .unwrap_or_default();
+    Ok(LayerRows::open(loader, reference)?.map(move |row| {
+        let (path, mut node) = row?;
+        if let NodeKind::Directory { implicit: flag, .. } = &mut node.kind {
+            *flag = !implicit.is_empty() && implicit.contains(path.as_bytes());
+        }
+        Ok((path, node))
+    }))
+}

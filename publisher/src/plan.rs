@@ -1,0 +1,256 @@
+//! Wishes against what is published: a value that says what has to be done, and is printed or executed as it is.
+//!
+//! Resolving costs one conditional request an image. Documents that the repository has (`.index/manifest`,
+//! `.index/config`) are read from there.
+
+use std::collections::HashSet;
+
+use cvmfs::catalog::NestedRef;
+use cvmfs::hash::ObjectKind;
+use cvmfs::store::fetch;
+use cvmfs::transaction::Transaction;
+use image::digest::{LayerDigest, ManifestDigest};
+use image::layout::{ImageFile, IndexKey, Layout, OwnedPath, StatusRecord};
+use image::manifest::{Config, Document, Layer, MAX_DOCUMENT, Manifest};
+use image::platform::{Platform, choose};
+use image::reference::{ImageSource, PublicName};
+use serde::Serialize;
+
+use crate::cli::ImageLimits;
+use crate::failure::Failure;
+use crate::layer::{PreparedLayer, repo_path};
+use crate::report::Outcome;
+use crate::source::{RawDocument, Sources};
+use crate::target::Target;
+
+/// One image that somebody wants published.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The wish, as it stands in the list or on the command line.
+    pub wish: String,
+    /// Its line.
+    pub line: Option<u64>,
+    /// Where the image is.
+    pub source: ImageSource,
+    /// Where it is to appear.
+    pub name: PublicName,
+}
+
+/// Where a layer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LayerState {
+    /// In the repository.
+    Published,
+    /// Stored by an earlier run, not published yet.
+    Prepared,
+    /// To be fetched.
+    Missing,
+}
+
+/// A layer of an image.
+#[derive(Debug, Clone)]
+pub struct LayerPlan {
+    /// The layer.
+    pub layer: Layer,
+    /// Where it is.
+    pub state: LayerState,
+    /// Its catalog, if it has one.
+    pub known: Option<NestedRef>,
+    /// As an earlier run prepared it.
+    pub prepared: Option<PreparedLayer>,
+}
+
+/// What has to be done for one image.
+#[derive(Debug, Clone)]
+pub struct ImagePlan {
+    /// What is wanted.
+    pub wanted: Wanted,
+    /// The image's name in full.
+    pub image: String,
+    /// Where it is to appear.
+    pub name: PublicName,
+    /// The index through which it was found, if there is one.
+    pub index: Option<RawDocument>,
+    /// Its manifest, raw.
+    pub document: RawDocument,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// Its config, raw.
+    pub config_bytes: Vec<u8>,
+    /// Its config.
+    pub config: Config,
+    /// For which machines it is.
+    pub platform: Platform,
+    /// Layers, bottom first.
+    pub layers: Vec<LayerPlan>,
+    /// Whether the flat has to be made.
+    pub needs_flat: bool,
+    /// What will have happened when this plan was executed.
+    pub outcome: Outcome,
+}
+
+impl ImagePlan {
+    /// Compressed bytes to be fetched.
+    pub fn missing_bytes(&self) -> u64 {
+        let mut seen = HashSet::new();
+        let missing = self.layers.iter().filter(|l| l.state == LayerState::Missing);
+        missing.map(|l| &l.layer.descriptor).filter(|d| seen.insert(d.digest)).map(|d| d.size).sum()
+    }
+
+    /// The distinct layers, bottom first.
+    pub fn distinct_layers(&self) -> impl Iterator<Item = &LayerPlan> {
+        let mut seen: HashSet<LayerDigest> = HashSet::new();
+        self.layers.iter().filter(move |l| seen.insert(l.layer.descriptor.digest))
+    }
+}
+
+/// Makes plans against one revision of the repository.
+#[derive(Debug)]
+pub struct Planner<'a> {
+    target: &'a Target,
+    sources: &'a Sources,
+    limits: &'a ImageLimits,
+    platform: Platform,
+    view: Transaction,
+    layout: Layout,
+}
+
+impl<'a> Planner<'a> {
+    /// Plans against the current revision.
+    pub fn new(
+        target: &'a Target,
+        sources: &'a Sources,
+        limits: &'a ImageLimits,
+        platform: Platform,
+    ) -> Result<Planner<'a>, Failure> {
+        let view = target.view(time::UtcDateTime::now())?;
+        Ok(Planner { target, sources, limits, platform, view, layout: Layout::new() })
+    }
+
+    /// What has to be done for an image whose tag was resolved to `digest`.
+    pub fn plan(&mut self, wanted: &Wanted, digest: ManifestDigest) -> Result<ImagePlan, Failure> {
+        let (index, document, manifest) = self.choose(&wanted.source, digest)?;
+        if manifest.layers.len() > self.limits.max_layers {
+            let what = format!("the image has {} layers", manifest.layers.len());
+            return Err(Failure::Limit { what, option: "--max-layers" });
+        }
+        let config_bytes = match self.indexed(IndexKey::Config(manifest.config))? {
+            Some(bytes) => bytes,
+            None => self.sources.config(&wanted.source, &manifest)?,
+        };
+        let config = Config::parse(&config_bytes)?;
+        let platform = config.platform.clone().unwrap_or_else(|| self.platform.clone());
+        if !self.platform.runs(&platform) {
+            return Err(Failure::Content(format!("the image is for {platform}; {} was asked for", self.platform)));
+        }
+        let layers = manifest
+            .layers_with(&config)?
+            .into_iter()
+            .map(|layer| self.plan_layer(layer))
+            .collect::<Result<Vec<_>, _>>()?;
+        for foreign in manifest.foreign() {
+            tracing::warn!(image = %wanted.source, layer = %foreign.digest, "foreign layer is in no registry; left out");
+        }
+        let needs_flat = self.lookup(&OwnedPath::Flat(manifest.config))?.is_none();
+        let outcome = self.outcome(wanted, &document, &manifest, needs_flat, &layers)?;
+        Ok(ImagePlan {
+            image: image_name(&wanted.source),
+            name: wanted.name.clone(),
+            wanted: wanted.clone(),
+            index,
+            document,
+            manifest,
+            config_bytes,
+            config,
+            platform,
+            layers,
+            needs_flat,
+            outcome,
+        })
+    }
+
+    fn choose(
+        &mut self,
+        source: &ImageSource,
+        digest: ManifestDigest,
+    ) -> Result<(Option<RawDocument>, RawDocument, Manifest), Failure> {
+        let first = self.document(source, digest)?;
+        match first.parse()? {
+            Document::Manifest(manifest) => Ok((None, first, manifest)),
+            Document::Index(index) => {
+                let choice = choose(&index, &self.platform)?;
+                tracing::debug!(image = %source, why = choice.why, "platform chosen");
+                let second = self.document(source, choice.entry.digest)?;
+                match second.parse()? {
+                    Document::Manifest(manifest) => Ok((Some(first), second, manifest)),
+                    Document::Index(_) => Err(Failure::Content("an index within an index is not supported".into())),
+                }
+            }
+        }
+    }
+
+    fn document(&mut self, source: &ImageSource, digest: ManifestDigest) -> Result<RawDocument, Failure> {
+        match self.indexed(IndexKey::Manifest(digest))? {
+            Some(bytes) => Ok(RawDocument { digest, bytes, media_type: None }),
+            None => self.sources.document(source, digest),
+        }
+    }
+
+    /// A raw document that the repository has.
+    fn indexed(&mut self, key: IndexKey) -> Result<Option<Vec<u8>>, Failure> {
+        self.read(&OwnedPath::Index(key))
+    }
+
+    fn read(&mut self, path: &OwnedPath) -> Result<Option<Vec<u8>>, Failure> {
+        let Some(entry) = self.lookup(path)? else { return Ok(None) };
+        let Some(hash) = entry.content else { return Ok(None) };
+        let mut bytes = Vec::new();
+        let id = hash.object(ObjectKind::File);
+        fetch(&*self.target.store, id, entry.compression(), MAX_DOCUMENT as u64, &mut bytes)?;
+        Ok(Some(bytes))
+    }
+
+    fn lookup(&mut self, path: &OwnedPath) -> Result<Option<cvmfs::entry::Entry>, Failure> {
+        Ok(self.view.lookup(&repo_path(&self.layout, path))?)
+    }
+
+    fn plan_layer(&mut self, layer: Layer) -> Result<LayerPlan, Failure> {
+        let digest = layer.descriptor.digest;
+        let at = repo_path(&self.layout, &OwnedPath::Layer(digest));
+        if let Some(known) = self.view.nested_reference(&at)? {
+            return Ok(LayerPlan { layer, state: LayerState::Published, known: Some(known), prepared: None });
+        }
+        let prepared = PreparedLayer::recall(self.target, digest);
+        let state = if prepared.is_some() { LayerState::Prepared } else { LayerState::Missing };
+        let known = prepared.as_ref().map(PreparedLayer::reference);
+        Ok(LayerPlan { layer, state, known, prepared })
+    }
+
+    fn outcome(
+        &mut self,
+        wanted: &Wanted,
+        document: &RawDocument,
+        manifest: &Manifest,
+        needs_flat: bool,
+        layers: &[LayerPlan],
+    ) -> Result<Outcome, Failure> {
+        let public = OwnedPath::Public { platform: None, name: wanted.name.clone() };
+        let expected = self.layout.link(&public, &OwnedPath::Flat(manifest.config));
+        let Some(entry) = self.lookup(&public)? else { return Ok(Outcome::Added) };
+        let file = |file| OwnedPath::ImageFile { platform: None, name: wanted.name.clone(), file };
+        let status = self.read(&file(ImageFile::Status))?.and_then(|s| StatusRecord::parse(&s).ok());
+        let is_recorded = self.lookup(&file(ImageFile::Manifest))?.is_some();
+        let is_complete = !needs_flat && is_recorded && layers.iter().all(|l| l.state == LayerState::Published);
+        let is_same = entry.symlink == expected.as_bytes() && status.is_some_and(|s| s.digest == document.digest);
+        Ok(if is_same && is_complete { Outcome::Unchanged } else { Outcome::Updated })
+    }
+}
+
+/// The name of an image in full, as records state it.
+pub fn image_name(source: &ImageSource) -> String {
+    match source {
+        ImageSource::Registry(reference) => reference.whole_name(),
+        other => other.to_string(),
+    }
+}

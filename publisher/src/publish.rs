@@ -1,0 +1,198 @@
+//! Makes prepared images visible: one transaction for all that are ready.
+//!
+//! Grafts, index links, records, public links — a reader sees all of an image or nothing. What is there already (another
+//! publisher may have been faster) is left as it is.
+
+use cvmfs::entry::Entry;
+use cvmfs::hash::ObjectKind;
+use cvmfs::object::Encoder;
+use cvmfs::path::RepoPath;
+use cvmfs::store::put_content;
+use cvmfs::subtree::Graft;
+use cvmfs::transaction::{Published, Transaction};
+use image::digest::ChainId;
+use image::layout::{CatalogRule, ImageFile, IndexKey, Layout, OwnedPath, StatusRecord, timestamp};
+use time::UtcDateTime;
+
+use crate::failure::Failure;
+use crate::flat::PreparedFlat;
+use crate::layer::{PreparedLayer, repo_path};
+use crate::plan::ImagePlan;
+use crate::target::{Target, directory_meta, file_meta};
+
+/// What wrote the records.
+const GENERATOR: &str = concat!("cvmfs-publisher ", env!("CARGO_PKG_VERSION"));
+
+/// An image with all its parts, none of them visible yet.
+#[derive(Debug)]
+pub struct ReadyImage<'a> {
+    /// What is to be published.
+    pub plan: &'a ImagePlan,
+    /// Layers that the repository did not have when the plan was made.
+    pub layers: Vec<PreparedLayer>,
+    /// Its flat, unless the repository had it.
+    pub flat: Option<PreparedFlat>,
+}
+
+/// Publishes images in one transaction.
+pub fn publish(target: &Target, images: &[ReadyImage<'_>]) -> Result<Published, Failure> {
+    let now = UtcDateTime::now();
+    let lock = target.lock()?;
+    let mut transaction = target.begin(&lock, now)?;
+    let repository = target.repository()?;
+    let mut hand = Hand {
+        target,
+        encoder: Encoder::new(repository.algorithm(), target.codec),
+        layout: Layout::new(),
+        now,
+        revision: repository.manifest().revision + 1,
+        transaction: &mut transaction,
+    };
+    for image in images {
+        hand.hang(image)?;
+    }
+    let published = target.commit(transaction)?;
+    for layer in images.iter().flat_map(|image| &image.layers) {
+        PreparedLayer::forget(target, layer.digest);
+    }
+    Ok(published)
+}
+
+struct Hand<'a> {
+    target: &'a Target,
+    encoder: Encoder,
+    layout: Layout,
+    now: UtcDateTime,
+    revision: u64,
+    transaction: &'a mut Transaction,
+}
+
+impl Hand<'_> {
+    fn hang(&mut self, image: &ReadyImage<'_>) -> Result<(), Failure> {
+        let plan = image.plan;
+        for layer in &image.layers {
+            self.graft(&OwnedPath::Layer(layer.digest), &layer.graft)?;
+        }
+        if let Some(flat) = &image.flat {
+            self.graft(&OwnedPath::Flat(plan.manifest.config), &flat.graft)?;
+        }
+        self.index(plan)?;
+        let record = |file| OwnedPath::ImageFile { platform: None, name: plan.name.clone(), file };
+        self.file(&record(ImageFile::RawManifest), &plan.document.bytes)?;
+        self.file(&record(ImageFile::Config), &plan.config_bytes)?;
+        let status = StatusRecord {
+            image: plan.image.clone(),
+            digest: plan.document.digest,
+            config: plan.manifest.config,
+            platform: plan.platform.clone(),
+            published: timestamp(self.now.unix_timestamp()),
+            revision: self.revision,
+            generator: GENERATOR.to_owned(),
+        };
+        self.file(&record(ImageFile::Status), &status.to_bytes())?;
+        self.file(&record(ImageFile::Manifest), &plan.manifest.record().to_bytes())?;
+        let public = OwnedPath::Public { platform: None, name: plan.name.clone() };
+        self.link(&public, &OwnedPath::Flat(plan.manifest.config))
+    }
+
+    fn index(&mut self, plan: &ImagePlan) -> Result<(), Failure> {
+        let diff_ids: Vec<_> = plan.layers.iter().map(|l| l.layer.diff_id).collect();
+        for (layer, chain) in plan.layers.iter().zip(ChainId::stack(&diff_ids)) {
+            let to = OwnedPath::Layer(layer.layer.descriptor.digest);
+            self.first_link(&OwnedPath::Index(IndexKey::DiffId(layer.layer.diff_id)), &to)?;
+            self.first_link(&OwnedPath::Index(IndexKey::ChainId(chain)), &to)?;
+        }
+        self.first_file(&OwnedPath::Index(IndexKey::Config(plan.manifest.config)), &plan.config_bytes)?;
+        for document in plan.index.iter().chain([&plan.document]) {
+            self.first_file(&OwnedPath::Index(IndexKey::Manifest(document.digest)), &document.bytes)?;
+        }
+        Ok(())
+    }
+
+    fn graft(&mut self, path: &OwnedPath, graft: &Graft) -> Result<(), Failure> {
+        let at = repo_path(&self.layout, path);
+        if self.transaction.lookup(&at)?.is_some() {
+            return Ok(());
+        }
+        if !self.target.store.exists(graft.catalog.object(ObjectKind::Catalog))? {
+            return Err(Failure::Content(format!("the catalog of {at} is not in the storage any more; run again")));
+        }
+        self.directories(path, &at)?;
+        Ok(self.transaction.graft(graft)?)
+    }
+
+    /// A link whose first writer stays, as long as it leads somewhere.
+    fn first_link(&mut self, path: &OwnedPath, to: &OwnedPath) -> Result<(), Failure> {
+        let at = repo_path(&self.layout, path);
+        if let Some(entry) = self.transaction.lookup(&at)? {
+            let leads_to = std::str::from_utf8(&entry.symlink).ok().and_then(|t| self.layout.parse_link(path, t));
+            if let Some(found) = leads_to
+                && self.transaction.lookup(&repo_path(&self.layout, &found))?.is_some()
+            {
+                return Ok(());
+            }
+        }
+        self.link(path, to)
+    }
+
+    fn link(&mut self, path: &OwnedPath, to: &OwnedPath) -> Result<(), Failure> {
+        let at = repo_path(&self.layout, path);
+        let target = self.layout.link(path, to);
+        let old = self.transaction.lookup(&at)?;
+        if old.as_ref().is_some_and(|e| e.symlink == target.as_bytes()) {
+            return Ok(());
+        }
+        if old.is_some_and(|e| e.symlink.is_empty()) {
+            return Err(Failure::Content(format!(
+                "{at} exists and is no image of ours; nothing was published over it (remove it, or publish with --as NAME:TAG)"
+            )));
+        }
+        self.directories(path, &at)?;
+        let meta = cvmfs::entry::Meta { permissions: 0o777, ..file_meta(self.now) };
+        self.transaction.put(&at, Entry::symlink(at.name(), meta, target), &[])?;
+        self.split_large(path)
+    }
+
+    fn first_file(&mut self, path: &OwnedPath, bytes: &[u8]) -> Result<(), Failure> {
+        match self.transaction.lookup(&repo_path(&self.layout, path))? {
+            Some(_) => Ok(()),
+            None => self.file(path, bytes),
+        }
+    }
+
+    fn file(&mut self, path: &OwnedPath, bytes: &[u8]) -> Result<(), Failure> {
+        let at = repo_path(&self.layout, path);
+        let (hash, _) = put_content(&*self.target.store, &mut self.encoder, ObjectKind::File, bytes)?;
+        if self.transaction.lookup(&at)?.is_some_and(|e| e.content == Some(hash)) {
+            return Ok(());
+        }
+        self.directories(path, &at)?;
+        let compression = self.target.codec.compression();
+        let entry = Entry::file(at.name(), file_meta(self.now), bytes.len() as u64, hash, compression);
+        self.transaction.put(&at, entry, &[])?;
+        self.split_large(path)
+    }
+
+    /// Makes the directories above a path, with the nested catalogs that the layout wants.
+    fn directories(&mut self, path: &OwnedPath, at: &RepoPath) -> Result<(), Failure> {
+        let Some(parent) = at.parent() else { return Ok(()) };
+        let starts: Vec<RepoPath> = self
+            .layout
+            .nested_catalogs(path)
+            .into_iter()
+            .filter(|n| n.rule == CatalogRule::Always)
+            .filter_map(|n| RepoPath::ROOT.join_path(n.path).ok())
+            .collect();
+        let meta = directory_meta(self.now);
+        Ok(self.transaction.ensure_directories(&parent, meta, &|p| starts.contains(p))?)
+    }
+
+    /// Directories of names become catalogs of their own when they have grown large.
+    fn split_large(&mut self, path: &OwnedPath) -> Result<(), Failure> {
+        let large = self.layout.nested_catalogs(path).into_iter().filter(|n| n.rule == CatalogRule::WhenLarge);
+        for directory in large.filter_map(|n| RepoPath::ROOT.join_path(n.path).ok()) {
+            self.transaction.split_if_larger(&directory, Layout::LARGE_DIRECTORY as u64)?;
+        }
+        Ok(())
+    }
+}
