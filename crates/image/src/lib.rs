@@ -6,6 +6,7 @@
 //! [`tar`] takes a layer apart, [`tree`] is the form in which it goes on; [`layout`] knows where all of it lies in a
 //! repository.
 
+pub mod apptainer;
 pub mod digest;
 pub mod layer;
 pub mod layout;
