@@ -211,9 +211,9 @@ fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
     }
 }
 
-/// Whether the client behind a mountpoint is gone.
+/// Whether the client behind a mountpoint is gone. `stat` would not tell while the kernel has its answer cached.
 fn is_dead(mountpoint: &Path) -> bool {
-    std::fs::metadata(mountpoint).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
+    nix::sys::statvfs::statvfs(mountpoint) == Err(nix::errno::Errno::ENOTCONN)
 }
 
 /// The list of numbers of this mountpoint; the first free one if somebody else uses a mountpoint of the same

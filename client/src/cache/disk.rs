@@ -63,10 +63,9 @@ pub struct DiskCache {
 impl DiskCache {
     /// Opens the cache in `directory`, creating it where needed, bounded by `limit` bytes.
     pub fn open(directory: &Path, limit: Option<u64>) -> Result<DiskCache, CacheError> {
-        let private = |path: &Path| DirBuilder::new().recursive(true).mode(0o700).create(path);
         private(directory).map_err(io_error("create", directory))?;
         check_format(directory)?;
-        for name in (0..=255u8).map(|byte| format!("{byte:02x}")).chain(["txn".into(), "inodes".into()]) {
+        for name in ["txn", "inodes"] {
             let path = directory.join(name);
             private(&path).map_err(io_error("create", &path))?;
         }
@@ -132,7 +131,16 @@ impl DiskCache {
         let size = partial.file.as_file().metadata().map_err(io_error("examine", &path))?.len();
         let Partial { file, reservation } = partial;
         reservation.commit(size)?;
-        file.persist(&path).map_err(|e| io_error("rename an object to", path)(e.error))
+        match file.persist(&path) {
+            Ok(file) => Ok(file),
+            // The first object of its bucket.
+            Err(e) if e.error.kind() == io::ErrorKind::NotFound => {
+                let bucket = path.parent().unwrap_or(&self.directory);
+                private(bucket).map_err(io_error("create", bucket))?;
+                e.file.persist(&path).map_err(|e| io_error("rename an object to", path)(e.error))
+            }
+            Err(e) => Err(io_error("rename an object to", path)(e.error)),
+        }
     }
 
     /// Removes an object that turned out to be unusable.
@@ -160,6 +168,11 @@ impl Write for Partial<'_> {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Makes a directory for this user alone; it may be there already.
+fn private(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 fn check_format(directory: &Path) -> Result<(), CacheError> {
