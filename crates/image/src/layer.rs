@@ -158,6 +158,8 @@ pub struct Layer<S> {
     implicit: BTreeSet<TreePath>,
     /// are there more?
     implicit_more: bool,
+    /// has any directory been opaque? Nearly no layer has one, and then there is less to look up
+    has_opaque: bool,
     /// number of the next group of hard links
     next_group: u64,
     rows_added: u64,
@@ -173,6 +175,7 @@ impl<C: Clone, S: Staging<C>> LayerBuilder<C, S> {
             counts: Counts::default(),
             implicit: BTreeSet::new(),
             implicit_more: false,
+            has_opaque: false,
             next_group: 1,
             rows_added: 0,
         };
@@ -369,6 +372,7 @@ impl<S> Layer<S> {
         if self.rows_added > ROWS_MAX {
             return Err(LayerError::TooMany { what: "rows", limit: ROWS_MAX });
         }
+        self.has_opaque |= node.is_opaque();
         if !node.is_implicit() {
             self.implicit.remove(path);
         } else if self.implicit.len() < IMPLICIT_MAX {
@@ -521,5 +525,7 @@ impl<S> Layer<S> {
     }
 }
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

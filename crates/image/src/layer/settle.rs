@@ -86,11 +86,11 @@ impl<S> Layer<S> {
     }
 
     /// Does this layer hide what lower layers have at a path: is it or anything above it opaque?
-    fn hides_lower<C>(&self, path: &TreePath) -> Result<bool, LayerError>
+    pub(super) fn hides_lower<C>(&self, path: &TreePath) -> Result<bool, LayerError>
     where
         S: Staging<C>,
     {
-        let mut at = Some(path.clone());
+        let mut at = self.has_opaque.then(|| path.clone());
         while let Some(path) = at {
             if self.get(&path)?.is_some_and(|node| node.is_opaque()) {
                 return Ok(true);
@@ -101,7 +101,11 @@ impl<S> Layer<S> {
     }
 
     /// The target of a link at a path, seen through this layer.
-    fn union_link<C>(&self, lower: &dyn TreeLookup<C>, path: &TreePath) -> Result<Option<Vec<u8>>, LayerError>
+    pub(super) fn union_link<C>(
+        &self,
+        lower: &dyn TreeLookup<C>,
+        path: &TreePath,
+    ) -> Result<Option<Vec<u8>>, LayerError>
     where
         S: Staging<C>,
     {
@@ -118,7 +122,11 @@ impl<S> Layer<S> {
     }
 
     /// Can a directory be at this path, seen through this layer?
-    fn is_directory_or_nothing<C>(&self, lower: &dyn TreeLookup<C>, path: &TreePath) -> Result<bool, LayerError>
+    pub(super) fn is_directory_or_nothing<C>(
+        &self,
+        lower: &dyn TreeLookup<C>,
+        path: &TreePath,
+    ) -> Result<bool, LayerError>
     where
         S: Staging<C>,
     {
