@@ -12,6 +12,7 @@ use image::platform::Platform;
 use registry::{Client, ClientConfig, Credentials};
 use time::UtcDateTime;
 
+use crate::check_report;
 use crate::cli::{self, Conversion, Environment, Global, HashName, Paths, print_result};
 use crate::convert::{ConvertOptions, Converter, Plan, Request};
 use crate::error::{CommandError, ExitStatus};
@@ -60,7 +61,16 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
                 .collect();
             let refused: Vec<WishOutcome> = list.failed_wishes().collect();
             let ignored = |name: &str| list.ignores_errors(name);
-            convert(&target, &requests, refused, &arguments.conversion, arguments.dry_run, global.json, progress, &ignored)
+            convert(
+                &target,
+                &requests,
+                refused,
+                &arguments.conversion,
+                arguments.dry_run,
+                global.json,
+                progress,
+                &ignored,
+            )
         }
         cli::Command::ConvertImage(arguments) => {
             let target = open(&arguments.fqrn)?;
@@ -226,14 +236,14 @@ fn check_repository(arguments: &cli::Check, paths: &Paths, json: bool) -> Result
     let store = LocalStore::open(&paths.storage);
     let scratch = tempfile::tempdir().map_err(CommandError::failed)?;
     let key = paths.keys.join(format!("{}.pub", arguments.fqrn));
-    let pem = std::fs::read_to_string(&key)
-        .map_err(|e| Failure::io("read", &key)(e).into_command_error())
-        .map_err(|e| CommandError::repository(e).hint("check needs the public master key; give its place with --keys"))?;
+    let pem =
+        std::fs::read_to_string(&key).map_err(|e| Failure::io("read", &key)(e).into_command_error()).map_err(|e| {
+            CommandError::repository(e).hint("check needs the public master key; give its place with --keys")
+        })?;
     let master = cvmfs::signature::PublicKey::from_pem(&pem)
         .map_err(|source| Failure::Key { path: key.clone(), source }.into_command_error())?;
     let master_keys = [master];
-    let anchor =
-        Anchor { name: &arguments.fqrn, master_keys: &master_keys, blacklist: &[], now: UtcDateTime::now() };
+    let anchor = Anchor { name: &arguments.fqrn, master_keys: &master_keys, blacklist: &[], now: UtcDateTime::now() };
     let mut options = Options::new(scratch.path());
     options.identity = Identity::Trusted(&anchor);
     options.reflog_checksum = reflog_checksum(&store, paths);
@@ -243,7 +253,11 @@ fn check_repository(arguments: &cli::Check, paths: &Paths, json: bool) -> Result
         let threads = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
         report.merge(scrub(&store, threads).map_err(unreadable)?);
     }
-    print_result(&if json { format!("{report:?}\n") } else { format!("{report:#?}\n") })?;
+    print_result(&if json {
+        check_report::to_json(&report, &arguments.fqrn)
+    } else {
+        check_report::to_text(&report, &arguments.fqrn)
+    })?;
     Ok(if report.is_sound() { ExitStatus::Success } else { ExitStatus::Failed })
 }
 

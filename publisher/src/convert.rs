@@ -68,7 +68,7 @@ pub struct Plan {
     /// Revision that the plan was made against.
     pub revision: u64,
     /// Images with their plans, and wishes that failed already.
-    pub images: Vec<Result<ImagePlan, WishOutcome>>,
+    pub images: Vec<Result<ImagePlan, Box<WishOutcome>>>,
 }
 
 /// Converts images into one repository.
@@ -87,7 +87,8 @@ pub struct Converter<'a> {
 impl Converter<'_> {
     /// Asks the registries and compares with the repository.
     pub fn plan(&self, requests: &[Request]) -> Result<Plan, Failure> {
-        let mut planner = Planner::new(self.target, &self.sources, &self.options.limits, self.options.platform.clone())?;
+        let mut planner =
+            Planner::new(self.target, &self.sources, &self.options.limits, self.options.platform.clone())?;
         let revision = self.target.repository()?.manifest().revision;
         let mut wanted = Vec::new();
         for request in requests {
@@ -107,8 +108,8 @@ impl Converter<'_> {
     }
 
     /// The images of a wish; a wildcard has many.
-    fn expand(&self, request: &Request) -> Vec<Result<Wanted, WishOutcome>> {
-        let refuse = |e: Failure| WishOutcome::failed(&request.text, request.line, one_line(&e));
+    fn expand(&self, request: &Request) -> Vec<Result<Wanted, Box<WishOutcome>>> {
+        let refuse = |e: Failure| Box::new(WishOutcome::failed(&request.text, request.line, one_line(&e)));
         let make = |source: ImageSource| {
             let name = match &request.name {
                 Some(name) => Ok(name.clone()),
@@ -129,7 +130,7 @@ impl Converter<'_> {
         }
     }
 
-    fn resolve_all(&self, wanted: &[Result<Wanted, WishOutcome>]) -> Vec<Result<ManifestDigest, Failure>> {
+    fn resolve_all(&self, wanted: &[Result<Wanted, Box<WishOutcome>>]) -> Vec<Result<ManifestDigest, Failure>> {
         let next = AtomicUsize::new(0);
         let results: Vec<Mutex<Option<Result<ManifestDigest, Failure>>>> =
             wanted.iter().map(|_| Mutex::new(None)).collect();
@@ -169,11 +170,9 @@ impl Converter<'_> {
     }
 }
 
-fn failed(wanted: &Wanted, failure: &Failure) -> WishOutcome {
-    WishOutcome {
-        image: Some(image_name(&wanted.source)),
-        ..WishOutcome::failed(&wanted.wish, wanted.line, one_line(failure))
-    }
+fn failed(wanted: &Wanted, failure: &Failure) -> Box<WishOutcome> {
+    let outcome = WishOutcome::failed(&wanted.wish, wanted.line, one_line(failure));
+    Box::new(WishOutcome { image: Some(image_name(&wanted.source)), ..outcome })
 }
 
 /// A layer on its way.
@@ -269,7 +268,7 @@ impl<'a> Pass<'a> {
             let image = match image {
                 Ok(image) => image,
                 Err(outcome) => {
-                    self.outcomes[place] = Some(outcome.clone());
+                    self.outcomes[place] = Some((**outcome).clone());
                     continue;
                 }
             };

@@ -22,7 +22,7 @@ type Packed = Counted<Chain<Cursor<Vec<u8>>, Box<dyn Read + Send>>>;
 
 enum Decoder {
     Plain(Packed),
-    Gzip(flate2::bufread::MultiGzDecoder<BufReader<Packed>>),
+    Gzip(Box<flate2::bufread::MultiGzDecoder<BufReader<Packed>>>),
     Zstd(zstd::stream::read::Decoder<'static, BufReader<Packed>>),
 }
 
@@ -78,7 +78,8 @@ impl Unpacked {
         let source = Counted { inner: Cursor::new(head).chain(blob), count: packed.clone() };
         let decoder = match packing {
             Some(LayerCompression::Gzip) => {
-                Decoder::Gzip(flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(128 << 10, source)))
+                let source = BufReader::with_capacity(128 << 10, source);
+                Decoder::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(source)))
             }
             Some(LayerCompression::Zstd) => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(BufReader::with_capacity(128 << 10, source))

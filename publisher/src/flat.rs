@@ -3,15 +3,18 @@
 //! No content is read, whatever the size of the image: rows name objects, and the objects are there. Reading and
 //! merging, encoding, and filling catalogs are three steps that run at the same time.
 
-use std::sync::mpsc::sync_channel;
+use std::collections::{BTreeMap, btree_map};
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use cvmfs::catalog::NestedRef;
-use cvmfs::entry::{Chunk, Entry};
+use cvmfs::entry::{Chunk, Entry, FileType};
 use cvmfs::hash::ObjectKind;
 use cvmfs::object::Encoder;
+use cvmfs::path::RepoPath;
 use cvmfs::store::put_content;
-use cvmfs::subtree::{Graft, SubtreeWriter};
+use cvmfs::subtree::{Graft, SubtreeOptions, SubtreeWriter};
 use cvmfs::traversal::Loader;
+use image::apptainer;
 use image::digest::ImageId;
 use image::layout::{Layout, OwnedPath};
 use image::manifest::Config;
@@ -25,7 +28,7 @@ use crate::error::one_line;
 use crate::failure::Failure;
 use crate::layer::{Lower, merge_rows, merged, repo_path, subtree_options};
 use crate::rows::{FileContent, to_entry};
-use crate::target::{Target, directory_meta};
+use crate::target::Target;
 
 /// Rows from which a directory of a flat gets a catalog of its own: what a start does not touch, it does not fetch.
 const FLAT_BUDGET: u64 = 20_000;
@@ -45,6 +48,7 @@ pub struct PreparedFlat {
 }
 
 type Row = (TreePath, Entry, u64, Vec<Chunk>);
+type LayerRow = Result<(TreePath, Node<FileContent>), Failure>;
 
 /// Merges the layers (bottom first) of an image into its flat.
 pub fn flatten(
@@ -57,80 +61,102 @@ pub fn flatten(
 ) -> Result<PreparedFlat, Failure> {
     let now = UtcDateTime::now();
     let loader = Loader::new(&*target.store, target.scratch());
-    let additions = additions(target, pool, loader, config, layers, now)?;
-    let path = repo_path(&Layout::new(), &OwnedPath::Flat(image));
-    let options = subtree_options(target, pool.algorithm(), FLAT_BUDGET, now)?;
-    let mut flat = None;
-    let (mut unreadable, mut first_unreadable) = (0, None);
-    std::thread::scope(|scope| {
-        let (rows, merged) = sync_channel::<Vec<Row>>(WAITING);
-        let reader = scope.spawn(move || -> Result<(), Failure> {
-            let mut sources = Vec::with_capacity(layers.len() + 1);
-            for layer in layers {
-                sources.push(Source::Layer(Box::new(merge_rows(loader, layer)?)));
-            }
-            sources.push(Source::Additions(additions.into_iter()));
-            let mut batch = Vec::with_capacity(BATCH);
-            for row in Merge::new(sources) {
-                let (path, node) = row.map_err(merge_failure)?;
-                let group = node.link_group;
-                let (entry, chunks) = to_entry(path.name(), node);
-                batch.push((path, entry, group, chunks));
-                if batch.len() == BATCH && rows.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH))).is_err() {
-                    // The writer failed and says so.
-                    return Ok(());
-                }
-            }
-            // As above.
-            let _ = rows.send(batch);
-            Ok(())
-        });
-        let mut write = || -> Result<(), Failure> {
-            let mut writer: Option<SubtreeWriter> = None;
-            for (path, mut entry, group, chunks) in merged.into_iter().flatten() {
-                if entry.flags.is_file() && entry.file_type() == cvmfs::entry::FileType::Symlink {
-                } else if entry.mode & 0o004 == 0 || entry.is_directory() && entry.mode & 0o001 == 0 {
-                    unreadable += 1;
-                    first_unreadable.get_or_insert_with(|| path.clone());
-                    if permissions == FlatPermissions::Readable {
-                        entry.mode |= if entry.is_directory() { 0o555 } else { 0o444 };
-                    }
-                }
-                match &mut writer {
-                    Some(writer) => writer.add(path.as_bytes(), entry, group, &chunks)?,
-                    None => {
-                        writer = Some(SubtreeWriter::new(target.store.clone(), options.clone(), &repo_path(&Layout::new(), &OwnedPath::Flat(image)), entry)?);
-                    }
-                }
-            }
-            flat = writer;
-            Ok(())
-        };
-        let written = write();
-        let read = reader.join().map_err(|_| Failure::Elsewhere("the reader of the layers panicked".into()));
-        read.and_then(|r| r).and(written)
-    })?;
-    let writer = match flat {
-        Some(writer) => writer,
-        // An image without layers.
-        None => {
-            let options = subtree_options(target, pool.algorithm(), FLAT_BUDGET, now)?;
-            SubtreeWriter::new(target.store.clone(), options, &path, Entry::directory("", directory_meta(now)))?
-        }
+    let additions = additions(target, pool, loader, config, layers)?;
+    let mut writing = Writing {
+        target,
+        path: repo_path(&Layout::new(), &OwnedPath::Flat(image)),
+        options: subtree_options(target, pool.algorithm(), FLAT_BUDGET, now)?,
+        permissions,
+        writer: None,
+        unreadable: 0,
+        first_unreadable: None,
     };
+    std::thread::scope(|scope| {
+        let (send, batches) = sync_channel::<Vec<Row>>(WAITING);
+        let reader = scope.spawn(move || merge(loader, layers, additions, &send));
+        let written = batches.into_iter().flatten().try_for_each(|row| writing.take(row));
+        let read = reader.join().map_err(|_| Failure::Elsewhere("the reader of the layers panicked".into()))?;
+        read.and(written)
+    })?;
+    let Writing { writer, unreadable, first_unreadable, .. } = writing;
+    let writer = writer.expect("the merge always gives a root");
     Ok(PreparedFlat { graft: writer.finish()?, unreadable, first_unreadable })
+}
+
+/// Sends the rows of the flat, in tree order. A receiver that went away has failed and says so itself.
+fn merge(
+    loader: Loader<'_>,
+    layers: &[NestedRef],
+    additions: BTreeMap<TreePath, Node<FileContent>>,
+    send: &SyncSender<Vec<Row>>,
+) -> Result<(), Failure> {
+    let mut sources = Vec::with_capacity(layers.len() + 1);
+    for layer in layers {
+        sources.push(Source::Layer(Box::new(merge_rows(loader, layer)?)));
+    }
+    sources.push(Source::Additions(additions.into_iter()));
+    let mut batch = Vec::with_capacity(BATCH);
+    for row in Merge::new(sources) {
+        let (path, node) = row.map_err(merge_failure)?;
+        let group = node.link_group;
+        let (entry, chunks) = to_entry(path.name(), node);
+        batch.push((path, entry, group, chunks));
+        if batch.len() == BATCH && send.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH))).is_err() {
+            return Ok(());
+        }
+    }
+    // As above.
+    let _ = send.send(batch);
+    Ok(())
+}
+
+/// The writing end of the merge.
+struct Writing<'a> {
+    target: &'a Target,
+    path: RepoPath,
+    options: SubtreeOptions,
+    permissions: FlatPermissions,
+    writer: Option<SubtreeWriter>,
+    unreadable: u64,
+    first_unreadable: Option<TreePath>,
+}
+
+impl Writing<'_> {
+    fn take(&mut self, (path, mut entry, group, chunks): Row) -> Result<(), Failure> {
+        let for_all = match entry.file_type() {
+            FileType::Directory => 0o005,
+            FileType::Regular => 0o004,
+            _ => 0,
+        };
+        if entry.mode & for_all != for_all {
+            self.unreadable += 1;
+            self.first_unreadable.get_or_insert_with(|| path.clone());
+            if self.permissions == FlatPermissions::Readable {
+                entry.mode |= for_all * 0o111;
+            }
+        }
+        match &mut self.writer {
+            Some(writer) => writer.add(path.as_bytes(), entry, group, &chunks)?,
+            // The first row is the root.
+            None => {
+                let store = self.target.store.clone();
+                self.writer = Some(SubtreeWriter::new(store, self.options.clone(), &self.path, entry)?);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Where rows of the merge come from.
 enum Source<'a> {
-    Layer(Box<dyn Iterator<Item = Result<(TreePath, Node<FileContent>), Failure>> + 'a>),
-    Additions(std::collections::btree_map::IntoIter<TreePath, Node<FileContent>>),
+    Layer(Box<dyn Iterator<Item = LayerRow> + 'a>),
+    Additions(btree_map::IntoIter<TreePath, Node<FileContent>>),
 }
 
 impl Iterator for Source<'_> {
-    type Item = Result<(TreePath, Node<FileContent>), Failure>;
+    type Item = LayerRow;
 
-    fn next(&mut self) -> Option<Self::Item> {
+    fn next(&mut self) -> Option<LayerRow> {
         match self {
             Source::Layer(rows) => rows.next(),
             Source::Additions(rows) => rows.next().map(Ok),
@@ -152,21 +178,22 @@ fn additions(
     loader: Loader<'_>,
     config: &Config,
     layers: &[NestedRef],
-    now: UtcDateTime,
-) -> Result<std::collections::BTreeMap<TreePath, Node<FileContent>>, Failure> {
+) -> Result<BTreeMap<TreePath, Node<FileContent>>, Failure> {
     let lower: Vec<Lower<'_>> = layers.iter().map(|l| Lower::new(loader, l.clone())).collect();
-    let nodes: Vec<(TreePath, Node<Vec<u8>>)> = { let _ = (config, merged(&lower)); Vec::new() };
+    let points = apptainer::MOUNT_POINTS.map(|name| TreePath::new(name).expect("plain names"));
+    let nodes = apptainer::additions(config, &merged(&lower), &points)
+        .map_err(|e| Failure::Content(format!("the layers cannot be read: {e}")))?;
     let mut encoder = Encoder::new(pool.algorithm(), target.codec);
     let mut stored = Vec::with_capacity(nodes.len());
     for (path, node) in nodes {
-        let mut bytes = None;
-        if let NodeKind::Regular { content, .. } = &node.kind {
-            let (hash, _) = put_content(&*target.store, &mut encoder, ObjectKind::File, content)?;
-            bytes = Some(FileContent::Whole(hash, pool.compression()));
-        }
-        let mut node = node.map_content(|_| bytes.expect("set for every file"));
-        node.mtime = now.unix_timestamp();
-        stored.push((path, node));
+        let content = match &node.kind {
+            NodeKind::Regular { content, .. } => {
+                let (hash, _) = put_content(&*target.store, &mut encoder, ObjectKind::File, content)?;
+                Some(FileContent::Whole(hash, pool.compression()))
+            }
+            _ => None,
+        };
+        stored.push((path, node.map_content(|_| content.expect("set for every file"))));
     }
     Ok(as_layer(stored))
 }

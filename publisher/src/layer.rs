@@ -21,7 +21,7 @@ use cvmfs::subtree::{Graft, SubtreeOptions, SubtreeWriter};
 use cvmfs::traversal::Loader;
 use image::digest::LayerDigest;
 use image::layer::{Layer as Tree, LayerBuilder, LayerError, StoreError};
-use image::layout::{FormatRecord, Layout, LayersJson, OwnedPath, timestamp};
+use image::layout::{FormatRecord, LayersJson, Layout, OwnedPath, timestamp};
 use image::manifest::Layer;
 use image::rootfs::{MergedLookup, TreeLookup};
 use image::tar::TarReader;
@@ -60,7 +60,7 @@ pub struct PreparedLayer {
     /// The layer.
     pub digest: LayerDigest,
     /// How it goes into the repository.
-    pub graft: Graft,
+    pub graft: Box<Graft>,
 }
 
 /// What reading a layer tells while it goes on.
@@ -156,7 +156,8 @@ impl StagedLayer {
         let path = repo_path(&layout, &OwnedPath::Layer(digest));
         let algorithm = pool.algorithm();
         let mut encoder = Encoder::new(algorithm, target.codec);
-        let format = self.tree.format_record(self.layer.diff_id, self.size, 0).to_bytes();
+        let rows = self.tree.staging.count().map_err(|e| Failure::Content(format!("rows of the layer: {e}")))?;
+        let format = self.tree.format_record(self.layer.diff_id, self.size, rows).to_bytes();
         let record = LayersJson {
             created: timestamp(now.unix_timestamp()),
             layer: digest,
@@ -190,7 +191,7 @@ impl StagedLayer {
             let (entry, chunks) = to_entry(path.name(), node);
             writer.add(&relative, entry, group, &chunks).map_err(|e| Visit(e.into()))
         })?;
-        let graft = writer.finish()?;
+        let graft = Box::new(writer.finish()?);
         let prepared = PreparedLayer { digest, graft };
         prepared.remember(target)?;
         Ok(prepared)
@@ -314,7 +315,8 @@ impl PreparedLayer {
             rows: self.graft.rows,
         };
         let bytes = serde_json::to_vec(&remembered).expect("plain fields");
-        let mut file = tempfile::NamedTempFile::new_in(directory).map_err(Failure::io("create a file in", directory))?;
+        let mut file =
+            tempfile::NamedTempFile::new_in(directory).map_err(Failure::io("create a file in", directory))?;
         file.write_all(&bytes).map_err(Failure::io("write", &path))?;
         file.persist(&path).map_err(|e| Failure::io("write", &path)(e.error))?;
         Ok(())
@@ -330,7 +332,7 @@ impl PreparedLayer {
         let path = repo_path(&Layout::new(), &OwnedPath::Layer(digest));
         let reference = NestedRef { path, hash: known.catalog.parse().ok()?, size: known.size };
         let loader = Loader::new(&*target.store, target.scratch());
-        let mut graft = graft_of(loader, &reference).ok()?;
+        let mut graft = Box::new(graft_of(loader, &reference).ok()?);
         (graft.catalogs, graft.rows) = (known.catalogs, known.rows);
         objects_are_present(loader, &*target.store, &reference).ok()?.then_some(PreparedLayer { digest, graft })
     }
@@ -350,9 +352,9 @@ impl PreparedLayer {
 /// The graft of a stored catalog.
 pub fn graft_of(loader: Loader<'_>, reference: &NestedRef) -> Result<Graft, Failure> {
     let catalog = loader.load(reference)?;
-    let root = catalog.lookup_path(&reference.path)?.ok_or_else(|| {
-        Failure::Content(format!("the catalog of {} has no root entry", reference.path))
-    })?;
+    let root = catalog
+        .lookup_path(&reference.path)?
+        .ok_or_else(|| Failure::Content(format!("the catalog of {} has no root entry", reference.path)))?;
     let entry = Entry { flags: root.entry.flags.without(Flags::NESTED_ROOT), ..root.entry };
     let counters = catalog.counters()?;
     Ok(Graft {

@@ -40,8 +40,7 @@ struct Level {
 impl<'a> LayerRows<'a> {
     /// Reads the layer whose catalog this is.
     pub fn open(loader: Loader<'a>, layer: &NestedRef) -> Result<LayerRows<'a>, Failure> {
-        let mut rows =
-            LayerRows { loader, open: Vec::new(), directories: Vec::new(), path: Vec::new(), failed: false };
+        let mut rows = LayerRows { loader, open: Vec::new(), directories: Vec::new(), path: Vec::new(), failed: false };
         rows.enter(layer)?;
         Ok(rows)
     }
@@ -102,9 +101,7 @@ impl<'a> LayerRows<'a> {
             };
             let found = match self.path.strip_prefix(CONTENT) {
                 Some([]) => Some(TreePath::root()),
-                Some([b'/', rest @ ..]) => {
-                    Some(TreePath::new(rest).map_err(|e| Failure::Content(e.to_string()))?)
-                }
+                Some([b'/', rest @ ..]) => Some(TreePath::new(rest).map_err(|e| Failure::Content(e.to_string()))?),
                 _ => None,
             };
             let node = match found.is_some() {
@@ -122,7 +119,8 @@ impl<'a> LayerRows<'a> {
     }
 
     fn nested(&self, catalog: &Loaded) -> Result<NestedRef, Failure> {
-        let path = self.open[0].catalog.mountpoint().join_path(&self.path).map_err(|e| Failure::Content(e.to_string()))?;
+        let path =
+            self.open[0].catalog.mountpoint().join_path(&self.path).map_err(|e| Failure::Content(e.to_string()))?;
         catalog.nested(&path)?.ok_or_else(|| Failure::Content(format!("nested catalog {path} is not registered")))
     }
 }

@@ -247,10 +247,14 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// The name of an image in full, as records state it.
+/// The name of an image in full, as records state it. Of an image on disk only the last part: where the operator keeps
+/// files is nobody's business.
 pub fn image_name(source: &ImageSource) -> String {
+    let last = |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned();
     match source {
         ImageSource::Registry(reference) => reference.whole_name(),
-        other => other.to_string(),
+        ImageSource::OciLayout { dir, tag: None } => format!("oci:{}", last(dir)),
+        ImageSource::OciLayout { dir, tag: Some(tag) } => format!("oci:{}:{tag}", last(dir)),
+        ImageSource::DockerArchive { file } => format!("docker-archive:{}", last(file)),
     }
 }

@@ -3,7 +3,6 @@
 //! SQLite keeps a nameless database in its page cache and spills it to a temporary file by itself: a layer of millions
 //! of rows costs no more memory than a small one.
 
-
 use cvmfs::entry::Chunk;
 use cvmfs::hash::{Algorithm, ContentHash};
 use cvmfs::object::Compression;
@@ -40,6 +39,11 @@ impl DatabaseStaging {
              CREATE TABLE rows (path BLOB PRIMARY KEY, node BLOB) WITHOUT ROWID; BEGIN;",
         )?;
         Ok(DatabaseStaging { db })
+    }
+
+    /// Number of rows.
+    pub fn count(&self) -> rusqlite::Result<u64> {
+        self.db.query_row("SELECT count(*) FROM rows", (), |row| row.get::<_, i64>(0)).map(|n| n.max(0) as u64)
     }
 
     /// Hands out all rows in tree order.
@@ -315,7 +319,15 @@ mod tests {
         let mut staging = staged(&[]);
         for kind in kinds {
             let xattrs = vec![(b"user.a".to_vec(), b"\0\n".to_vec()), (b"user.b".to_vec(), vec![])];
-            let node = Node { uid: 1, gid: u32::MAX, mtime: -9, mtime_ns: 5, link_group: 3, xattrs, ..Node::new(kind, 0o7777) };
+            let node = Node {
+                uid: 1,
+                gid: u32::MAX,
+                mtime: -9,
+                mtime_ns: 5,
+                link_group: 3,
+                xattrs,
+                ..Node::new(kind, 0o7777)
+            };
             staging.put(&path("n"), &node).unwrap();
             assert_eq!(staging.get(&path("n")).unwrap(), Some(node));
         }

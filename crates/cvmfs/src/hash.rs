@@ -233,7 +233,7 @@ pub enum Hasher {
     /// RIPEMD-160.
     Rmd160(Ripemd160),
     /// SHAKE-128.
-    Shake128(Shake128),
+    Shake128(Box<Shake128>),
 }
 
 impl Hasher {
@@ -242,7 +242,7 @@ impl Hasher {
         match algorithm {
             Algorithm::Sha1 => Hasher::Sha1(Sha1::new()),
             Algorithm::Rmd160 => Hasher::Rmd160(Ripemd160::new()),
-            Algorithm::Shake128 => Hasher::Shake128(Shake128::default()),
+            Algorithm::Shake128 => Hasher::Shake128(Box::default()),
         }
     }
 

@@ -11,7 +11,7 @@ use super::counters::Counters;
 use super::reader::{CatalogError, Row, Text, decode_row};
 use super::schema;
 use crate::entry::{Chunk, Entry};
-use crate::hash::ContentHash;
+use crate::hash::{Algorithm, ContentHash};
 use crate::path::{PathKey, RepoPath};
 
 const INSERT: &str =
@@ -97,7 +97,8 @@ impl CatalogWriter {
         writer.batch(
             "cannot prepare it for writing",
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE;
-             PRAGMA cache_size = -32768; PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF; BEGIN;",
+             PRAGMA cache_size = -32768; PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;
+             PRAGMA foreign_keys = OFF; BEGIN;",
         )?;
         Ok(writer)
     }
@@ -318,6 +319,20 @@ impl CatalogWriter {
             found.push(decode_row(row).map_err(|what| self.corrupt(what))?);
         }
         Ok(found)
+    }
+
+    /// Chunks of the file with this key, by offset.
+    pub fn chunks(&self, key: PathKey, algorithm: Algorithm) -> Result<Vec<Chunk>, CatalogError> {
+        const SQL: &str =
+            "SELECT offset, size, hash FROM chunks WHERE md5path_1 = ?1 AND md5path_2 = ?2 ORDER BY offset";
+        let mut statement = self.db.prepare_cached(SQL).map_err(self.sqlite("chunks"))?;
+        let rows = statement
+            .query_map((key.high, key.low), |r| {
+                let hash = ContentHash { algorithm, digest: r.get(2)? };
+                Ok(Chunk { offset: r.get::<_, i64>(0)?.max(0) as u64, size: r.get::<_, i64>(1)?.max(0) as u64, hash })
+            })
+            .map_err(self.sqlite("chunks"))?;
+        rows.collect::<rusqlite::Result<_>>().map_err(self.sqlite("chunks"))
     }
 
     /// Object of the nested catalog registered at this path.

@@ -2,7 +2,7 @@
 
 use super::{OpenCatalog, Transaction};
 use crate::catalog::counters::{Counter, Counters, Tally};
-use crate::catalog::reader::Row;
+use crate::catalog::reader::{NestedRef, Row};
 use crate::catalog::writer::CatalogWriter;
 use crate::entry::{Chunk, Entry, Flags, Meta};
 use crate::hash::ObjectKind;
@@ -28,6 +28,14 @@ impl Transaction {
             Some(home) => Ok(self.catalog(&home).writer.list(path.key())?.into_iter().map(|r| r.entry).collect()),
             None => Ok(Vec::new()),
         }
+    }
+
+    /// The nested catalog whose root is exactly `path`, as it stands in the revision that the transaction began with.
+    pub fn nested_reference(&mut self, path: &RepoPath) -> Result<Option<NestedRef>, RepositoryError> {
+        let Some(parent) = path.parent() else { return Ok(None) };
+        let Some(home) = self.find_home(&parent)? else { return Ok(None) };
+        let found = self.catalog(&home).writer.nested(path)?;
+        Ok(found.map(|(hash, size)| NestedRef { path: path.clone(), hash, size }))
     }
 
     /// Adds or replaces the entry at `path`, whose directory must exist. A directory over a directory keeps its
@@ -79,6 +87,70 @@ impl Transaction {
                     }
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Gives a directory a catalog of its own once it has more than `entries` entries; nothing happens to one that
+    /// has one, or does not exist.
+    pub fn split_if_larger(&mut self, path: &RepoPath, entries: u64) -> Result<(), RepositoryError> {
+        match self.find_home(path)? {
+            Some(home) if home != *path => {
+                let children = self.catalog(&home).writer.list(path.key())?;
+                if children.len() as u64 <= entries {
+                    return Ok(());
+                }
+                self.split_off(path)?;
+                for child in children {
+                    self.move_rows(&home, path, &path.join(&child.entry.name), child)?;
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Moves the row at `path`, with all below it, from catalog `from` to the new catalog `to`.
+    fn move_rows(&mut self, from: &RepoPath, to: &RepoPath, path: &RepoPath, row: Row) -> Result<(), RepositoryError> {
+        let source = self.catalog(from);
+        let below = match row.entry.is_directory() && !row.entry.flags.is_nested_mountpoint() {
+            true => source.writer.list(path.key())?,
+            false => Vec::new(),
+        };
+        let chunks = source.writer.chunks(path.key(), row.entry.algorithm())?;
+        let nested = match row.entry.flags.is_nested_mountpoint() {
+            true => source.writer.nested(path)?,
+            false => None,
+        };
+        source.writer.delete(path.key())?;
+        source.count(&row.entry, chunks.len() as i64, -1);
+        let mut accounted = Tally::default();
+        if row.entry.flags.is_nested_mountpoint() {
+            accounted = match self.open.get_mut(path) {
+                Some(open) => {
+                    open.parent = Some(to.clone());
+                    open.accounted
+                }
+                None => self.forget_nested(from, path)?,
+            };
+            let source = self.catalog(from);
+            source.writer.remove_nested(path)?;
+            source.counters.own[Counter::Nested] -= 1;
+            source.counters.subtree.add(&accounted, -1);
+        }
+        let target = self.catalog(to);
+        target.writer.insert(row.key, row.parent, &row.entry)?;
+        target.writer.insert_chunks(row.key, &chunks)?;
+        target.count(&row.entry, chunks.len() as i64, 1);
+        if row.entry.flags.is_nested_mountpoint() {
+            if let Some((hash, size)) = nested {
+                target.writer.set_nested(path, hash, size)?;
+            }
+            target.counters.own[Counter::Nested] += 1;
+            target.counters.subtree.add(&accounted, 1);
+        }
+        for child in below {
+            self.move_rows(from, to, &path.join(&child.entry.name), child)?;
         }
         Ok(())
     }
