@@ -356,13 +356,23 @@ impl Repository {
         if manifest.alternative_paths {
             want.source = Source::Alternative;
         }
-        let file = self.objects.fetch(&want).map_err(RevisionError::Certificate)?;
-        let certificate = read_all(&file)
-            .map_err(|source| RevisionError::Read { path: format!("certificate {hash}").into(), source })?;
         let whitelist = transport
             .get_small(".cvmfswhitelist", MAX_MANIFEST)
             .map_err(|e| RevisionError::Download("the whitelist", e))?;
-        Ok(Some(anchor.verify(&document, &certificate, &whitelist)?))
+        let verify = || -> Result<Manifest, RevisionError> {
+            let file = self.objects.fetch(&want).map_err(RevisionError::Certificate)?;
+            let certificate = read_all(&file)
+                .map_err(|source| RevisionError::Read { path: format!("certificate {hash}").into(), source })?;
+            Ok(anchor.verify(&document, &certificate, &whitelist)?)
+        };
+        match verify() {
+            // The object was right when it came, so perhaps its file was damaged since.
+            Err(RevisionError::Trust(TrustError::Certificate(..))) => {
+                self.objects.discard(&want);
+                verify().map(Some)
+            }
+            result => result.map(Some),
+        }
     }
 
     fn open(&self, manifest: Manifest) -> Result<Revision, RevisionError> {

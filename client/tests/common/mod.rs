@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 pub mod listing;
+pub mod published;
 
 /// Repositories written by the reference implementation.
 pub fn fixtures() -> PathBuf {

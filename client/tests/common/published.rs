@@ -1,0 +1,91 @@
+//! A repository written by our own library, for what the fixtures do not have.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cvmfs::entry::{Entry, Flags, Meta};
+use cvmfs::hash::{Algorithm, ObjectKind};
+use cvmfs::keys::Signer;
+use cvmfs::object::{Codec, Compression, Encoder};
+use cvmfs::path::RepoPath;
+use cvmfs::repository::{CreateOptions, Repository};
+use cvmfs::signature::PrivateKey;
+use cvmfs::store::{LocalStore, Store, put_content};
+use cvmfs::transaction::{Commit, Transaction, TransactionOptions};
+use cvmfs::xattr::Xattrs;
+use time::{Duration, UtcDateTime};
+
+pub const FQRN: &str = "published.example.org";
+
+pub struct Published {
+    pub directory: tempfile::TempDir,
+    signer: Signer,
+    repository: Option<Repository>,
+    encoder: Encoder,
+}
+
+/// Metadata with these permissions, owned by root.
+pub fn meta(permissions: u32) -> Meta {
+    Meta { permissions, mtime: 1_700_000_000, ..Meta::default() }
+}
+
+impl Published {
+    /// An empty repository in `srv/FQRN` of a new directory, its key in `FQRN.pub`.
+    pub fn new() -> Published {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("srv").join(FQRN);
+        std::fs::create_dir_all(&root).unwrap();
+        let store: Arc<dyn Store> = Arc::new(LocalStore::create(&root).unwrap());
+        let now = UtcDateTime::now();
+        let (signer, master) = (Signer::generate(FQRN, now).unwrap(), PrivateKey::generate().unwrap());
+        std::fs::write(directory.path().join("key.pub"), master.public().to_pem().unwrap()).unwrap();
+        let options = CreateOptions {
+            fqrn: FQRN.into(),
+            algorithm: Algorithm::Sha1,
+            ttl: 240,
+            garbage_collectable: true,
+            root: meta(0o755),
+            now,
+            whitelist_expires: now + Duration::days(30),
+            scratch: directory.path().to_owned(),
+        };
+        let repository = Repository::create(store, &options, &signer, &master).unwrap();
+        let encoder = Encoder::new(Algorithm::Sha1, Codec::default());
+        Published { directory, signer, repository: Some(repository), encoder }
+    }
+
+    pub fn key(&self) -> PathBuf {
+        self.directory.path().join("key.pub")
+    }
+
+    pub fn served(&self) -> PathBuf {
+        self.directory.path().join("srv")
+    }
+
+    /// Stores content; gives the entry of a file that has it.
+    pub fn file(&mut self, permissions: u32, content: &[u8]) -> Entry {
+        let store = self.repository.as_ref().unwrap().store().clone();
+        let (hash, _) = put_content(&*store, &mut self.encoder, ObjectKind::File, content).unwrap();
+        Entry::file("", meta(permissions), content.len() as u64, hash, Compression::Zlib)
+    }
+
+    /// Publishes these entries over what is there.
+    pub fn publish(&mut self, entries: Vec<(&str, Entry)>) {
+        let marker = self.file(0o644, b"");
+        let marker = Entry { flags: marker.flags.with(Flags::HIDDEN), ..marker };
+        let scratch: &Path = self.directory.path();
+        let options = TransactionOptions { now: UtcDateTime::now(), scratch: scratch.to_owned(), marker };
+        let mut transaction = Transaction::begin(self.repository.take().unwrap(), options).unwrap();
+        for (path, entry) in entries {
+            transaction.put(&RepoPath::parse(path).unwrap(), entry, &[]).unwrap();
+        }
+        let commit = Commit { signer: &self.signer, reflog_checksum: None, tags: &[], ttl: None };
+        self.repository = Some(transaction.commit(&commit).unwrap().repository);
+    }
+}
+
+/// The entry with these extended attributes.
+pub fn with_xattrs(entry: Entry, xattrs: &[(&str, &[u8])]) -> Entry {
+    let xattrs: Xattrs = xattrs.iter().map(|(name, value)| (name.as_bytes().to_vec(), value.to_vec())).collect();
+    Entry { xattrs: cvmfs::xattr::pack(&xattrs).unwrap().map(Into::into), ..entry }
+}
