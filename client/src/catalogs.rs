@@ -53,7 +53,7 @@ pub enum AttachError {
         hash: ContentHash,
         /// What is wrong.
         #[source]
-        source: CatalogError,
+        source: Box<CatalogError>,
     },
     /// A mountpoint without a catalog.
     #[error("{0} should have a catalog of its own, but the catalog above does not name it")]
@@ -91,7 +91,7 @@ impl Attached {
     ) -> Result<Attached, AttachError> {
         let hash = want.object.hash;
         let fetch = |source| AttachError::Fetch { mountpoint: mountpoint.clone(), source };
-        let catalog = |source| AttachError::Catalog { mountpoint: mountpoint.clone(), hash, source };
+        let catalog = |e| AttachError::Catalog { mountpoint: mountpoint.clone(), hash, source: Box::new(e) };
         let mut last = false;
         loop {
             let file = objects.open(want, wait).map_err(fetch)?.ok_or(AttachError::WouldBlock)?;
@@ -178,7 +178,7 @@ impl Attached {
 
     /// Wraps an error of this catalog.
     pub fn error(&self, source: CatalogError) -> AttachError {
-        AttachError::Catalog { mountpoint: self.mountpoint.clone(), hash: self.hash, source }
+        AttachError::Catalog { mountpoint: self.mountpoint.clone(), hash: self.hash, source: Box::new(source) }
     }
 
     /// From a path of the mounted tree to the one under which the catalog was opened.

@@ -91,7 +91,7 @@ struct MountArgs {
     /// Stay in the foreground and log to standard error
     #[arg(short, long)]
     foreground: bool,
-    /// Where the background process logs [default: <cache>/log.<fqrn>]
+    /// Where the background process logs [default: a file beside the cache directory]
     #[arg(long, value_name = "FILE")]
     log_file: Option<PathBuf>,
     /// Started by ourselves in the background

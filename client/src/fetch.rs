@@ -189,29 +189,27 @@ impl Objects {
     /// The object, downloaded when the cache does not have it. May take as long as timeouts and retries allow.
     pub fn fetch(&self, want: &Want) -> Fetched {
         let key = want.key();
-        loop {
-            if let Some(file) = self.cached(want) {
-                return Ok(file);
-            }
-            let (flight, ours) = match self.flights.lock().entry(key) {
-                hash_map::Entry::Occupied(entry) => (entry.get().clone(), false),
-                hash_map::Entry::Vacant(entry) => (entry.insert(Arc::default()).clone(), true),
-            };
-            if !ours {
-                return flight.wait();
-            }
-            let landing = Landing { objects: self, key, flight };
-            // Another flight may have landed between the look into the cache and ours being announced.
-            if let Some(file) = self.cached(want) {
-                return landing.land(Ok(file));
-            }
-            self.stats.cache_misses.add(1);
-            let result = self.download(want).map(Arc::new).map_err(Arc::new);
-            if let Err(error) = &result {
-                tracing::debug!(object = %want.object, %error, "download failed");
-            }
-            return landing.land(result);
+        if let Some(file) = self.cached(want) {
+            return Ok(file);
         }
+        let (flight, ours) = match self.flights.lock().entry(key) {
+            hash_map::Entry::Occupied(entry) => (entry.get().clone(), false),
+            hash_map::Entry::Vacant(entry) => (entry.insert(Arc::default()).clone(), true),
+        };
+        if !ours {
+            return flight.wait();
+        }
+        let landing = Landing { objects: self, key, flight };
+        // Another flight may have landed between the look into the cache and ours being announced.
+        if let Some(file) = self.cached(want) {
+            return landing.land(Ok(file));
+        }
+        self.stats.cache_misses.add(1);
+        let result = self.download(want).map(Arc::new).map_err(Arc::new);
+        if let Err(error) = &result {
+            tracing::debug!(object = %want.object, %error, "download failed");
+        }
+        landing.land(result)
     }
 
     fn download(&self, want: &Want) -> Result<File, FetchError> {

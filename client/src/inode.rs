@@ -73,7 +73,7 @@ impl Identity {
                 }
             }
             FileType::Char | FileType::Block | FileType::Fifo | FileType::Socket => {
-                text.extend(entry.size.to_le_bytes())
+                text.extend(entry.size.to_le_bytes());
             }
         }
         Identity(PathKey::of(&text))

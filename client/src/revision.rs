@@ -163,11 +163,11 @@ impl Blacklist {
         for line in text.lines() {
             if let Some(rule) = line.strip_prefix('<') {
                 let mut words = rule.split_whitespace();
-                if let (Some(name), Some(Ok(least)), None) = (words.next(), words.next().map(str::parse), words.next())
+                let rule = (words.next(), words.next().map(str::parse), words.next());
+                if let (Some(name), Some(Ok(least)), None) = rule
+                    && name == fqrn
                 {
-                    if name == fqrn {
-                        list.least_revision = list.least_revision.max(least);
-                    }
+                    list.least_revision = list.least_revision.max(least);
                 }
                 continue;
             }

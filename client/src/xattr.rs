@@ -79,10 +79,10 @@ impl FileSystem {
     pub fn getxattr(&self, inode: u32, name: &[u8], wait: Wait) -> Result<Vec<u8>, FsError> {
         let view = self.view();
         let node = self.current(&view, inode, wait)?;
-        if let Some(packed) = &node.entry.xattrs {
-            if let Some(value) = cvmfs::xattr::unpack(packed).remove(name) {
-                return Ok(value);
-            }
+        if let Some(packed) = &node.entry.xattrs
+            && let Some(value) = cvmfs::xattr::unpack(packed).remove(name)
+        {
+            return Ok(value);
         }
         let name = std::str::from_utf8(name).map_err(|_| FsError::NoAttribute)?;
         if !name.starts_with("user.") && !name.starts_with("xfsroot.") {
@@ -111,7 +111,7 @@ impl FileSystem {
             add(&GENERAL);
             add(&[CATALOG_COUNTERS]);
             for name in OF_FILES.into_iter().chain(OF_LINKS) {
-                if about_entry(&view, &node, name).is_some() {
+                if about_entry(&node, name).is_some() {
                     add(&[name]);
                 }
             }
@@ -127,7 +127,7 @@ impl FileSystem {
                 let is_external = node.entry.flags.is_external();
                 return Ok(url.filter(|_| is_external).map(|url| format!("{url}{}", node.path).into_bytes()));
             }
-            return Ok(about_entry(view, node, name));
+            return Ok(about_entry(node, name));
         }
         if name == CATALOG_COUNTERS {
             let side = if node.entry.is_directory() { Side::Children } else { Side::Entry };
@@ -211,8 +211,7 @@ fn print_proxies(network: &Network) -> String {
     network.proxies.iter().map(group).collect::<Vec<_>>().join(";")
 }
 
-fn about_entry(view: &View, node: &Node, name: &str) -> Option<Vec<u8>> {
-    let _ = view;
+fn about_entry(node: &Node, name: &str) -> Option<Vec<u8>> {
     let entry = &node.entry;
     if OF_LINKS.contains(&name) {
         return (entry.file_type() == FileType::Symlink).then(|| entry.symlink.clone());
