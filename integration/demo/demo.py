@@ -28,7 +28,7 @@ FQRN = "demo.example.org"
 
 # What Apptainer expects in a root file system, added by the publisher to flat images only.
 ADDED_TO_FLAT = ["singularity", ".run", ".exec", ".test", ".shell", "environment", ".singularity.d"]
-ADDED_DIRECTORIES = ["dev", "proc", "root", "var", "var/tmp", "tmp", "etc", "sys", "home"]
+ADDED_DIRECTORIES = ["cvmfs", "dev", "etc", "home", "proc", "root", "srv", "sys", "tmp", "var", "var/tmp"]
 EMPTIED_IN_FLAT = ["etc/hosts", "etc/resolv.conf"]
 
 
