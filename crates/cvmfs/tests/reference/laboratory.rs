@@ -170,6 +170,11 @@ impl<'a> Laboratory<'a> {
         text.parse().unwrap()
     }
 
+    /// The database of the root catalog.
+    pub fn plain_catalog(&self) -> Vec<u8> {
+        std::fs::read(self.database(self.manifest.root_catalog.object(ObjectKind::Catalog)).path()).unwrap()
+    }
+
     /// Check with the master key, then all stored bytes.
     pub fn examine(&self) -> Report {
         let master_keys = [self.keys.master.public()];

@@ -8,6 +8,7 @@ mod broken;
 mod laboratory;
 mod reading;
 mod soundness;
+mod walking;
 
 use cvmfs::signature::PublicKey;
 use cvmfs::trust::Anchor;
