@@ -18,6 +18,7 @@ use crate::convert::{ConvertOptions, Converter, Plan, Request};
 use crate::error::{CommandError, ExitStatus};
 use crate::failure::Failure;
 use crate::images;
+use crate::ingest::ingest;
 use crate::progress::{Event, Progress};
 use crate::report::WishOutcome;
 use crate::serve::serve;
@@ -86,7 +87,12 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
             Ok(ExitStatus::Success)
         }
         cli::Command::Check(arguments) => check_repository(arguments, &paths(&arguments.fqrn)?, global.json),
-        cli::Command::Ingest(_) => Err(CommandError::failed("ingest is not here yet")),
+        cli::Command::Ingest(arguments) => {
+            let target = open(&arguments.fqrn)?;
+            let report = ingest(&target, arguments).map_err(Failure::into_command_error)?;
+            print_result(&if global.json { report.to_json() } else { report.to_text() })?;
+            Ok(ExitStatus::Success)
+        }
         cli::Command::Tag(arguments) => {
             let target = open(&arguments.fqrn)?;
             let tags = images::tags(&target).map_err(Failure::into_command_error)?;

@@ -13,6 +13,7 @@ pub mod error;
 pub mod failure;
 pub mod flat;
 pub mod images;
+pub mod ingest;
 pub mod layer;
 pub mod layer_rows;
 pub mod plan;

@@ -202,6 +202,14 @@ impl SubtreeWriter {
         Ok(())
     }
 
+    /// Gives the innermost open directory (the one that was added last, if that was a directory) a catalog of its
+    /// own, whatever its size.
+    pub fn split_here(&mut self) {
+        let budget = self.options.budget;
+        let frame = self.frames.last_mut().expect("the root directory stays open until the end");
+        frame.rows = frame.rows.max(budget);
+    }
+
     /// Ends the subtree: writes its last catalogs and waits for all.
     pub fn finish(mut self) -> Result<Graft, SubtreeError> {
         while self.frames.len() > 1 {

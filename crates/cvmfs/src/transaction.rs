@@ -11,6 +11,7 @@
 //! - Dropping a transaction leaves the repository as it was.
 
 mod edit;
+mod links;
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -3,6 +3,7 @@
 //! Databases are scratch files until their compressed bytes are in the store, so they are written without
 //! journal and sync. A finished file has no journal, is not in WAL mode, and holds all 24 counters.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension as _};
@@ -66,6 +67,8 @@ pub struct CatalogWriter {
     file: PathBuf,
     db: Connection,
     in_bulk: bool,
+    /// Highest hard-link group in use, once somebody asked for a new one.
+    last_group: Cell<Option<u32>>,
 }
 
 impl CatalogWriter {
@@ -93,7 +96,7 @@ impl CatalogWriter {
             |source| CatalogError::Sqlite { path: file.to_owned(), what: "cannot open it for writing", source };
         let db = Connection::open(file).map_err(sqlite)?;
         db.set_prepared_statement_cache_capacity(32);
-        let writer = CatalogWriter { file: file.to_owned(), db, in_bulk };
+        let writer = CatalogWriter { file: file.to_owned(), db, in_bulk, last_group: Cell::new(None) };
         writer.batch(
             "cannot prepare it for writing",
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE;
@@ -199,6 +202,18 @@ impl CatalogWriter {
         let chunks = self.execute("DELETE FROM chunks WHERE md5path_1 = ?1 AND md5path_2 = ?2", (key.high, key.low))?;
         self.execute("DELETE FROM catalog WHERE md5path_1 = ?1 AND md5path_2 = ?2", (key.high, key.low))?;
         Ok(chunks)
+    }
+
+    /// A number for a new hard-link group of this catalog: one above the highest that is in use.
+    pub fn new_link_group(&self) -> Result<u32, CatalogError> {
+        const SQL: &str = "SELECT coalesce(max((hardlinks >> 32) & 4294967295), 0) FROM catalog";
+        let last: u32 = match self.last_group.get() {
+            Some(last) => last,
+            None => self.db.query_row(SQL, (), |row| row.get(0)).map_err(self.sqlite("hard-link groups"))?,
+        };
+        let new = last.checked_add(1).ok_or_else(|| self.corrupt("no number is left for a hard-link group".into()))?;
+        self.last_group.set(Some(new));
+        Ok(new)
     }
 
     /// Adds the chunks of a file.
