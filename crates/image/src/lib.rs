@@ -2,7 +2,7 @@
 //!
 //! Pure: values in, values out. No network, no file system, no clock, no environment; bytes come in through `Read`.
 //!
-//! From a name to a tree: [`reference`] says what is wanted, [`manifest`] and [`platform`] what it consists of,
+//! From a name to a tree: [`mod@reference`] says what is wanted, [`manifest`] and [`platform`] what it consists of,
 //! [`tar`] takes a layer apart, [`tree`] is the form in which it goes on; [`layout`] knows where all of it lies in a
 //! repository.
 

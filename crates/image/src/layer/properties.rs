@@ -71,7 +71,7 @@ fn check(layer: &Layer<MemoryStaging<u32>>) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn stays_a_tree_whatever_an_archive_says(lower in proptest::collection::vec(any_entry(), 0..15), upper in proptest::collection::vec(any_entry(), 0..15)) {

@@ -25,8 +25,9 @@ impl<S> Layer<S> {
     where
         S: Staging<C>,
     {
-        self.settle_directories(lower)?;
-        self.settle_links(lower)
+        // links first: they may stand in the way of a directory, or move with one
+        self.settle_links(lower)?;
+        self.settle_directories(lower)
     }
 
     fn settle_directories<C: Clone>(&mut self, lower: &dyn TreeLookup<C>) -> Result<(), LayerError>
@@ -55,7 +56,7 @@ impl<S> Layer<S> {
                     if self.is_directory_or_nothing(lower, &target)? {
                         self.move_subtree(&path, &target)?;
                         // the directories may have moved to before this point; seeing one twice does no harm
-                        at = target.parent();
+                        at = at.min(target.parent());
                     }
                 }
                 _ => {}
@@ -121,7 +122,7 @@ impl<S> Layer<S> {
         })
     }
 
-    /// Can a directory be at this path, seen through this layer?
+    /// Can a directory be at this path, seen through this layer: is it one, and all above it, or nothing yet?
     pub(super) fn is_directory_or_nothing<C>(
         &self,
         lower: &dyn TreeLookup<C>,
@@ -130,11 +131,19 @@ impl<S> Layer<S> {
     where
         S: Staging<C>,
     {
-        match self.get(path)? {
-            Some(node) => Ok(node.is_directory() || node.is_whiteout()),
-            None if self.hides_lower(path)? => Ok(true),
-            None => Ok(lower.get(path).map_err(LayerError::Lower)?.is_none_or(|node| node.is_directory())),
+        let mut at = Some(path.clone());
+        while let Some(path) = at {
+            let is_free = match self.get(&path)? {
+                Some(node) => node.is_directory() || node.is_whiteout(),
+                None if self.hides_lower(&path)? => true,
+                None => lower.get(&path).map_err(LayerError::Lower)?.is_none_or(|node| node.is_directory()),
+            };
+            if !is_free {
+                return Ok(false);
+            }
+            at = path.parent();
         }
+        Ok(true)
     }
 
     /// Moves everything below one directory into another one, which may be missing; the first one disappears.
@@ -152,22 +161,13 @@ impl<S> Layer<S> {
             next = self.staging.after(Some(&path)).map_err(LayerError::Store)?;
             rows.push((path, node));
         }
-        let links: Vec<(TreePath, TreePath)> = self
-            .pending_links
-            .range(from..)
-            .take_while(|(path, _)| path.is_below(from))
-            .map(|(a, b)| (a.clone(), b.clone()))
-            .collect();
         self.clear(from)?;
         self.ensure_directory(to)?;
-        let moved = |path: &TreePath| -> Result<TreePath, LayerError> {
-            Ok(path.moved(from, to).expect("only rows below the directory were collected")?)
-        };
         self.counts.moved += rows.len() as u64;
         // below this path nothing can be put
         let mut blocked: Option<TreePath> = None;
         for (path, node) in rows {
-            let path = moved(&path)?;
+            let path = path.moved(from, to).expect("only rows below the directory were collected")?;
             if blocked.as_ref().is_some_and(|blocked| path.is_below(blocked)) {
                 continue;
             }
@@ -184,12 +184,6 @@ impl<S> Layer<S> {
                     }
                 }
                 _ => drop(self.place(&path, node)?),
-            }
-        }
-        for (link, target) in links {
-            let link = moved(&link)?;
-            if self.get::<C>(&link)?.is_none_or(|found| found.is_whiteout()) {
-                self.pending_links.insert(link, target);
             }
         }
         Ok(())

@@ -98,7 +98,7 @@ fn any_layer() -> impl Strategy<Value = Rows> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn merges_as_a_runtime_applies(layers in proptest::collection::vec(any_layer(), 0..6)) {
