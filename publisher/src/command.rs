@@ -144,7 +144,7 @@ fn convert(
     let client = Client::new(config).map_err(CommandError::failed)?;
     let converter = Converter {
         target,
-        sources: Sources { client, runtime: runtime.handle().clone() },
+        sources: Sources::new(client, runtime.handle().clone(), target.scratch()),
         options: convert_options(conversion)?,
         progress,
     };

@@ -9,6 +9,7 @@ pub mod command;
 pub mod content;
 pub mod convert;
 pub mod decompress;
+pub mod docker_archive;
 pub mod error;
 pub mod failure;
 pub mod flat;

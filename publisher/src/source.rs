@@ -1,32 +1,36 @@
-//! Where images come from: registries and OCI layouts on disk, behind the same few questions.
+//! Where images come from: registries, OCI layouts and saved archives on disk, behind the same few questions.
 //!
 //! Everything handed out was compared with its digest; a stream reports its end only after it matched. The questions
 //! are blocking: network work runs on the runtime, callers are threads of the pipeline.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use image::digest::{Digest, LayerDigest, ManifestDigest};
 use image::manifest::{Document, Index, LayerDescriptor, MAX_DOCUMENT, Manifest};
-use image::reference::{ImageSource, Reference, Repository};
+use image::reference::{ImageSource, Repository};
+use parking_lot::Mutex;
 use registry::Client;
 use sha2::{Digest as _, Sha256};
 use tokio::runtime::Handle;
 use tokio_util::io::SyncIoBridge;
 
+use crate::docker_archive::DockerArchive;
 use crate::failure::Failure;
 
 /// Network reads come in pieces of this size.
 const BUFFER: usize = 256 << 10;
 
 /// Opens sources.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Sources {
-    /// Client for all registries.
-    pub client: Client,
-    /// Runtime that the client works on.
-    pub runtime: Handle,
+    client: Client,
+    runtime: Handle,
+    scratch: PathBuf,
+    archives: Mutex<HashMap<String, Arc<DockerArchive>>>,
 }
 
 /// A document with its digest.
@@ -48,6 +52,22 @@ impl RawDocument {
 }
 
 impl Sources {
+    /// Registries are asked by `client` on `runtime`; archives are unpacked into `scratch`.
+    pub fn new(client: Client, runtime: Handle, scratch: &Path) -> Sources {
+        Sources { client, runtime, scratch: scratch.to_owned(), archives: Mutex::default() }
+    }
+
+    /// An archive, unpacked at its first use.
+    fn archive(&self, file: &str) -> Result<Arc<DockerArchive>, Failure> {
+        let mut archives = self.archives.lock();
+        if let Some(known) = archives.get(file) {
+            return Ok(known.clone());
+        }
+        let archive = Arc::new(DockerArchive::unpack(Path::new(file), &self.scratch)?);
+        archives.insert(file.to_owned(), archive.clone());
+        Ok(archive)
+    }
+
     /// Digest of the document that a source names now.
     pub fn resolve(&self, source: &ImageSource) -> Result<ManifestDigest, Failure> {
         match source {
@@ -55,9 +75,9 @@ impl Sources {
             ImageSource::OciLayout { dir, tag } => {
                 Ok(OciLayout(Path::new(dir)).index()?.tagged(tag.as_deref())?.digest)
             }
-            ImageSource::DockerArchive { file } => Err(Failure::Content(format!(
-                "docker-archive:{file}: archives are read from an OCI layout; unpack it (`docker save` of Docker 25 or newer writes one) and name it as oci:DIR"
-            ))),
+            ImageSource::DockerArchive { file } => {
+                Ok(OciLayout(self.archive(file)?.directory()).index()?.tagged(None)?.digest)
+            }
         }
     }
 
@@ -86,7 +106,7 @@ impl Sources {
                 Ok(self.runtime.block_on(self.client.blob_bytes(reference.repository(), digest))?.to_vec())
             }
             ImageSource::OciLayout { dir, .. } => OciLayout(Path::new(dir)).small(digest),
-            ImageSource::DockerArchive { .. } => Err(Failure::Content("docker-archive has no config by digest".into())),
+            ImageSource::DockerArchive { file } => OciLayout(self.archive(file)?.directory()).small(digest),
         }
     }
 
@@ -95,7 +115,9 @@ impl Sources {
         match source {
             ImageSource::Registry(reference) => self.blob(reference.repository(), layer.digest, layer.size),
             ImageSource::OciLayout { dir, .. } => OciLayout(Path::new(dir)).blob(layer.digest.digest(), layer.size),
-            ImageSource::DockerArchive { .. } => Err(Failure::Content("docker-archive has no layers by digest".into())),
+            ImageSource::DockerArchive { file } => {
+                OciLayout(self.archive(file)?.directory()).blob(layer.digest.digest(), layer.size)
+            }
         }
     }
 
@@ -108,11 +130,6 @@ impl Sources {
     /// The tags of an image repository.
     pub fn tags(&self, repository: &Repository) -> Result<Vec<String>, Failure> {
         Ok(self.runtime.block_on(self.client.tags(repository))?)
-    }
-
-    /// A reference is all that is needed to ask a registry.
-    pub fn exists(&self, reference: &Reference) -> Result<ManifestDigest, Failure> {
-        Ok(self.runtime.block_on(self.client.resolve(reference))?)
     }
 }
 
