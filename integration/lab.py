@@ -96,6 +96,7 @@ class Lab:
         return self
 
     def __exit__(self, *exception):
+        print("cleaning up", file=sys.stderr, flush=True)
         return self._undo.__exit__(*exception)
 
     def path(self, name):
