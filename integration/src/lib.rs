@@ -1,1 +1,0 @@
-//! Scenarios with real engines and servers, run against the built binaries.
