@@ -324,6 +324,15 @@ impl CatalogWriter {
         self.select("parent_1 = ?1 AND parent_2 = ?2", parent)
     }
 
+    /// Number of entries of the directory with this key, as written so far.
+    pub fn count(&self, parent: PathKey) -> Result<u64, CatalogError> {
+        let sql = "SELECT count(*) FROM catalog WHERE parent_1 = ?1 AND parent_2 = ?2";
+        let mut statement = self.db.prepare_cached(sql).map_err(self.sqlite("count"))?;
+        let count: i64 =
+            statement.query_row((parent.high, parent.low), |row| row.get(0)).map_err(self.sqlite("count"))?;
+        Ok(count.unsigned_abs())
+    }
+
     fn select(&self, condition: &str, key: PathKey) -> Result<Vec<Row>, CatalogError> {
         let columns = schema::columns(2.5, schema::SCHEMA_REVISION);
         let sql = format!("SELECT {columns} FROM catalog WHERE {condition}");

@@ -96,10 +96,11 @@ impl Transaction {
     pub fn split_if_larger(&mut self, path: &RepoPath, entries: u64) -> Result<(), RepositoryError> {
         match self.find_home(path)? {
             Some(home) if home != *path => {
-                let children = self.catalog(&home).writer.list(path.key())?;
-                if children.len() as u64 <= entries {
+                // Asked at every new entry: counting costs no more than the index.
+                if self.catalog(&home).writer.count(path.key())? <= entries {
                     return Ok(());
                 }
+                let children = self.catalog(&home).writer.list(path.key())?;
                 self.split_off(path)?;
                 for child in children {
                     self.move_rows(&home, path, &path.join(&child.entry.name), child)?;
