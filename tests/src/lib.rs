@@ -1,3 +1,7 @@
 //! Scenarios across crates; a Rust toolchain and /dev/fuse are all they need.
 
 pub mod fixtures;
+pub mod image_builder;
+pub mod naive;
+pub mod repository;
+pub mod tree;
