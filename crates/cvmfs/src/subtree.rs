@@ -1,8 +1,9 @@
 //! A new directory subtree, written straight into finished catalogs.
 //!
 //! Entries come in *tree order*: a directory is followed at once by everything below it. That suffices to know
-//! link counts, hard-link groups and counters when a directory ends, and to split: a directory whose pending
-//! rows reach the budget becomes a nested catalog of its own, bottom-up.
+//! link counts, hard-link groups and counters when a directory ends, and to split. A directory whose pending
+//! rows reach the budget becomes a nested catalog of its own, bottom-up; so does one that would make the
+//! pending rows of the directory above exceed the budget, if it is large enough to be worth a request.
 //!
 //! Pending rows wait in an arena (memory, then a scratch file), each encoded once and inserted once. Finished
 //! catalogs are filled, compressed and stored by worker threads.
@@ -31,12 +32,15 @@ use crate::store::{Store, StoreError};
 /// Name of the file that marks the root of a nested catalog.
 pub const MARKER: &[u8] = b".cvmfscatalog";
 
+/// A nested catalog holds at least this part of the budget.
+const SMALLEST_PART: u64 = 10;
+
 /// How a subtree is written.
 #[derive(Debug, Clone)]
 pub struct SubtreeOptions {
     /// Hash algorithm of the catalogs.
     pub algorithm: Algorithm,
-    /// Rows from which a directory becomes a nested catalog.
+    /// Rows that a catalog should not exceed; directories are split off accordingly.
     pub budget: u64,
     /// Time of the commit, Unix seconds.
     pub last_modified: u64,
@@ -274,7 +278,10 @@ impl SubtreeWriter {
         let (start, parent) = (frame.start, frame.parent);
         let (key, entry) = (frame.key, frame.entry.clone());
         let mut carried = (frame.rows, frame.tally, Vec::new());
-        if frame.rows >= self.options.budget {
+        let budget = self.options.budget;
+        let above_rows = self.frames.last().expect("never called for the root").rows;
+        let is_worth_a_request = frame.rows >= budget / SMALLEST_PART && frame.rows > 0;
+        if frame.rows >= budget || above_rows + frame.rows > budget && is_worth_a_request {
             let built = self.issue(frame)?;
             let transition = Entry { flags: entry.flags.with(Flags::NESTED_MOUNTPOINT), ..entry.clone() };
             self.arena.push(key, parent, &transition, &[]).map_err(|e| self.scratch(e))?;

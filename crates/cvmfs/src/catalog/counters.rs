@@ -60,37 +60,48 @@ impl IndexMut<Counter> for Tally {
 impl Tally {
     /// Adds an entry (`sign` 1) or takes it away (−1). Chunks and nested catalogs count in their own tables.
     pub fn count(&mut self, entry: &Entry, sign: i64) {
-        let size = entry.size as i64 * sign;
+        let mut change = Tally::default();
+        change.enter(entry);
+        self.add(&change, sign);
+    }
+
+    fn enter(&mut self, entry: &Entry) {
+        let size = entry.size as i64;
         match entry.file_type() {
-            FileType::Directory => self[Counter::Dir] += sign,
-            FileType::Symlink => self[Counter::Symlink] += sign,
+            FileType::Directory => self[Counter::Dir] = 1,
+            FileType::Symlink => self[Counter::Symlink] = 1,
             FileType::Regular => {
-                self[Counter::Regular] += sign;
-                self[Counter::FileSize] += size;
+                self[Counter::Regular] = 1;
+                self[Counter::FileSize] = size;
                 if entry.flags.is_chunked() {
-                    self[Counter::Chunked] += sign;
-                    self[Counter::ChunkedSize] += size;
+                    self[Counter::Chunked] = 1;
+                    self[Counter::ChunkedSize] = size;
                 }
                 if entry.flags.is_external() {
-                    self[Counter::External] += sign;
-                    self[Counter::ExternalFileSize] += size;
+                    self[Counter::External] = 1;
+                    self[Counter::ExternalFileSize] = size;
                 }
             }
-            _ => self[Counter::Special] += sign,
+            _ => self[Counter::Special] = 1,
         }
         if entry.xattrs.is_some() {
-            self[Counter::Xattr] += sign;
+            self[Counter::Xattr] = 1;
         }
     }
 
-    /// Adds another tally `sign` times.
+    /// Adds another tally `sign` times. Sizes of a hostile catalog may be anything: sums wrap around, and a check
+    /// finds them wrong.
     pub fn add(&mut self, other: &Tally, sign: i64) {
-        self.0.iter_mut().zip(other.0).for_each(|(mine, theirs)| *mine += theirs * sign);
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            *mine = mine.wrapping_add(theirs.wrapping_mul(sign));
+        }
     }
 
     /// Regular files, links, special files and directories together.
     pub fn entries(&self) -> i64 {
-        [Counter::Regular, Counter::Symlink, Counter::Special, Counter::Dir].iter().map(|c| self[*c]).sum()
+        [Counter::Regular, Counter::Symlink, Counter::Special, Counter::Dir]
+            .iter()
+            .fold(0, |sum: i64, c| sum.wrapping_add(self[*c]))
     }
 
     /// Whether every value is zero.
