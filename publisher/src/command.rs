@@ -29,7 +29,7 @@ use crate::wishlist::{Lint, WishList};
 /// Runs one command.
 pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>) -> Result<ExitStatus, CommandError> {
     let paths = |fqrn: &str| Paths::resolve(fqrn, &global.paths, &Environment::current()).map_err(CommandError::config);
-    let open = |fqrn: &str| Target::open(fqrn, paths(fqrn)?).map_err(Failure::into_command_error);
+    let open = |fqrn: &str| Target::open(fqrn, paths(fqrn)?).map_err(CommandError::repository);
     match command {
         cli::Command::Init(arguments) => {
             let algorithm = match arguments.hash {
@@ -89,7 +89,13 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
         cli::Command::Check(arguments) => check_repository(arguments, &paths(&arguments.fqrn)?, global.json),
         cli::Command::Ingest(arguments) => {
             let target = open(&arguments.fqrn)?;
-            let report = ingest(&target, arguments).map_err(Failure::into_command_error)?;
+            let report = ingest(&target, arguments).map_err(|e| {
+                let (fqrn, e) = (&arguments.fqrn, e.into_command_error());
+                e.context(match &arguments.tar {
+                    Some(tar) => format!("cannot ingest {} into {fqrn}", tar.display()),
+                    None => format!("cannot delete from {fqrn}"),
+                })
+            })?;
             print_result(&if global.json { report.to_json() } else { report.to_text() })?;
             Ok(ExitStatus::Success)
         }

@@ -289,8 +289,8 @@ fn path_of(text: &str) -> Result<RepoPath, image::tree::PathError> {
 fn refuse_image_trees(path: &RepoPath) -> Result<(), Failure> {
     match path.components().next() {
         Some(top) if IMAGE_TREES.contains(&top) => Err(Failure::Content(format!(
-            "{path} belongs to the published images; they come with \"cvmfs-publisher convert\" or \"convert-image\" and \
-             go with \"cvmfs-publisher remove\", never by ingest"
+            "{path} belongs to the published images, which \"cvmfs-publisher convert\" and \"convert-image\" write; \
+             ingest never touches them"
         ))),
         _ => Ok(()),
     }

@@ -81,8 +81,8 @@ pub fn refuse_images(transaction: &mut Transaction, path: &RepoPath) -> Result<(
         for entry in transaction.list(&directory)?.into_iter().filter(|e| !is_marker(e)) {
             if !entry.is_directory() {
                 return Err(Failure::Content(format!(
-                    "{path} is the name of published images ({directory} has their records); they go with \
-                     \"cvmfs-publisher remove\", never by ingest"
+                    "{path} is the name of published images ({directory} has their records), which \"cvmfs-publisher \
+                     convert\" and \"convert-image\" write; ingest never touches them"
                 )));
             }
             pending.push(directory.join(&entry.name));
