@@ -5,7 +5,7 @@
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -111,6 +111,11 @@ impl Control {
         let path = socket(mountpoint);
         let directory = directory();
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        // Below /tmp somebody else may have been first.
+        if std::fs::symlink_metadata(&directory)?.uid() != nix::unistd::geteuid().as_raw() {
+            let message = format!("{} belongs to another user", directory.display());
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+        }
         let is_socket = std::fs::symlink_metadata(&path).is_ok_and(|m| m.file_type().is_socket());
         if is_socket && UnixStream::connect(&path).is_err() {
             std::fs::remove_file(&path)?;

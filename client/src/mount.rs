@@ -160,6 +160,7 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
     // A check may wait for the network; the process need not wait for it.
     drop(updates);
     runtime.shutdown_background();
+    fs.objects().cache().close();
     tracing::info!(repository = config.fqrn, "unmounted");
     match ended {
         Ok(()) => Ok(()),
@@ -181,8 +182,8 @@ fn open_session(fuse: Fuse, config: &Config, mountpoint: &Path) -> Result<Sessio
     }
     let mut fuse_config = FuseConfig::default();
     fuse_config.mount_options = options;
-    // Readers of requests answer from memory and cache; two can keep both directions of the device busy.
-    fuse_config.n_threads = Some(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8));
+    // Readers of requests answer from memory and cache; more than cores, because a long listing takes a while.
+    fuse_config.n_threads = Some(std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 16));
     fuse_config.clone_fd = true;
     // Other users may look unless the system forbids it to ordinary users.
     fuse_config.acl = if may_allow_others() { SessionACL::All } else { SessionACL::Owner };
@@ -306,9 +307,12 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
         fail(hint)(source)
     })?;
     let Some(client) = client else { return Ok(()) };
-    let process = PathBuf::from(format!("/proc/{}", client.pid));
+    // A zombie has no program any more, whether or not its parent has noticed. A client that another mount
+    // namespace still uses goes on; so do we, after a while.
+    let program = PathBuf::from(format!("/proc/{}/exe", client.pid));
     let until = Instant::now() + Duration::from_secs(10);
-    while process.exists() && Instant::now() < until {
+    let runs = || !matches!(std::fs::read_link(&program), Err(e) if e.kind() == io::ErrorKind::NotFound);
+    while runs() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,11 @@ use client::remount::{Outcome, Updater};
 use client::revision::{Chain, Repository, RevisionError};
 use client::stats::Stats;
 use common::listing::expected;
+use common::published::{self, Published};
 use common::{Fault, Server, World};
+use cvmfs::entry::{Chunk, Entry, Flags as EntryFlags};
+use cvmfs::hash::{Algorithm, ContentHash};
+use cvmfs::object::Compression;
 
 /// A file system in this process.
 struct Client {
@@ -38,12 +42,16 @@ impl Client {
             ..Flags::default()
         };
         flags.options.extend(options.iter().map(|o| o.to_string()));
-        let config = Config::load(&world.fqrn(), &world.directory.path().join("no-config"), &flags).unwrap();
+        Client::from_flags(&world.fqrn(), &flags)
+    }
+
+    fn from_flags(fqrn: &str, flags: &Flags) -> Result<Client, RevisionError> {
+        let config = Config::load(fqrn, Path::new("/nonexistent"), flags).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let objects = Arc::new(Objects::new(&config, runtime.handle(), &Arc::new(Stats::default())).unwrap());
         let repository = Repository::new(&config, &objects).unwrap();
         let mounted = repository.mount()?;
-        let numbers = Numbers::open(&world.cache().join("inodes/test")).unwrap();
+        let numbers = Numbers::open(&config.cache.join("inodes/test")).unwrap();
         let fs = Arc::new(FileSystem::new(&config, objects, mounted.revision, numbers, repository.master_keys()));
         let offline = mounted.offline;
         let automatic = config.auto_update;
@@ -416,6 +424,70 @@ fn a_blacklisted_revision_is_refused() {
     std::fs::write(&blacklist, "<basic.fixture.example.org 7\n").unwrap();
     let error = Client::open(&world, &[&option]).err().unwrap().to_string();
     assert!(error.contains("at least 7"), "{error}");
+}
+
+#[test]
+fn owners_and_permissions_follow_the_configuration() {
+    let world = World::new("updates-r3");
+    let map = world.directory.path().join("map");
+    std::fs::write(&map, "12 112\n").unwrap();
+    let map_option = format!("CVMFS_UID_MAP={}", map.display());
+    let me = nix::unistd::geteuid().as_raw();
+    for (options, uid, mode) in [
+        (&[][..], 12, 0o644),
+        (&["CVMFS_CLAIM_OWNERSHIP=yes"], me, 0o644),
+        (&[map_option.as_str()], 112, 0o644),
+        (&["CVMFS_WORLD_READABLE=yes"], 12, 0o644),
+    ] {
+        let client = Client::open(&world, options).unwrap();
+        let attr = client.fs.attr(&client.node("/d/meta", Wait::Yes).unwrap());
+        assert_eq!((attr.uid, attr.mode & 0o7777), (uid, mode), "{options:?}");
+    }
+    let world = World::new("updates-r2");
+    let client = Client::open(&world, &["CVMFS_WORLD_READABLE=yes"]).unwrap();
+    assert_eq!(client.fs.attr(&client.node("/d/meta", Wait::Yes).unwrap()).mode & 0o7777, 0o644);
+}
+
+#[test]
+fn external_files_come_from_the_external_servers() {
+    let mut published = Published::new();
+    let content: Vec<u8> = (0..200_000u32).map(|i| (i % 249) as u8).collect();
+    let outside = published.directory.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("a file"), &content).unwrap();
+    std::fs::write(outside.join("chunked"), &content).unwrap();
+    let hash = |bytes: &[u8]| ContentHash::of(Algorithm::Sha1, bytes);
+    let meta = || published::meta(0o644);
+    let external = |entry: Entry| Entry { flags: entry.flags.with(EntryFlags::EXTERNAL), ..entry };
+    let whole = Entry::file("", meta(), content.len() as u64, hash(&content), Compression::None);
+    let pieces = Entry::chunked("", meta(), content.len() as u64, Algorithm::Sha1, Compression::None);
+    let (first, second) = content.split_at(120_000);
+    let chunks = [
+        Chunk { offset: 0, size: 120_000, hash: hash(first) },
+        Chunk { offset: 120_000, size: 80_000, hash: hash(second) },
+    ];
+    published.publish_with_chunks(vec![("/a file", external(whole), &[]), ("/chunked", external(pieces), &chunks)]);
+    let (server, elsewhere) = (Server::start(&published.served()), Server::start(&outside));
+    let open = |options: &[String]| {
+        let flags = Flags {
+            server_url: Some(server.repository()),
+            public_keys: vec![published.key()],
+            cache: Some(published.directory.path().join("cache")),
+            options: options.to_vec(),
+            ..Flags::default()
+        };
+        Client::from_flags(published::FQRN, &flags).unwrap()
+    };
+    let client = open(&[format!("CVMFS_EXTERNAL_URL={}", elsewhere.url())]);
+    assert_eq!(client.read("/a file").unwrap(), content);
+    assert_eq!(client.read("/chunked").unwrap(), content);
+    let inode = client.node("/chunked", Wait::No).unwrap().inode;
+    assert_eq!(client.fs.getxattr(inode, b"user.external_file", Wait::No).unwrap(), b"1");
+    drop(client);
+    std::fs::remove_dir_all(published.directory.path().join("cache")).unwrap();
+    let client = open(&[]);
+    let error = Chain(&client.read("/a file").unwrap_err()).to_string();
+    assert!(error.contains("CVMFS_EXTERNAL_URL is not set"), "{error}");
 }
 
 #[test]

@@ -157,6 +157,10 @@ fn status_probe_and_information_attributes_describe_the_mount() {
     let names = |path: &str| xattr::list(mount.join(path)).unwrap().count();
     assert!(names("") > 20);
     assert_eq!(names("sizes"), 0);
+    let sizes = nix::sys::statvfs::statvfs(&mount.path).unwrap();
+    assert_eq!(sizes.blocks() * sizes.fragment_size(), 4000 << 20, "the size of the cache");
+    assert_eq!(sizes.files(), 814 + 45 + 10 + 93);
+    assert!(sizes.blocks_free() < sizes.blocks() && sizes.name_max() == 255);
     let run = |arguments: &[&str]| client().args(arguments).arg(&mount.path).output().unwrap();
     let json: serde_json::Value = serde_json::from_slice(&run(&["status", "--json"]).stdout).unwrap();
     assert_eq!(json["revision"], 6);
@@ -184,6 +188,37 @@ fn exit_statuses_tell_what_is_wrong() {
         let output = run(arguments);
         assert_eq!(output.status.code(), Some(code), "{arguments:?} {output:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains(says), "{arguments:?} {output:?}");
+    }
+}
+
+#[test]
+fn every_command_explains_itself_with_examples() {
+    for command in ["", "mount", "umount", "status", "remount", "probe", "showconfig"] {
+        let arguments: Vec<&str> = [command, "--help"].into_iter().filter(|word| !word.is_empty()).collect();
+        let output = client().args(&arguments).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && text.contains("Examples:\n  cvmfs-client "), "{arguments:?}\n{text}");
+    }
+}
+
+#[test]
+fn showconfig_names_the_origin_of_every_value() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("default.local");
+    std::fs::write(&file, "CVMFS_SERVER_URL='http://one/@fqrn@;http://two/@fqrn@'\nCVMFS_TIMEOUT=3\n").unwrap();
+    let output = client()
+        .args(["showconfig", "images.example.org", "-o", "CVMFS_TIMEOUT=9", "--proxy", "http://p:3128", "--config-dir"])
+        .arg(directory.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    for line in [
+        "CVMFS_REPOSITORY_NAME=images.example.org".to_owned(),
+        format!("CVMFS_SERVER_URL=http://one/@fqrn@;http://two/@fqrn@    # from {}", file.display()),
+        "CVMFS_TIMEOUT=9    # from -o".to_owned(),
+        "CVMFS_HTTP_PROXY=http://p:3128    # from the command line".to_owned(),
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     }
 }
 

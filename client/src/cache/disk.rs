@@ -91,6 +91,11 @@ impl DiskCache {
         (self.quota.used(), self.quota.limit())
     }
 
+    /// The orderly end of a client; without it the next one counts the directory anew.
+    pub fn close(&self) {
+        self.quota.close();
+    }
+
     /// How often old objects were removed since the start.
     pub fn evictions(&self) -> u64 {
         self.quota.evictions()
@@ -229,6 +234,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let cache = DiskCache::open(directory.path(), None).unwrap();
         let key = put(&cache, b"content").unwrap();
+        cache.close();
         let unfinished = directory.path().join("txn/objectXYZ");
         std::fs::write(&unfinished, b"half").unwrap();
         drop(cache);

@@ -33,6 +33,8 @@ pub struct Quota {
     limit: Option<u64>,
     /// `flock` belongs to the open file, hence the mutex between our own threads.
     file: Mutex<File>,
+    /// The same file, read without a lock: whoever only looks must not wait for a clean-up.
+    glance: File,
     evictions: AtomicU64,
 }
 
@@ -47,9 +49,11 @@ impl Quota {
     /// Opens the account. `alone`: no other client uses the directory, so nothing can be reserved.
     pub fn open(directory: &Path, limit: Option<u64>, alone: bool) -> Result<Quota, CacheError> {
         let path = directory.join("quota");
-        let options = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-        let file = Mutex::new(options.map_err(io_error("open", &path))?);
-        let quota = Quota { directory: directory.to_owned(), path, limit, file, evictions: AtomicU64::new(0) };
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = file.map_err(io_error("open", &path))?;
+        let glance = file.try_clone().map_err(io_error("open", &path))?;
+        let (directory, evictions) = (directory.to_owned(), AtomicU64::new(0));
+        let quota = Quota { directory, path, limit, file: Mutex::new(file), glance, evictions };
         if alone {
             quota.change(|account| {
                 if !account.clean {
@@ -70,7 +74,7 @@ impl Quota {
 
     /// Bytes in the cache.
     pub fn used(&self) -> u64 {
-        self.change(|account| Ok(account.used)).unwrap_or(0)
+        read_account(&self.glance).used
     }
 
     /// How often objects were removed to make room.
@@ -84,9 +88,18 @@ impl Quota {
         self.change(|account| {
             self.make_room(account, size)?;
             account.reserved = account.reserved.saturating_add(size);
+            account.clean = false;
             Ok(())
         })?;
         Ok(Reservation { quota: self, reserved: size })
+    }
+
+    /// The orderly end of a client: says "the numbers are right" to the next one.
+    pub fn close(&self) {
+        let _ = self.change(|account| {
+            account.clean = true;
+            Ok(())
+        });
     }
 
     /// An object of this size was removed.
@@ -145,11 +158,7 @@ impl Quota {
     fn change<T>(&self, change: impl FnOnce(&mut Account) -> Result<T, CacheError>) -> Result<T, CacheError> {
         let file = self.file.lock();
         file.lock().map_err(io_error("lock", &self.path))?;
-        let mut bytes = [0; 24];
-        // A file that is too short is a new one.
-        let _ = file.read_exact_at(&mut bytes, 0);
-        let word = |i: usize| u64::from_le_bytes(bytes[8 * i..8 * i + 8].try_into().expect("8 of 24 bytes"));
-        let mut account = Account { used: word(0), reserved: word(1), clean: word(2) == 1 };
+        let mut account = read_account(&file);
         let result = change(&mut account);
         let words = [account.used, account.reserved, u64::from(account.clean)].map(u64::to_le_bytes);
         let written = file.write_all_at(words.as_flattened(), 0).map_err(io_error("write", &self.path));
@@ -158,14 +167,12 @@ impl Quota {
     }
 }
 
-impl Drop for Quota {
-    fn drop(&mut self) {
-        // Says "the numbers are right" to the next client; whoever is alone then resets what is reserved.
-        let _ = self.change(|account| {
-            account.clean = account.reserved == 0;
-            Ok(())
-        });
-    }
+fn read_account(file: &File) -> Account {
+    let mut bytes = [0; 24];
+    // A file that is too short is a new one.
+    let _ = file.read_exact_at(&mut bytes, 0);
+    let word = |i: usize| u64::from_le_bytes(bytes[8 * i..8 * i + 8].try_into().expect("8 of 24 bytes"));
+    Account { used: word(0), reserved: word(1), clean: word(2) == 1 }
 }
 
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cvmfs::entry::{Entry, Flags, Meta};
+use cvmfs::entry::{Chunk, Entry, Flags, Meta};
 use cvmfs::hash::{Algorithm, ObjectKind};
 use cvmfs::keys::Signer;
 use cvmfs::object::{Codec, Compression, Encoder};
@@ -71,13 +71,18 @@ impl Published {
 
     /// Publishes these entries over what is there.
     pub fn publish(&mut self, entries: Vec<(&str, Entry)>) {
+        self.publish_with_chunks(entries.into_iter().map(|(path, entry)| (path, entry, &[][..])).collect());
+    }
+
+    /// The same for chunked files.
+    pub fn publish_with_chunks(&mut self, entries: Vec<(&str, Entry, &[Chunk])>) {
         let marker = self.file(0o644, b"");
         let marker = Entry { flags: marker.flags.with(Flags::HIDDEN), ..marker };
         let scratch: &Path = self.directory.path();
         let options = TransactionOptions { now: UtcDateTime::now(), scratch: scratch.to_owned(), marker };
         let mut transaction = Transaction::begin(self.repository.take().unwrap(), options).unwrap();
-        for (path, entry) in entries {
-            transaction.put(&RepoPath::parse(path).unwrap(), entry, &[]).unwrap();
+        for (path, entry, chunks) in entries {
+            transaction.put(&RepoPath::parse(path).unwrap(), entry, chunks).unwrap();
         }
         let commit = Commit { signer: &self.signer, reflog_checksum: None, tags: &[], ttl: None };
         self.repository = Some(transaction.commit(&commit).unwrap().repository);
