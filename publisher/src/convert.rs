@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, unbounded};
 use cvmfs::traversal::Loader;
-use image::digest::{LayerDigest, ManifestDigest};
+use image::digest::{DiffId, LayerDigest, ManifestDigest};
 use image::manifest::Layer;
 use image::platform::Platform;
 use image::reference::{ImageSource, PublicName, Wish as WishSource};
@@ -22,8 +22,8 @@ use crate::content::{Collector, Pool};
 use crate::error::one_line;
 use crate::failure::Failure;
 use crate::flat::flatten;
-use crate::layer::{LayerProgress, Lower, PreparedLayer, StagedLayer, read_layer};
-use crate::plan::{ImagePlan, LayerState, Planner, Wanted, image_name};
+use crate::layer::{LayerProgress, Lower, PreparedLayer, StagedLayer, format_record, read_layer};
+use crate::plan::{ImagePlan, LayerPlan, LayerState, Planner, Wanted, image_name};
 use crate::progress::{Event, Progress};
 use crate::publish::{ReadyImage, publish};
 use crate::raw_index::RawIndex;
@@ -175,6 +175,13 @@ fn failed(wanted: &Wanted, failure: &Failure) -> Box<WishOutcome> {
     Box::new(WishOutcome { image: Some(image_name(&wanted.source)), ..outcome })
 }
 
+/// A blob, and what its content is said to be: a config that lies about a blob is a matter of its own image only.
+type LayerKey = (LayerDigest, DiffId);
+
+fn key(layer: &Layer) -> LayerKey {
+    (layer.descriptor.digest, layer.diff_id)
+}
+
 /// A layer on its way.
 #[derive(Debug)]
 enum Slot {
@@ -190,7 +197,7 @@ enum Slot {
 
 /// What a reader sends.
 struct Arrived {
-    layer: LayerDigest,
+    layer: LayerKey,
     bytes: u64,
     stored: u64,
     deduplicated: u64,
@@ -207,13 +214,15 @@ struct Pass<'a> {
     converter: &'a Converter<'a>,
     pool: &'a Pool,
     plan: &'a Plan,
-    slots: HashMap<LayerDigest, Slot>,
+    slots: HashMap<LayerKey, Slot>,
     /// Images by place in the plan that are not finished.
     open: Vec<usize>,
     ready: Vec<(usize, ReadyImage<'a>)>,
     outcomes: Vec<Option<WishOutcome>>,
     /// Which image pays for a layer in the report.
-    payer: HashMap<LayerDigest, usize>,
+    payer: HashMap<LayerKey, usize>,
+    /// What known layers are, by their own records.
+    recorded: HashMap<LayerDigest, Option<DiffId>>,
     start: Instant,
     revision: Option<u64>,
 }
@@ -236,6 +245,7 @@ impl<'a> Pass<'a> {
             ready: Vec::new(),
             outcomes: plan.images.iter().map(|_| None).collect(),
             payer: HashMap::new(),
+            recorded: HashMap::new(),
             start: Instant::now(),
             revision: None,
         }
@@ -285,23 +295,23 @@ impl<'a> Pass<'a> {
             self.tell(Event::ImageStarted { image: &image.image, layers: image.layers.len(), total });
             self.open.push(place);
             for layer in image.distinct_layers() {
-                let digest = layer.layer.descriptor.digest;
-                if self.slots.contains_key(&digest) {
+                let key = key(&layer.layer);
+                if self.slots.contains_key(&key) {
                     continue;
                 }
                 let slot = match &layer.known {
                     Some(known) => {
-                        let text = digest.to_string();
+                        let text = key.0.to_string();
                         self.tell(Event::LayerFinished { image: &image.image, layer: &text, bytes: 0, known: true });
                         Slot::Ready(known.clone(), layer.prepared.clone())
                     }
                     None => {
                         fetches.push(Fetch { layer: &layer.layer, source: &image.wanted.source, image: &image.image });
-                        self.payer.insert(digest, place);
+                        self.payer.insert(key, place);
                         Slot::Awaited
                     }
                 };
-                self.slots.insert(digest, slot);
+                self.slots.insert(key, slot);
             }
         }
         fetches
@@ -358,14 +368,14 @@ impl<'a> Pass<'a> {
         let target = self.converter.target;
         let loader = Loader::new(&*target.store, target.scratch());
         let mut below = Vec::new();
-        let digests: Vec<LayerDigest> = image.distinct_layers().map(|l| l.layer.descriptor.digest).collect();
+        let keys: Vec<LayerKey> = image.distinct_layers().map(|l| key(&l.layer)).collect();
         if let Some(Slot::Failed(what)) =
-            digests.iter().filter_map(|d| self.slots.get(d)).find(|s| matches!(s, Slot::Failed(_)))
+            keys.iter().filter_map(|k| self.slots.get(k)).find(|s| matches!(s, Slot::Failed(_)))
         {
             return Err(what.clone());
         }
-        for digest in digests {
-            let slot = self.slots.remove(&digest).unwrap_or(Slot::Awaited);
+        for key in keys {
+            let slot = self.slots.remove(&key).unwrap_or(Slot::Awaited);
             let slot = match slot {
                 Slot::Staged(staged) => match staged.prepare(target, self.pool, &below) {
                     Ok(prepared) => Slot::Ready(prepared.reference(), Some(prepared)),
@@ -378,7 +388,7 @@ impl<'a> Pass<'a> {
                 Slot::Failed(what) => Err(what.clone()),
                 _ => Ok(None),
             };
-            self.slots.insert(digest, slot);
+            self.slots.insert(key, slot);
             match result? {
                 Some(reference) => below.push(Lower::new(loader, reference)),
                 None => return Ok(false),
@@ -389,13 +399,16 @@ impl<'a> Pass<'a> {
 
     /// All layers are ready: makes the flat.
     fn complete(&mut self, image: &'a ImagePlan) -> Result<ReadyImage<'a>, Failure> {
-        let ready = |digest: LayerDigest| match self.slots.get(&digest) {
+        for layer in image.distinct_layers().filter(|l| l.known.is_some()) {
+            self.check_known(layer)?;
+        }
+        let ready = |layer: &Layer| match self.slots.get(&key(layer)) {
             Some(Slot::Ready(reference, prepared)) => (reference.clone(), prepared.clone()),
             _ => unreachable!("settled before"),
         };
         let flat = if image.needs_flat {
             self.tell(Event::ImageStage { image: &image.image, stage: "flattening" });
-            let stack: Vec<_> = image.layers.iter().map(|l| ready(l.layer.descriptor.digest).0).collect();
+            let stack: Vec<_> = image.layers.iter().map(|l| ready(&l.layer).0).collect();
             let permissions = self.converter.options.permissions;
             let target = self.converter.target;
             let flat = flatten(target, self.pool, image.manifest.config, &image.config, &stack, permissions)?;
@@ -410,8 +423,26 @@ impl<'a> Pass<'a> {
         } else {
             None
         };
-        let layers = image.distinct_layers().filter_map(|l| ready(l.layer.descriptor.digest).1).collect();
+        let layers = image.distinct_layers().filter_map(|l| ready(&l.layer).1).collect();
         Ok(ReadyImage { plan: image, layers, flat })
+    }
+
+    /// A layer that was not fetched now is still compared with what this image's config says of it.
+    fn check_known(&mut self, layer: &LayerPlan) -> Result<(), Failure> {
+        let (digest, expected) = key(&layer.layer);
+        let Some(known) = &layer.known else { return Ok(()) };
+        let found = match self.recorded.get(&digest) {
+            Some(found) => *found,
+            None => {
+                let target = self.converter.target;
+                let record = format_record(Loader::new(&*target.store, target.scratch()), known)?;
+                *self.recorded.entry(digest).or_insert(record.map(|r| r.diff_id))
+            }
+        };
+        match found {
+            Some(found) if found != expected => Err(Failure::DiffId { expected, found }.of_layer(digest)),
+            _ => Ok(()),
+        }
     }
 
     fn publish_ready(&mut self) {
@@ -499,7 +530,7 @@ fn read(converter: &Converter<'_>, pool: &Pool, fetch: &Fetch<'_>) -> Arrived {
     }
     let cost = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     Arrived {
-        layer: descriptor.digest,
+        layer: key(fetch.layer),
         bytes,
         stored: cost(&collector.cost.stored),
         deduplicated: cost(&collector.cost.deduplicated),

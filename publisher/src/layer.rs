@@ -121,6 +121,15 @@ pub fn read_layer(
 fn tar_failure(error: image::tar::TarError) -> Failure {
     match error {
         image::tar::TarError::Read { source, .. } => Failure::read("the archive")(source),
+        image::tar::TarError::Limit { what, limit } => {
+            let option = match what {
+                "entries" => "--max-entries",
+                "bytes in an extended header" => "--max-pax-header",
+                "bytes" => "--max-layer-size",
+                _ => return Failure::Tar(image::tar::TarError::Limit { what, limit }),
+            };
+            Failure::Limit { what: format!("the archive has more than {limit} {what}"), option }
+        }
         other => Failure::Tar(other),
     }
 }

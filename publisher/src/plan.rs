@@ -3,7 +3,7 @@
 //! Resolving costs one conditional request an image. Documents that the repository has (`.index/manifest`,
 //! `.index/config`) are read from there.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use cvmfs::catalog::NestedRef;
 use cvmfs::hash::ObjectKind;
@@ -130,6 +130,7 @@ impl<'a> Planner<'a> {
 
     /// What has to be done for an image whose tag was resolved to `digest`.
     pub fn plan(&mut self, wanted: &Wanted, digest: ManifestDigest) -> Result<ImagePlan, Failure> {
+        self.refuse_foreign(&wanted.name)?;
         let (index, document, manifest) = self.choose(&wanted.source, digest)?;
         if manifest.layers.len() > self.limits.max_layers {
             let what = format!("the image has {} layers", manifest.layers.len());
@@ -149,6 +150,13 @@ impl<'a> Planner<'a> {
             .into_iter()
             .map(|layer| self.plan_layer(layer))
             .collect::<Result<Vec<_>, _>>()?;
+        let mut diff_ids = HashMap::new();
+        for Layer { descriptor, diff_id } in layers.iter().map(|l: &LayerPlan| &l.layer) {
+            let found = *diff_ids.entry(descriptor.digest).or_insert(*diff_id);
+            if found != *diff_id {
+                return Err(Failure::DiffId { expected: *diff_id, found }.of_layer(descriptor.digest));
+            }
+        }
         for foreign in manifest.foreign() {
             tracing::warn!(image = %wanted.source, layer = %foreign.digest, "foreign layer is in no registry; left out");
         }
@@ -195,6 +203,26 @@ impl<'a> Planner<'a> {
             Some(bytes) => Ok(RawDocument { digest, bytes, media_type: None }),
             None => self.sources.document(source, digest),
         }
+    }
+
+    /// What stands at an image's name, or above it, and is none of ours stays.
+    fn refuse_foreign(&mut self, name: &PublicName) -> Result<(), Failure> {
+        let public = OwnedPath::Public { platform: None, name: name.clone() };
+        let at = repo_path(&self.layout, &public);
+        for path in at.ancestors() {
+            let Some(entry) = self.view.lookup(&path)? else { return Ok(()) };
+            let is_ours = match path == at {
+                true => std::str::from_utf8(&entry.symlink)
+                    .is_ok_and(|text| matches!(self.layout.parse_link(&public, text), Some(OwnedPath::Flat(_)))),
+                false => entry.is_directory(),
+            };
+            if !is_ours {
+                return Err(Failure::Content(format!(
+                    "{path} exists and is no image of ours; nothing is published over it (remove it, or publish with --as NAME:TAG)"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// A raw document that the repository has.
