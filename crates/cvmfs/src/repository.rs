@@ -298,7 +298,8 @@ fn write_checksum(path: &Path, hash: ContentHash) -> io::Result<()> {
     io::Write::write_all(&mut file, hash.to_string().as_bytes())?;
     file.as_file().sync_all()?;
     file.persist(path)?;
-    Ok(())
+    // It has to be there before the reflog that it names.
+    File::open(directory)?.sync_all()
 }
 
 /// An empty root catalog of revision 0, stored.
