@@ -1,6 +1,6 @@
 //! A repository of its own for each test, with everything that publishes into it and looks at it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,6 +81,19 @@ impl Site {
         drop(target);
         let target = Target::open(FQRN, paths(&directory)).expect("the repository");
         Site { target, options, credentials, runtime, directory }
+    }
+
+    /// A copy of the repository and of all state, with a publisher of its own.
+    pub fn fork(&self) -> Site {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        copy(self.directory.path(), directory.path());
+        Site {
+            target: Target::open(FQRN, paths(&directory)).expect("the repository"),
+            options: self.options.clone(),
+            credentials: self.credentials.clone(),
+            runtime: Runtime::new().expect("a runtime"),
+            directory,
+        }
     }
 
     /// The directory of the repository.
@@ -190,6 +203,18 @@ impl Site {
         }
         found.sort();
         found
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).expect("a directory").map(|e| e.expect("an entry")) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            std::fs::create_dir(&target).expect("a directory");
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), &target).expect("a copy");
+        }
     }
 }
 
