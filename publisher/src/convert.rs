@@ -4,14 +4,17 @@
 //! compresses on all cores; the coordinator prepares, flattens and publishes what is complete while others are still
 //! fetched. One image's failure never stops another.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, unbounded};
+use cvmfs::catalog::NestedRef;
+use cvmfs::hash::ContentHash;
 use cvmfs::traversal::Loader;
-use image::digest::{DiffId, LayerDigest, ManifestDigest};
+use image::digest::{ChainId, DiffId, LayerDigest, ManifestDigest};
+use image::layout::FormatRecord;
 use image::manifest::Layer;
 use image::platform::Platform;
 use image::reference::{ImageSource, PublicName, Wish as WishSource};
@@ -22,7 +25,7 @@ use crate::content::{Collector, Pool};
 use crate::error::one_line;
 use crate::failure::Failure;
 use crate::flat::flatten;
-use crate::layer::{LayerProgress, Lower, PreparedLayer, StagedLayer, format_record, read_layer};
+use crate::layer::{Base, LayerProgress, Lower, PreparedLayer, StagedLayer, format_record, read_layer};
 use crate::plan::{ImagePlan, LayerPlan, LayerState, Planner, Wanted, image_name};
 use crate::progress::{Event, Progress};
 use crate::publish::{ReadyImage, publish};
@@ -182,6 +185,15 @@ fn key(layer: &Layer) -> LayerKey {
     (layer.descriptor.digest, layer.diff_id)
 }
 
+/// What the distinct layers of an image stand on, by chain ID; none for the lowest.
+fn bases(image: &ImagePlan) -> Vec<Option<ChainId>> {
+    let diff_ids: Vec<DiffId> = image.layers.iter().map(|l| l.layer.diff_id).collect();
+    let below = std::iter::once(None).chain(ChainId::stack(&diff_ids).into_iter().map(Some));
+    let mut seen = HashSet::new();
+    let first = image.layers.iter().zip(below).filter(|(l, _)| seen.insert(l.layer.descriptor.digest));
+    first.map(|(_, chain)| chain).collect()
+}
+
 /// A layer on its way.
 #[derive(Debug)]
 enum Slot {
@@ -190,7 +202,7 @@ enum Slot {
     /// Read, waiting for those below it.
     Staged(Box<StagedLayer>),
     /// Its catalog is stored; with the layer if it is not published yet.
-    Ready(cvmfs::catalog::NestedRef, Option<PreparedLayer>),
+    Ready(NestedRef, Option<PreparedLayer>),
     /// It failed, and so do the images that need it.
     Failed(String),
 }
@@ -221,8 +233,10 @@ struct Pass<'a> {
     outcomes: Vec<Option<WishOutcome>>,
     /// Which image pays for a layer in the report.
     payer: HashMap<LayerKey, usize>,
-    /// What known layers are, by their own records.
-    recorded: HashMap<LayerDigest, Option<DiffId>>,
+    /// What stored layers are, by their own records.
+    recorded: HashMap<ContentHash, Option<Arc<FormatRecord>>>,
+    /// Layers as they are on another base than the one that they are published on.
+    variants: HashMap<(LayerKey, Option<ChainId>), NestedRef>,
     start: Instant,
     revision: Option<u64>,
 }
@@ -246,6 +260,7 @@ impl<'a> Pass<'a> {
             outcomes: plan.images.iter().map(|_| None).collect(),
             payer: HashMap::new(),
             recorded: HashMap::new(),
+            variants: HashMap::new(),
             start: Instant::now(),
             revision: None,
         }
@@ -364,20 +379,22 @@ impl<'a> Pass<'a> {
     }
 
     /// Prepares the layers of an image from the bottom up, as far as they have arrived; whether all are ready.
-    fn settle(&mut self, image: &ImagePlan) -> Result<bool, String> {
+    fn settle(&mut self, image: &'a ImagePlan) -> Result<bool, String> {
         let target = self.converter.target;
         let loader = Loader::new(&*target.store, target.scratch());
-        let mut below = Vec::new();
-        let keys: Vec<LayerKey> = image.distinct_layers().map(|l| key(&l.layer)).collect();
-        if let Some(Slot::Failed(what)) =
-            keys.iter().filter_map(|k| self.slots.get(k)).find(|s| matches!(s, Slot::Failed(_)))
+        if let Some(Slot::Failed(what)) = image
+            .distinct_layers()
+            .filter_map(|l| self.slots.get(&key(&l.layer)))
+            .find(|s| matches!(s, Slot::Failed(_)))
         {
             return Err(what.clone());
         }
-        for key in keys {
-            let slot = self.slots.remove(&key).unwrap_or(Slot::Awaited);
-            let slot = match slot {
-                Slot::Staged(staged) => match staged.prepare(target, self.pool, &below) {
+        let mut base = Base::default();
+        for (layer, chain) in image.distinct_layers().zip(bases(image)) {
+            base.chain = chain;
+            let key = key(&layer.layer);
+            let slot = match self.slots.remove(&key).unwrap_or(Slot::Awaited) {
+                Slot::Staged(staged) => match staged.prepare(target, self.pool, &base) {
                     Ok(prepared) => Slot::Ready(prepared.reference(), Some(prepared)),
                     Err(e) => Slot::Failed(one_line(&e)),
                 },
@@ -389,12 +406,52 @@ impl<'a> Pass<'a> {
                 _ => Ok(None),
             };
             self.slots.insert(key, slot);
-            match result? {
-                Some(reference) => below.push(Lower::new(loader, reference)),
-                None => return Ok(false),
-            }
+            let Some(reference) = result? else { return Ok(false) };
+            let reference = self.on_base(image, &layer.layer, reference, &base).map_err(|e| one_line(&e))?;
+            base.layers.push(Lower::new(loader, reference));
         }
         Ok(true)
+    }
+
+    /// The stored layer, or, where it is another tree on this base, a variant of it: fetched again, for the flat of
+    /// this image only. Layers of container builders are never like that; those of other tools are, now and then.
+    fn on_base(
+        &mut self,
+        image: &'a ImagePlan,
+        layer: &'a Layer,
+        stored: NestedRef,
+        base: &Base<'_>,
+    ) -> Result<NestedRef, Failure> {
+        let place = (key(layer), base.chain);
+        if let Some(variant) = self.variants.get(&place) {
+            return Ok(variant.clone());
+        }
+        let fits = match self.record(&stored)? {
+            Some(record) => base.carries(&record)?,
+            None => true,
+        };
+        if fits {
+            return Ok(stored);
+        }
+        let fetch = Fetch { layer, source: &image.wanted.source, image: &image.image };
+        let arrived = read(self.converter, self.pool, &fetch);
+        let variant = match arrived.result? {
+            Staged::Waits(staged) => staged.prepare_variant(self.converter.target, self.pool, base)?.reference(),
+            Staged::Done(prepared) => prepared.reference(),
+        };
+        self.variants.insert(place, variant.clone());
+        Ok(variant)
+    }
+
+    /// How a stored layer was written.
+    fn record(&mut self, stored: &NestedRef) -> Result<Option<Arc<FormatRecord>>, Failure> {
+        if let Some(known) = self.recorded.get(&stored.hash) {
+            return Ok(known.clone());
+        }
+        let target = self.converter.target;
+        let record = format_record(Loader::new(&*target.store, target.scratch()), stored)?.map(Arc::new);
+        self.recorded.insert(stored.hash, record.clone());
+        Ok(record)
     }
 
     /// All layers are ready: makes the flat.
@@ -406,9 +463,15 @@ impl<'a> Pass<'a> {
             Some(Slot::Ready(reference, prepared)) => (reference.clone(), prepared.clone()),
             _ => unreachable!("settled before"),
         };
+        let variants: HashMap<LayerKey, NestedRef> = image
+            .distinct_layers()
+            .zip(bases(image))
+            .filter_map(|(l, chain)| Some((key(&l.layer), self.variants.get(&(key(&l.layer), chain))?.clone())))
+            .collect();
+        let on_base = |layer: &Layer| variants.get(&key(layer)).cloned().unwrap_or_else(|| ready(layer).0);
         let flat = if image.needs_flat {
             self.tell(Event::ImageStage { image: &image.image, stage: "flattening" });
-            let stack: Vec<_> = image.layers.iter().map(|l| ready(&l.layer).0).collect();
+            let stack: Vec<_> = image.layers.iter().map(|l| on_base(&l.layer)).collect();
             let permissions = self.converter.options.permissions;
             let target = self.converter.target;
             let flat = flatten(target, self.pool, image.manifest.config, &image.config, &stack, permissions)?;
@@ -424,23 +487,18 @@ impl<'a> Pass<'a> {
             None
         };
         let layers = image.distinct_layers().filter_map(|l| ready(&l.layer).1).collect();
-        Ok(ReadyImage { plan: image, layers, flat })
+        let variants = variants.into_keys().map(|(digest, _)| digest).collect();
+        Ok(ReadyImage { plan: image, layers, flat, variants })
     }
 
     /// A layer that was not fetched now is still compared with what this image's config says of it.
     fn check_known(&mut self, layer: &LayerPlan) -> Result<(), Failure> {
         let (digest, expected) = key(&layer.layer);
         let Some(known) = &layer.known else { return Ok(()) };
-        let found = match self.recorded.get(&digest) {
-            Some(found) => *found,
-            None => {
-                let target = self.converter.target;
-                let record = format_record(Loader::new(&*target.store, target.scratch()), known)?;
-                *self.recorded.entry(digest).or_insert(record.map(|r| r.diff_id))
+        match self.record(known)? {
+            Some(record) if record.diff_id != expected => {
+                Err(Failure::DiffId { expected, found: record.diff_id }.of_layer(digest))
             }
-        };
-        match found {
-            Some(found) if found != expected => Err(Failure::DiffId { expected, found }.of_layer(digest)),
             _ => Ok(()),
         }
     }
@@ -521,7 +579,7 @@ fn read(converter: &Converter<'_>, pool: &Pool, fetch: &Fetch<'_>) -> Arrived {
         if staged.depends_on_lower() {
             return Ok(Staged::Waits(Box::new(staged)));
         }
-        Ok(Staged::Done(staged.prepare(converter.target, pool, &[])?))
+        Ok(Staged::Done(staged.prepare(converter.target, pool, &Base::default())?))
     };
     let result = work();
     let bytes = if result.is_ok() { descriptor.size } else { 0 };

@@ -19,7 +19,7 @@ use cvmfs::path::RepoPath;
 use cvmfs::store::{Store, fetch, put_content};
 use cvmfs::subtree::{Graft, SubtreeOptions, SubtreeWriter};
 use cvmfs::traversal::Loader;
-use image::digest::LayerDigest;
+use image::digest::{ChainId, LayerDigest};
 use image::layer::{Layer as Tree, LayerBuilder, LayerError, StoreError};
 use image::layout::{FormatRecord, LayersJson, Layout, OwnedPath, timestamp};
 use image::manifest::Layer;
@@ -149,16 +149,25 @@ impl StagedLayer {
         self.layer.descriptor.digest
     }
 
-    /// Settles what depends on the layers below (bottom first) and writes the catalog.
-    pub fn prepare(mut self, target: &Target, pool: &Pool, lower: &[Lower<'_>]) -> Result<PreparedLayer, Failure> {
-        let digest = self.digest();
-        self.prepare_inner(target, pool, lower).map_err(|e| e.of_layer(digest))
+    /// Settles what depends on the layers below and writes the catalog; keeps it for the next run.
+    pub fn prepare(self, target: &Target, pool: &Pool, base: &Base<'_>) -> Result<PreparedLayer, Failure> {
+        let prepared = self.prepare_variant(target, pool, base)?;
+        prepared.remember(target).map_err(|e| e.of_layer(prepared.digest))?;
+        Ok(prepared)
     }
 
-    fn prepare_inner(&mut self, target: &Target, pool: &Pool, lower: &[Lower<'_>]) -> Result<PreparedLayer, Failure> {
+    /// The same for the flat of one image only, whose layers below are not those that the published layer stands on.
+    pub fn prepare_variant(mut self, target: &Target, pool: &Pool, base: &Base<'_>) -> Result<PreparedLayer, Failure> {
+        let digest = self.digest();
+        self.prepare_inner(target, pool, base).map_err(|e| e.of_layer(digest))
+    }
+
+    fn prepare_inner(&mut self, target: &Target, pool: &Pool, base: &Base<'_>) -> Result<PreparedLayer, Failure> {
+        let takes_from_below = !self.tree.pending_links.is_empty();
         if self.depends_on_lower() {
-            self.tree.settle(&merged(lower)).map_err(layer_failure)?;
+            self.tree.settle(&merged(&base.layers)).map_err(layer_failure)?;
         }
+        let settled_on = (takes_from_below || self.tree.counts.moved > 0).then_some(base.chain).flatten();
         let now = UtcDateTime::now();
         let layout = Layout::new();
         let digest = self.digest();
@@ -166,7 +175,8 @@ impl StagedLayer {
         let algorithm = pool.algorithm();
         let mut encoder = Encoder::new(algorithm, target.codec);
         let rows = self.tree.staging.count().map_err(|e| Failure::Content(format!("rows of the layer: {e}")))?;
-        let format = self.tree.format_record(self.layer.diff_id, self.size, rows).to_bytes();
+        let format = self.tree.format_record(self.layer.diff_id, self.size, rows);
+        let format = FormatRecord { settled_on, ..format }.to_bytes();
         let record = LayersJson {
             created: timestamp(now.unix_timestamp()),
             layer: digest,
@@ -201,9 +211,7 @@ impl StagedLayer {
             writer.add(&relative, entry, group, &chunks).map_err(|e| Visit(e.into()))
         })?;
         let graft = Box::new(writer.finish()?);
-        let prepared = PreparedLayer { digest, graft };
-        prepared.remember(target)?;
-        Ok(prepared)
+        Ok(PreparedLayer { digest, graft })
     }
 }
 
@@ -232,6 +240,34 @@ fn resolved(content: Pending, contents: &Contents, compression: Compression) -> 
                 FileContent::Chunks(chunks, algorithm, compression)
             }
         },
+    }
+}
+
+/// The layers that another one stands on.
+#[derive(Debug, Default)]
+pub struct Base<'a> {
+    /// Bottom first, each once.
+    pub layers: Vec<Lower<'a>>,
+    /// What identifies them; none below the lowest layer.
+    pub chain: Option<ChainId>,
+}
+
+impl Base<'_> {
+    /// Whether a layer that is stored already is on this base the tree that its blob makes there. It is not when it
+    /// took something from another base, or has directories of its own where this one has links.
+    pub fn carries(&self, format: &FormatRecord) -> Result<bool, Failure> {
+        if format.settled_on.is_some() {
+            return Ok(format.settled_on == self.chain);
+        }
+        let below = merged(&self.layers);
+        for directory in format.implicit.iter().filter(|d| !d.is_empty()) {
+            let path = TreePath::new(directory.as_bytes()).map_err(|e| Failure::Content(e.to_string()))?;
+            let found = below.get(&path).map_err(|e| Failure::Content(format!("the layers below: {e}")))?;
+            if found.is_some_and(|node| matches!(node.kind, NodeKind::Symlink { .. })) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 

@@ -3,6 +3,8 @@
 //! Grafts, index links, records, public links — a reader sees all of an image or nothing. What is there already (another
 //! publisher may have been faster) is left as it is.
 
+use std::collections::HashSet;
+
 use cvmfs::entry::Entry;
 use cvmfs::hash::ObjectKind;
 use cvmfs::object::Encoder;
@@ -10,7 +12,7 @@ use cvmfs::path::RepoPath;
 use cvmfs::store::put_content;
 use cvmfs::subtree::Graft;
 use cvmfs::transaction::{Published, Transaction};
-use image::digest::ChainId;
+use image::digest::{ChainId, LayerDigest};
 use image::layout::{CatalogRule, ImageFile, IndexKey, Layout, OwnedPath, StatusRecord, timestamp};
 use time::UtcDateTime;
 
@@ -32,6 +34,8 @@ pub struct ReadyImage<'a> {
     pub layers: Vec<PreparedLayer>,
     /// Its flat, unless the repository had it.
     pub flat: Option<PreparedFlat>,
+    /// Layers whose published directory is not what this image has: it stands on other layers.
+    pub variants: HashSet<LayerDigest>,
 }
 
 /// Publishes images in one transaction.
@@ -76,7 +80,7 @@ impl Hand<'_> {
         if let Some(flat) = &image.flat {
             self.graft(&OwnedPath::Flat(plan.manifest.config), &flat.graft)?;
         }
-        self.index(plan)?;
+        self.index(plan, &image.variants)?;
         let record = |file| OwnedPath::ImageFile { platform: None, name: plan.name.clone(), file };
         self.file(&record(ImageFile::RawManifest), &plan.document.bytes)?;
         self.file(&record(ImageFile::Config), &plan.config_bytes)?;
@@ -95,10 +99,14 @@ impl Hand<'_> {
         self.link(&public, &OwnedPath::Flat(plan.manifest.config))
     }
 
-    fn index(&mut self, plan: &ImagePlan) -> Result<(), Failure> {
+    fn index(&mut self, plan: &ImagePlan, variants: &HashSet<LayerDigest>) -> Result<(), Failure> {
         let diff_ids: Vec<_> = plan.layers.iter().map(|l| l.layer.diff_id).collect();
         for (layer, chain) in plan.layers.iter().zip(ChainId::stack(&diff_ids)) {
-            let to = OwnedPath::Layer(layer.layer.descriptor.digest);
+            let digest = layer.layer.descriptor.digest;
+            if variants.contains(&digest) {
+                continue;
+            }
+            let to = OwnedPath::Layer(digest);
             self.first_link(&OwnedPath::Index(IndexKey::DiffId(layer.layer.diff_id)), &to)?;
             self.first_link(&OwnedPath::Index(IndexKey::ChainId(chain)), &to)?;
         }

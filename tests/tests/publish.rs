@@ -300,6 +300,7 @@ fn stacks() -> Vec<(&'static str, Vec<Vec<Member>>)> {
             vec![base(), vec![dir("d"), opaque("d"), file("d/c", "c")], vec![file("d/e", "e")]],
         ),
         ("an opaque root", over(vec![dir(""), file(".wh..wh..opq", ""), file("alone", "alone")])),
+        ("a file and then a directory over a directory", over(vec![file("d", "file"), dir("d"), file("d/new", "n")])),
         ("the last of duplicates", over(vec![file("f", "1"), file("f", "2").mode(0o600), file("f", "3")])),
         ("duplicates of two kinds", over(vec![file("n", "file"), dir("n"), file("n/x", "x"), symlink("n", "f")])),
         (
@@ -359,6 +360,41 @@ fn flats_follow_the_rules_and_equal_what_unpacking_gives() {
     assert_eq!(by_name["one of two names deleted"][&b"b"[..]].links, 2);
     assert_eq!(content(&by_name["renamed by a hard link"], "d/renamed"), b"a");
     assert_eq!(content(&by_name["file, directory and link by turns"], "x/z"), b"3");
+}
+
+/// One blob is another tree on another base where it has links into the layers below, or names that lead through
+/// their links. The directory of the layer stays that of the first image; no flat shows what belongs to another image.
+#[test]
+fn a_layer_above_other_layers_is_the_tree_that_its_blob_makes_there() {
+    let bases: [Vec<Member>; 3] = [
+        vec![dir("etc"), file("etc/secret", "of the first"), dir("usr"), dir("usr/bin"), symlink("bin", "usr/bin")],
+        vec![dir("etc"), file("etc/secret", "of the second"), dir("bin"), file("bin/other", "o")],
+        vec![dir("etc"), file("etc/secret", "of the third"), dir("opt"), symlink("bin", "opt")],
+    ];
+    let upper = [hardlink("copy", "etc/secret"), file("bin/tool", "tool")];
+    let moved_only = [file("bin/tool", "tool")];
+    for (order, upper) in [([0, 1, 2], &upper[..]), ([1, 2, 0], &upper[..]), ([1, 0, 2], &moved_only[..])] {
+        for in_one_pass in [true, false] {
+            let (registry, site) = (TestRegistry::spawn(), Site::new());
+            let mut images = Vec::new();
+            for place in order {
+                let pushed = Image::of(&[&bases[place], upper]).push(&registry, "lab/on", &place.to_string());
+                images.push((place, pushed));
+            }
+            let wishes: Vec<String> = order.iter().map(|n| wish(&registry, &format!("lab/on:{n}"))).collect();
+            let passes: Vec<&[String]> = if in_one_pass { vec![&wishes[..]] } else { wishes.chunks(1).collect() };
+            for wishes in passes {
+                for outcome in &site.convert(wishes).wishes {
+                    assert_outcome(outcome, Added);
+                }
+            }
+            for (place, pushed) in &images {
+                let expected = naive::unpack([&bases[*place][..], upper]);
+                assert_flat(&site, pushed.config, &expected, &format!("base {place} in {order:?}"));
+            }
+            site.assert_sound();
+        }
+    }
 }
 
 #[test]

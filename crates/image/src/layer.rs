@@ -2,7 +2,8 @@
 //!
 //! Rules (OCI image-spec "Image Layer Filesystem Changeset", and what container engines do beyond it):
 //! - The last entry of a name wins. A directory over a directory keeps its children and takes the new metadata; any
-//!   other replacement removes what was there, with everything below.
+//!   other replacement removes what was there, with everything below; a directory that takes the place of something
+//!   else is opaque, since what it replaced hid the lower one.
 //! - Whiteouts affect the layers below only. `.wh.NAME` beside a NAME of the same layer, before or after it, means
 //!   that NAME replaces the lower one: a directory becomes opaque. A 0:0 character device is a whiteout as well.
 //! - A parent that isn't listed becomes an *implicit* directory: 0755, root, time 0, unless a lower layer knows better
@@ -339,6 +340,7 @@ impl<S> Layer<S> {
             rows,
             lost: self.lost.iter().map(lost).collect(),
             lost_more: self.counts.lost_more,
+            settled_on: None,
             implicit: self.implicit().filter_map(|path| String::from_utf8(path.as_bytes().to_vec()).ok()).collect(),
         }
     }
@@ -410,8 +412,8 @@ impl<S> Layer<S> {
                 found => {
                     at = path.parent();
                     let mut node = Node::implicit_directory();
-                    // a whiteout and something new: the lower one is gone
-                    let hides = found.is_some_and(|node| node.is_whiteout());
+                    // a whiteout or a file, and then something new: the lower one is gone
+                    let hides = found.is_some() || self.pending_links.contains_key(&path);
                     node.kind = NodeKind::Directory { opaque: hides, implicit: true };
                     missing.push((path, node));
                 }
@@ -453,7 +455,8 @@ impl<S> Layer<S> {
             return Ok(false);
         };
         if let NodeKind::Directory { opaque, .. } = &mut node.kind {
-            *opaque |= found.is_opaque() || found.is_whiteout();
+            // what it replaces in this layer would have hidden the lower one as well
+            *opaque |= found.is_opaque() || !found.is_directory();
         }
         let merges = found.is_directory() && node.is_directory();
         if found.is_directory() && !merges {

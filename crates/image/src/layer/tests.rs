@@ -128,14 +128,14 @@ fn applies_entries_in_order() {
         ),
         ("a listed directory is explicit", a().file("a/b", "1").dir("a", 0o700), &["d700 a", "f a/b=1"]),
         ("a file over a directory removes it", a().file("a/b/c", "1").file("a/b", "2"), &["d755? a", "f a/b=2"]),
-        ("a directory over a file", a().file("a", "1").dir("a", 0o700).file("a/b", "2"), &["d700 a", "f a/b=2"]),
-        ("a directory over a link", a().dir("t", 0o700).symlink("a", "t").dir("a", 0o711), &["d711 a", "d700 t"]),
-        ("a parent that is a file", a().file("a", "1").file("a/b", "2"), &["d755? a", "f a/b=2"]),
+        ("a directory over a file", a().file("a", "1").dir("a", 0o700).file("a/b", "2"), &["d700! a", "f a/b=2"]),
+        ("a directory over a link", a().dir("t", 0o700).symlink("a", "t").dir("a", 0o711), &["d711! a", "d700 t"]),
+        ("a parent that is a file", a().file("a", "1").file("a/b", "2"), &["d755!? a", "f a/b=2"]),
         ("a link over a directory", a().file("a/b", "1").symlink("a", "x"), &["l a > x"]),
         (
             "again after a replacement",
             a().file("a/b/c", "1").file("a", "2").file("a/b/d", "3"),
-            &["d755? a", "d755? a/b", "f a/b/d=3"],
+            &["d755!? a", "d755? a/b", "f a/b/d=3"],
         ),
     ] {
         assert_eq!(rows(&archive.build()), expected, "{what}");

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::digest::{DiffId, Digest, ImageId, LayerDigest, ManifestDigest};
+use crate::digest::{ChainId, DiffId, Digest, ImageId, LayerDigest, ManifestDigest};
 use crate::platform::Platform;
 
 /// The version of the records that we write.
@@ -128,6 +128,10 @@ pub struct FormatRecord {
     /// how many more were lost beyond the limit
     #[serde(default, skip_serializing_if = "is_zero")]
     pub lost_more: u64,
+    /// chain ID of the layers below from which content was copied (hard links) or whose links moved rows: on other
+    /// layers the same blob is another tree. Nothing if the tree is the same everywhere
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settled_on: Option<ChainId>,
     /// directories that the layer did not list itself; in a stack they take the metadata of the layer below.
     /// At most [`IMPLICIT_MAX`]. Paths that aren't UTF-8 are left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
