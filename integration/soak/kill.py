@@ -44,13 +44,19 @@ class Soak:
             shutil.rmtree(self.repository.home / name)
             shutil.copytree(self.copy / name, self.repository.home / name, symlinks=True)
 
-    def convert(self, kill_after=None):
-        """One conversion, killed after some seconds unless it ends before; returns the seconds it ran and its status, None if killed."""
+    def convert(self, kill_after=None, publishing=False):
+        """One conversion, killed after some seconds (of its publishing, if asked for) unless it ends before.
+        Returns the seconds it ran and its status, None if killed."""
         start = time.monotonic()
-        log = open(self.lab.dir / "convert.log", "wb")
-        with log, subprocess.Popen(
-            self.repository.convert_command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        command = [*self.repository.convert_command(), "--progress", "json"]
+        with open(self.lab.dir / "convert.log", "wb") as log, subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.PIPE if publishing else log, start_new_session=True
         ) as process:
+            if publishing:
+                for line in process.stderr:
+                    if b'"stage":"publishing"' in line:
+                        break
+            # The pipe has room for the little that is said after that.
             try:
                 status = process.wait(kill_after)
             except subprocess.TimeoutExpired:
@@ -105,8 +111,10 @@ def scenario():
 
         killed = 0
         while killed < args.count:
-            moment = whole * dice.choice([dice.uniform(0, 1), dice.uniform(0.7, 1.05)])  # publishing is short and comes last
-            seconds, status = soak.convert(moment)
+            # Publishing is short and comes last: every other kill falls into it, or just after.
+            publishing = dice.random() < 0.5
+            moment = dice.uniform(0, 0.3) if publishing else whole * dice.uniform(0, 1)
+            seconds, status = soak.convert(moment, publishing)
             if status is None:
                 killed += 1
                 revision = soak.inspect(f"kill {killed} after {seconds:.2f} s", port, completed=False)
