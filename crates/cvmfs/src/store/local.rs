@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 use super::{NAMED_FILE_LIMIT, Staged, Store, StoreError, Stored};
-use crate::hash::ObjectId;
+use crate::hash::{ContentHash, ObjectId};
 
 /// A repository's root directory: `.cvmfspublished`, `data/`, …
 #[derive(Debug, Clone)]
@@ -80,7 +80,8 @@ impl Store for LocalStore {
 
     fn exists(&self, id: ObjectId) -> Result<bool, StoreError> {
         match fs::symlink_metadata(self.root.join(id.path())) {
-            Ok(found) => Ok(found.is_file()),
+            // After a power failure, a file that was renamed but never synced may be there without its content.
+            Ok(found) => Ok(found.is_file() && (found.len() > 0 || id.hash == ContentHash::of(id.hash.algorithm, b""))),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(self.io("cannot look for", &id.to_string())(e)),
         }
@@ -152,5 +153,28 @@ impl Staged for LocalStaged<'_> {
         let size = self.file.as_file().metadata().map_err(self.store.io("cannot examine", &id.to_string()))?.len();
         self.store.publish(self.file, id)?;
         Ok(Stored::New(size))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::{Algorithm, ObjectKind};
+
+    #[test]
+    fn an_object_that_lost_its_content_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::create(dir.path()).unwrap();
+        let id = ContentHash::of(Algorithm::Sha1, b"stored").object(ObjectKind::File);
+        let empty = ContentHash::of(Algorithm::Sha1, b"").object(ObjectKind::File);
+        assert_eq!(store.put(id, b"stored").unwrap(), Stored::New(6));
+        assert_eq!(store.put(id, b"stored").unwrap(), Stored::Present);
+        fs::write(dir.path().join(id.path()), b"").unwrap();
+        assert!(!store.exists(id).unwrap());
+        assert_eq!(store.put(id, b"stored").unwrap(), Stored::New(6));
+        assert_eq!(fs::read(dir.path().join(id.path())).unwrap(), b"stored");
+        assert_eq!(store.put(empty, b"").unwrap(), Stored::New(0));
+        assert_eq!(store.put(empty, b"").unwrap(), Stored::Present);
+        assert!(fs::read_dir(dir.path().join("data/txn")).unwrap().next().is_none(), "nothing is left behind");
     }
 }

@@ -138,6 +138,52 @@ fn grafts_edits_and_removals_keep_links_and_counters_exact() {
     assert_eq!(tags, [("trunk-previous", 2), ("trunk", 3)]);
 }
 
+/// Section "minimal complete example" of the format: a root with one file and one link.
+#[test]
+fn minimal_complete_example() {
+    let mut world = World::new();
+    let meta = |permissions| Meta { permissions, mtime: 1_760_000_000, ..META };
+    let hello = "5798f7f4ca7585d850eea64610a1f73d8f8de7a3".parse().unwrap();
+    let mut transaction = world.begin();
+    transaction.put(&path("/hello"), Entry::file("", meta(0o644), 6, hello, Compression::Zlib), &[]).unwrap();
+    transaction.put(&path("/lnk"), Entry::symlink("", meta(0o777), "hello"), &[]).unwrap();
+    world.publish(transaction);
+    let manifest = world.repository.manifest().clone();
+    let id = manifest.root_catalog.object(ObjectKind::Catalog);
+    let file = fetch_to_scratch(&*world.store, id, world.scratch.path()).unwrap();
+    let catalog = crate::catalog::Catalog::open(file.path(), RepoPath::ROOT).unwrap();
+    let rows = catalog.rows_after(0, 10).unwrap();
+    let shown: Vec<_> = rows
+        .iter()
+        .map(|r| {
+            let e = &r.entry;
+            let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+            (e.hardlinks_column(), e.content, e.size, e.mode, e.flags.0, text(&e.name), text(&e.symlink))
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            (2, None, 4096, 16877, 1, String::new(), String::new()),
+            (1, Some(hello), 6, 33188, 4, "hello".into(), String::new()),
+            (1, None, 5, 41471, 12, "lnk".into(), "hello".into()),
+        ]
+    );
+    assert_eq!((rows[0].rowid, rows[0].parent), (1, crate::path::PathKey::NONE));
+    assert!(rows[1..].iter().all(|r| r.parent == crate::path::PathKey::ROOT));
+    let mut expected = Counters::default();
+    expected.own[Counter::Regular] = 1;
+    expected.own[Counter::Symlink] = 1;
+    expected.own[Counter::Dir] = 1;
+    expected.own[Counter::FileSize] = 6;
+    assert_eq!(catalog.counters().unwrap(), expected);
+    for (key, value) in [("schema", "2.5"), ("schema_revision", "7"), ("revision", "1"), ("TTL", "240")] {
+        assert_eq!(catalog.property(key).unwrap().as_deref(), Some(value), "{key}");
+    }
+    assert_eq!(catalog.property("root_prefix").unwrap(), None);
+    assert!(catalog.previous_revision().unwrap().is_some(), "the empty revision 0");
+}
+
 #[test]
 fn refuses_to_publish_over_another_revision() {
     let mut world = World::new();
