@@ -113,7 +113,7 @@ def scenario():
         while killed < args.count:
             # Publishing is short and comes last: every other kill falls into it, or just after.
             publishing = dice.random() < 0.5
-            moment = dice.uniform(0, 0.3) if publishing else whole * dice.uniform(0, 1)
+            moment = dice.uniform(0, 1.2) if publishing else whole * dice.uniform(0, 1)
             seconds, status = soak.convert(moment, publishing)
             if status is None:
                 killed += 1
