@@ -119,11 +119,6 @@ impl Unpacked {
         Ok((DiffId::from_bytes(self.hasher.finalize().into()), self.size))
     }
 
-    /// Packed bytes read so far.
-    pub fn packed(&self) -> u64 {
-        self.packed.get()
-    }
-
     /// A counter of packed bytes that can be looked at while this is being read.
     pub fn packed_counter(&self) -> Rc<Cell<u64>> {
         self.packed.clone()

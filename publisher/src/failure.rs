@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use image::digest::{DiffId, LayerDigest};
+use image::tar::TarError;
 
 use crate::error::{CommandError, ErrorKind};
 
@@ -55,7 +56,7 @@ pub enum Failure {
     },
     /// The archive is malformed or hostile.
     #[error(transparent)]
-    Tar(#[from] image::tar::TarError),
+    Tar(#[from] TarError),
     /// The uncompressed layer is not the one that the config lists.
     #[error("the uncompressed layer has digest {found}, the image's config says {expected}")]
     DiffId {
@@ -138,6 +139,14 @@ impl Failure {
         move |source| match source.downcast::<Failure>() {
             Ok(failure) => failure,
             Err(source) => Failure::Read { what: what.into(), source },
+        }
+    }
+
+    /// For `map_err` of the tar reader: the failure that one of our own readers put in, or what it says itself.
+    pub fn tar(error: TarError) -> Failure {
+        match error {
+            TarError::Read { source, .. } => Failure::read("the archive")(source),
+            other => Failure::Tar(other),
         }
     }
 

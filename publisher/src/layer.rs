@@ -14,23 +14,23 @@ use std::sync::Arc;
 use cvmfs::catalog::NestedRef;
 use cvmfs::entry::{Entry, Flags};
 use cvmfs::hash::{ContentHash, ObjectKind};
-use cvmfs::object::{Compression, Encoder};
+use cvmfs::object::Encoder;
 use cvmfs::path::RepoPath;
 use cvmfs::store::{Store, fetch, put_content};
 use cvmfs::subtree::{Graft, SubtreeOptions, SubtreeWriter};
-use cvmfs::traversal::Loader;
+use cvmfs::traversal::{Loaded, Loader};
 use image::digest::{ChainId, LayerDigest};
 use image::layer::{Layer as Tree, LayerBuilder, LayerError, StoreError};
 use image::layout::{FormatRecord, LayersJson, Layout, OwnedPath, timestamp};
 use image::manifest::Layer;
 use image::rootfs::{MergedLookup, TreeLookup};
-use image::tar::TarReader;
+use image::tar::{TarError, TarReader};
 use image::tree::{Node, NodeKind, TreePath};
 use serde::{Deserialize, Serialize};
 use time::UtcDateTime;
 
 use crate::cli::ArchiveLimits;
-use crate::content::{Collector, Content, Contents, Pool};
+use crate::content::{Collector, Contents, Pool};
 use crate::decompress::Unpacked;
 use crate::failure::Failure;
 use crate::layer_rows::{LayerIndex, LayerRows};
@@ -82,13 +82,7 @@ pub fn read_layer(
     let read = || {
         let unpacked = Unpacked::new(blob, limits)?;
         let packed = unpacked.packed_counter();
-        let tar_limits = image::tar::Limits {
-            entries: limits.max_entries,
-            bytes: limits.max_layer_size,
-            header: limits.max_pax_header,
-            ..image::tar::Limits::default()
-        };
-        let mut tar = TarReader::with_limits(unpacked, tar_limits);
+        let mut tar = TarReader::with_limits(unpacked, limits.of_tar());
         let staging = DatabaseStaging::new().map_err(|e| Failure::Content(format!("rows of the layer: {e}")))?;
         let mut builder = LayerBuilder::<Pending, _>::new(staging);
         let mut told = 0;
@@ -117,21 +111,16 @@ pub fn read_layer(
     read().map_err(|e: Failure| e.of_layer(digest))
 }
 
-/// The failure that one of our own readers put in, or what the tar reader says.
-fn tar_failure(error: image::tar::TarError) -> Failure {
-    match error {
-        image::tar::TarError::Read { source, .. } => Failure::read("the archive")(source),
-        image::tar::TarError::Limit { what, limit } => {
-            let option = match what {
-                "entries" => "--max-entries",
-                "bytes in an extended header" => "--max-pax-header",
-                "bytes" => "--max-layer-size",
-                _ => return Failure::Tar(image::tar::TarError::Limit { what, limit }),
-            };
-            Failure::Limit { what: format!("the archive has more than {limit} {what}"), option }
-        }
-        other => Failure::Tar(other),
-    }
+/// As [`Failure::tar`]; a limit is named with the option that raises it.
+fn tar_failure(error: TarError) -> Failure {
+    let TarError::Limit { what, limit } = error else { return Failure::tar(error) };
+    let option = match what {
+        "entries" => "--max-entries",
+        "bytes in an extended header" => "--max-pax-header",
+        "bytes" => "--max-layer-size",
+        _ => return Failure::tar(error),
+    };
+    Failure::Limit { what: format!("the archive has more than {limit} {what}"), option }
 }
 
 fn layer_failure(error: LayerError) -> Failure {
@@ -206,7 +195,7 @@ impl StagedLayer {
                 relative.extend_from_slice(path.as_bytes());
             }
             let group = node.link_group;
-            let node = node.map_content(|content| resolved(content, contents, pool.compression()));
+            let node = node.map_content(|content| content.resolve(contents, pool.compression()));
             let (entry, chunks) = to_entry(path.name(), node);
             writer.add(&relative, entry, group, &chunks).map_err(|e| Visit(e.into()))
         })?;
@@ -227,19 +216,6 @@ impl From<StoreError> for Visit {
 impl From<Visit> for Failure {
     fn from(visit: Visit) -> Failure {
         visit.0
-    }
-}
-
-fn resolved(content: Pending, contents: &Contents, compression: Compression) -> FileContent {
-    match content {
-        Pending::Known(known) => known,
-        Pending::New(ticket) => match contents.get(ticket) {
-            Content::Whole(hash) => FileContent::Whole(hash, compression),
-            Content::Chunks(chunks) => {
-                let algorithm = chunks.first().map(|c| c.hash.algorithm).unwrap_or_default();
-                FileContent::Chunks(chunks, algorithm, compression)
-            }
-        },
     }
 }
 
@@ -446,14 +422,17 @@ fn objects_are_present(loader: Loader<'_>, store: &dyn Store, reference: &Nested
     Ok(true)
 }
 
-/// The record of how a published layer was written.
+/// The record of how a stored layer was written.
 pub fn format_record(loader: Loader<'_>, reference: &NestedRef) -> Result<Option<FormatRecord>, Failure> {
-    let catalog = loader.load(reference)?;
-    let path = reference.path.join(".metadata").join("format.json");
-    let Some(row) = catalog.lookup_path(&path)? else { return Ok(None) };
+    format_of(loader.store(), &loader.load(reference)?)
+}
+
+fn format_of(store: &dyn Store, layer: &Loaded) -> Result<Option<FormatRecord>, Failure> {
+    let path = layer.mountpoint().join(".metadata").join("format.json");
+    let Some(row) = layer.lookup_path(&path)? else { return Ok(None) };
     let Some(hash) = row.entry.content else { return Ok(None) };
     let mut bytes = Vec::new();
-    fetch(loader.store(), hash.object(ObjectKind::File), row.entry.compression(), FORMAT_LIMIT, &mut bytes)?;
+    fetch(store, hash.object(ObjectKind::File), row.entry.compression(), FORMAT_LIMIT, &mut bytes)?;
     Ok(Some(FormatRecord::parse(&bytes)?))
 }
 
@@ -463,10 +442,11 @@ pub fn merge_rows<'a>(
     loader: Loader<'a>,
     reference: &NestedRef,
 ) -> Result<impl Iterator<Item = Result<(TreePath, Node<FileContent>), Failure>> + use<'a>, Failure> {
-    let implicit: HashSet<Vec<u8>> = format_record(loader, reference)?
+    let rows = LayerRows::open(loader, reference)?;
+    let implicit: HashSet<Vec<u8>> = format_of(loader.store(), rows.layer())?
         .map(|record| record.implicit.into_iter().map(String::into_bytes).collect())
         .unwrap_or_default();
-    Ok(LayerRows::open(loader, reference)?.map(move |row| {
+    Ok(rows.map(move |row| {
         let (path, mut node) = row?;
         if let NodeKind::Directory { implicit: flag, .. } = &mut node.kind {
             *flag = !implicit.is_empty() && implicit.contains(path.as_bytes());

@@ -45,6 +45,11 @@ impl<'a> LayerRows<'a> {
         Ok(rows)
     }
 
+    /// The layer's own catalog; open until the first row behind its last one was asked for.
+    pub(crate) fn layer(&self) -> &Loaded {
+        &self.open[0].catalog
+    }
+
     fn enter(&mut self, reference: &NestedRef) -> Result<(), Failure> {
         let catalog = self.loader.load(reference)?;
         self.open.push(Level { catalog, after: 0, rows: VecDeque::new() });

@@ -10,7 +10,7 @@ use image::layer::{Staging, StoreError};
 use image::tree::{Node, NodeKind, TreePath};
 use rusqlite::{Connection, OptionalExtension as _};
 
-use crate::content::Ticket;
+use crate::content::{Content, Contents, Ticket};
 use crate::rows::FileContent;
 
 /// Content of a file while its layer is read.
@@ -20,6 +20,22 @@ pub enum Pending {
     New(Ticket),
     /// Of a lower layer.
     Known(FileContent),
+}
+
+impl Pending {
+    /// Where the content is, once everything of the archive is stored.
+    pub fn resolve(self, contents: &Contents, compression: Compression) -> FileContent {
+        match self {
+            Pending::Known(known) => known,
+            Pending::New(ticket) => match contents.get(ticket) {
+                Content::Whole(hash) => FileContent::Whole(hash, compression),
+                Content::Chunks(chunks) => {
+                    let algorithm = chunks.first().map(|c| c.hash.algorithm).unwrap_or_default();
+                    FileContent::Chunks(chunks, algorithm, compression)
+                }
+            },
+        }
+    }
 }
 
 /// The rows, by path in tree order.

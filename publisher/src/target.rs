@@ -192,12 +192,6 @@ impl Target {
         let commit = Commit { signer: &self.signer, reflog_checksum: Some(&checksum), tags: &[], ttl: None };
         Ok(transaction.commit(&commit)?)
     }
-
-    /// Signs the whitelist anew with the master key.
-    pub fn sign(&self, validity: time::Duration) -> Result<UtcDateTime, Failure> {
-        let now = UtcDateTime::now();
-        sign_whitelist_file(&*self.store, &self.fqrn, &self.paths.keys, now, validity)
-    }
 }
 
 /// Signs the whitelist of a repository anew; does not need the old one to be valid.

@@ -493,17 +493,7 @@ impl<S> Layer<S> {
             TarKind::Fifo => NodeKind::Fifo,
             TarKind::HardLink { .. } => unreachable!("hard links share a node, they don't make one"),
         };
-        let mut owner = |what: &str, id: i64| {
-            u32::try_from(id).unwrap_or_else(|_| {
-                self.lose(path, format!("{what} {id}"));
-                NOBODY
-            })
-        };
-        let (uid, gid) = (owner("uid", entry.uid), owner("gid", entry.gid));
-        let mtime = entry.mtime.clamp(TIME_RANGE.0, TIME_RANGE.1);
-        if mtime != entry.mtime {
-            self.lose(path, format!("mtime {}", entry.mtime));
-        }
+        let (uid, gid, mtime) = owner_and_time(entry.uid, entry.gid, entry.mtime, |what| self.lose(path, what));
         let most = XATTR_MAX - if matches!(kind, NodeKind::Directory { .. }) { OPAQUE_XATTRS } else { 0 };
         let xattrs = self.xattrs(path, entry.xattrs, most);
         Ok(Node { kind, mode, uid, gid, mtime, mtime_ns: entry.mtime_ns, xattrs, link_group: 0 })
@@ -526,6 +516,22 @@ impl<S> Layer<S> {
         }
         kept
     }
+}
+
+/// Owner, group and time of a member as a repository can hold them; told of each that it can't.
+pub fn owner_and_time(uid: i64, gid: i64, mtime: i64, mut lose: impl FnMut(String)) -> (u32, u32, i64) {
+    let mut owner = |what: &str, id: i64| {
+        u32::try_from(id).unwrap_or_else(|_| {
+            lose(format!("{what} {id}"));
+            NOBODY
+        })
+    };
+    let (uid, gid) = (owner("uid", uid), owner("gid", gid));
+    let held = mtime.clamp(TIME_RANGE.0, TIME_RANGE.1);
+    if held != mtime {
+        lose(format!("mtime {mtime}"));
+    }
+    (uid, gid, held)
 }
 
 #[cfg(test)]

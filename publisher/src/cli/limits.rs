@@ -34,6 +34,18 @@ pub struct ArchiveLimits {
     pub max_pax_header: u64,
 }
 
+impl ArchiveLimits {
+    /// What the tar reader has to keep.
+    pub fn of_tar(&self) -> image::tar::Limits {
+        image::tar::Limits {
+            entries: self.max_entries,
+            bytes: self.max_layer_size,
+            header: self.max_pax_header,
+            ..image::tar::Limits::default()
+        }
+    }
+}
+
 /// Limits for one image besides those of its layers.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 #[command(next_help_heading = "Limits against hostile input")]

@@ -10,25 +10,19 @@ use std::sync::Arc;
 use cvmfs::object::Compression;
 use cvmfs::path::RepoPath;
 use cvmfs::subtree::MARKER;
-use image::layer::Staging as _;
+use image::layer::{Staging as _, owner_and_time};
 use image::layout::LostRecord;
-use image::tar::{Limits, TarEntry, TarError, TarKind, TarReader};
+use image::tar::{TarEntry, TarKind, TarReader};
 use image::tree::{Node, NodeKind, PATH_MAX, TreePath, makedev};
 
 use super::refuse_image_trees;
 use crate::cli::ArchiveLimits;
-use crate::content::{Collector, Content, Contents, Pool};
+use crate::content::{Collector, Contents, Pool};
 use crate::decompress::Unpacked;
 use crate::failure::Failure;
 use crate::rows::FileContent;
 use crate::staging::{DatabaseStaging, Pending};
 
-/// Longest name and longest value of an extended attribute, and most attributes of an entry.
-const XATTR_MAX: usize = 255;
-/// Owner in place of one that isn't a 32-bit number.
-const NOBODY: u32 = 65_534;
-/// Seconds of the first moment of year 1 and the last one of year 9999.
-const TIME_RANGE: (i64, i64) = (-62_135_596_800, 253_402_300_799);
 /// Entries of `lost`; further ones are counted.
 const LOST_MAX: usize = 10_000;
 /// Bytes of names that are held in memory: of links to what isn't in the archive, of directories with a marker.
@@ -76,13 +70,7 @@ impl Archive {
         collector: &Arc<Collector>,
         limits: &ArchiveLimits,
     ) -> Result<Archive, Failure> {
-        let tar_limits = Limits {
-            entries: limits.max_entries,
-            bytes: limits.max_layer_size,
-            header: limits.max_pax_header,
-            ..Limits::default()
-        };
-        let mut tar = TarReader::with_limits(unpacked, tar_limits);
+        let mut tar = TarReader::with_limits(unpacked, limits.of_tar());
         let mut archive = Archive {
             staging: DatabaseStaging::new().map_err(rows_failed)?,
             markers: BTreeSet::new(),
@@ -101,7 +89,7 @@ impl Archive {
             contents: None,
             compression: pool.compression(),
         };
-        while let Some(entry) = tar.next_entry().map_err(tar_failed)? {
+        while let Some(entry) = tar.next_entry().map_err(Failure::tar)? {
             archive.members += 1;
             let Some(path) = archive.place_for(&entry, base)? else { continue };
             archive.ensure_parents(&path)?;
@@ -298,16 +286,7 @@ impl Archive {
 
     fn stored(&self, content: Pending) -> FileContent {
         let contents = self.contents.as_ref().expect("set when the archive was read to its end");
-        match content {
-            Pending::Known(known) => known,
-            Pending::New(ticket) => match contents.get(ticket) {
-                Content::Whole(hash) => FileContent::Whole(hash, self.compression),
-                Content::Chunks(chunks) => {
-                    let algorithm = chunks.first().map(|c| c.hash.algorithm).unwrap_or_default();
-                    FileContent::Chunks(chunks, algorithm, self.compression)
-                }
-            },
-        }
+        content.resolve(contents, self.compression)
     }
 
     fn count_names(&mut self, names: &[&TreePath]) -> Result<(), Failure> {
@@ -323,20 +302,10 @@ impl Archive {
 
     /// The row of a member, without what can't be kept.
     fn node(&mut self, path: &TreePath, kind: NodeKind<Pending>, entry: TarEntry) -> Result<Node<Pending>, Failure> {
-        let mut owner = |what: &str, id: i64| {
-            u32::try_from(id).unwrap_or_else(|_| {
-                self.lose(path, format!("{what} {id}"));
-                NOBODY
-            })
-        };
-        let (uid, gid) = (owner("uid", entry.uid), owner("gid", entry.gid));
-        let mtime = entry.mtime.clamp(TIME_RANGE.0, TIME_RANGE.1);
-        if mtime != entry.mtime {
-            self.lose(path, format!("mtime {}", entry.mtime));
-        }
+        let (uid, gid, mtime) = owner_and_time(entry.uid, entry.gid, entry.mtime, |what| self.lose(path, what));
         let mut xattrs = entry.xattrs;
         xattrs.sort();
-        let mut room = XATTR_MAX;
+        let mut room = cvmfs::xattr::LIMIT;
         xattrs.retain(|(name, value)| {
             let fits = cvmfs::xattr::fits(name, value).is_ok() && room > 0;
             if fits {
@@ -389,12 +358,4 @@ pub fn full(base: &RepoPath, path: &TreePath) -> RepoPath {
 /// For `map_err` of the database of rows.
 pub fn rows_failed(error: impl std::fmt::Display) -> Failure {
     Failure::Content(format!("rows of the archive can't be kept: {error}"))
-}
-
-/// The failure that one of our own readers put in, or what the tar reader says.
-fn tar_failed(error: TarError) -> Failure {
-    match error {
-        TarError::Read { source, .. } => Failure::read("the archive")(source),
-        other => Failure::Tar(other),
-    }
 }
