@@ -224,42 +224,6 @@ fn a_hanging_server_is_given_up_in_time() {
 }
 
 #[test]
-fn untrustworthy_repositories_are_refused_with_the_reason() {
-    for (damage, says) in [
-        ("bad-manifest-hash", "not signed"),
-        ("bad-manifest-signature", "not signed"),
-        ("expired-whitelist", "expired at 2026-01-31"),
-        ("manifest-other-key", "not signed"),
-        ("manifest-other-name", "\"other.fixture.example.org\""),
-        ("whitelist-other-fingerprint", "not on its whitelist"),
-        ("whitelist-other-key", "signed by none"),
-    ] {
-        let world = World::damaged("basic", damage);
-        let error = Client::open(&world, &[]).err().map(|e| Chain(&e).to_string()).expect(damage);
-        assert!(error.contains(says), "{damage}: {error}");
-    }
-}
-
-#[test]
-fn harmless_damage_mounts() {
-    for (fixture, damage) in [
-        ("basic", "manifest-revision-behind"),
-        ("basic", "manifest-time-behind"),
-        ("basic", "transition-mismatch"),
-        ("basic", "wrong-catalog-size"),
-        ("basic", "wrong-counter"),
-        ("basic", "wrong-linkcount"),
-        ("basic", "wrong-nested-size"),
-        ("basic", "wrong-reflog-hash"),
-    ] {
-        let world = World::damaged(fixture, damage);
-        let client = Client::open(&world, &[]).unwrap_or_else(|e| panic!("{damage}: {}", Chain(&e)));
-        assert_eq!(client.read(FILE).unwrap().len(), 65536, "{damage}");
-        assert!(client.node("/many", Wait::Yes).is_ok(), "{damage}");
-    }
-}
-
-#[test]
 fn a_wrong_master_key_is_refused() {
     let mut world = World::new("basic");
     let fqrn = world.fqrn();
@@ -302,32 +266,6 @@ fn nothing_in_the_cache_and_no_server_is_an_error() {
     world.server.stop();
     let error = Client::open(&world, &["CVMFS_MAX_RETRIES=0"]).err().unwrap();
     assert!(Chain(&error).to_string().contains("cannot download the manifest"), "{}", Chain(&error));
-}
-
-#[test]
-fn updates_are_applied_or_refused_as_by_the_reference_client() {
-    for (damage, revision, rev) in [
-        ("update-none", 4, "4"),
-        ("update-S-same", 3, "3"),
-        ("update-T-behind", 3, "3"),
-        ("update-bad-signature", 3, "3"),
-        ("update-catalog-revision-same", 4, "4"),
-        ("update-expired-whitelist", 3, "3"),
-        ("update-missing-root-catalog", 3, "3"),
-        ("update-older", 3, "3"),
-    ] {
-        let world = World::new("updates-r3");
-        let client = Client::open(&world, &["CVMFS_MAX_RETRIES=0"]).unwrap();
-        assert_eq!(String::from_utf8(client.read("/rev").unwrap()).unwrap().trim(), "3", "{damage}");
-        world.advance("updates-r4");
-        common::damage(damage, &world.repository());
-        let outcome = client.updater.check();
-        assert_eq!(client.fs.view().revision.number, revision, "{damage}: {outcome:?}");
-        assert_eq!(String::from_utf8(client.read("/rev").unwrap()).unwrap().trim(), rev, "{damage}");
-        // And again: what was applied is not applied once more, what was refused stays refused.
-        client.updater.check();
-        assert_eq!(client.fs.view().generation, if revision == 4 { 2 } else { 1 }, "{damage}");
-    }
 }
 
 #[test]

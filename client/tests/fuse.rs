@@ -15,83 +15,6 @@ use common::{Fault, World, client, has_fuse, read, wait_for};
 /// What the listings were taken with.
 const AS_LISTED: [&str; 2] = ["CVMFS_MAGIC_XATTRS_VISIBILITY=never", "FIXTURE_VAR=target"];
 
-fn compare(fixture: &str) {
-    if !has_fuse() {
-        return;
-    }
-    let world = World::new(fixture);
-    let mount = world.mount(&AS_LISTED);
-    let mut expected = expected(fixture);
-    // The listing was taken without CVMFS_FQRN, which a client started by name always sets.
-    if let Some(facts) = expected.get_mut(&b"/links/var-fqrn"[..]) {
-        let target = format!("/cvmfs/{}/links/target", world.fqrn());
-        facts.insert("size".into(), target.len().into());
-        facts
-            .insert("target".into(), base64::Engine::encode(&base64::engine::general_purpose::STANDARD, target).into());
-    }
-    let difference = difference(&expected, &actual(&mount.path));
-    assert!(difference.is_empty(), "{difference}");
-    assert!(expected.len() > 10);
-}
-
-#[test]
-fn shows_basic_as_the_reference_client_does() {
-    compare("basic");
-}
-
-#[test]
-fn shows_chunked_files_as_the_reference_client_does() {
-    compare("chunked");
-}
-
-#[test]
-fn shows_hard_links_as_the_reference_client_does() {
-    compare("hardlinks");
-}
-
-#[test]
-fn shows_a_shake128_repository_as_the_reference_client_does() {
-    compare("shake");
-}
-
-#[test]
-fn shows_a_ripemd160_repository_as_the_reference_client_does() {
-    compare("rmd");
-}
-
-#[test]
-fn shows_an_uncompressed_repository_as_the_reference_client_does() {
-    compare("plain");
-}
-
-#[test]
-fn shows_what_the_existing_container_publisher_made() {
-    compare("gc");
-}
-
-#[test]
-fn names_of_a_hard_link_group_share_an_inode() {
-    if !has_fuse() {
-        return;
-    }
-    let world = World::new("hardlinks");
-    let mount = world.mount(&[]);
-    let inode = |path: &str| std::fs::symlink_metadata(mount.join(path)).unwrap().ino();
-    let listing = expected("hardlinks");
-    let groups: Vec<String> = listing
-        .iter()
-        .filter(|(_, facts)| facts["type"] != "dir" && facts["nlink"].as_u64() > Some(1))
-        .map(|(path, _)| String::from_utf8(path.clone()).unwrap())
-        .collect();
-    let find =
-        |name: &str| groups.iter().find(|path| path.ends_with(name)).unwrap_or_else(|| panic!("{name} in {groups:?}"));
-    for (a, b) in [("/a", "/b"), ("/a", "/c"), ("/p", "/q"), ("/fifo1", "/fifo2"), ("/g1", "/g2")] {
-        assert_eq!(inode(find(a)), inode(find(b)), "{a} {b}");
-    }
-    assert_ne!(inode(find("/a")), inode(find("/p")));
-    assert_ne!(inode("/cross/a"), inode("/cross/sub/b"));
-}
-
 #[test]
 fn the_mount_is_read_only_without_devices_and_set_id() {
     if !has_fuse() {
@@ -223,19 +146,6 @@ fn showconfig_names_the_origin_of_every_value() {
 }
 
 #[test]
-fn a_mount_that_cannot_be_trusted_fails_with_the_reason() {
-    if !has_fuse() {
-        return;
-    }
-    for (damage, says) in [("expired-whitelist", "expired"), ("manifest-other-name", "other.fixture.example.org")] {
-        let world = World::damaged("basic", damage);
-        let output = world.try_mount(&[]).err().expect(damage);
-        assert_eq!(output.status.code(), Some(4));
-        assert!(String::from_utf8_lossy(&output.stderr).contains(says), "{output:?}");
-    }
-}
-
-#[test]
 fn a_new_revision_appears_under_a_live_mount() {
     if !has_fuse() {
         return;
@@ -293,56 +203,6 @@ fn the_next_check_is_planned_by_ttl_and_cap() {
     assert_eq!(mount.status().next_check, None);
     world.advance("updates-r3");
     assert_eq!(mount.remount(), Outcome::Fixed { revision: 2 });
-}
-
-#[test]
-fn a_corrupt_object_is_an_error_and_nothing_else_is_disturbed() {
-    if !has_fuse() {
-        return;
-    }
-    for (damage, path, base) in [
-        ("corrupt-object", "sizes/text-65536", "basic"),
-        ("substituted-object", "deep/level1/file2", "basic"),
-        ("truncated-object", "sizes/random-65536", "basic"),
-        ("missing-object", "deep/file1", "basic"),
-        ("chunk-gap", "chunked-18M", "shake"),
-        ("missing-chunk", "chunked-18M", "rmd"),
-    ] {
-        let world = World::damaged(base, damage);
-        let mount = world.mount(&AS_LISTED);
-        let listing = expected(base);
-        let object = listing[format!("/{path}").as_bytes()].get("object");
-        for (other, facts) in &listing {
-            let Ok(other) = std::str::from_utf8(other) else { continue };
-            if facts["type"] == "file" {
-                let result = read(&mount.join(other));
-                // Others may have the same content.
-                let identical = object.is_some() && facts.get("object") == object;
-                if other == format!("/{path}") || identical {
-                    assert_eq!(result, Err(libc::EIO), "{damage}: {other}");
-                } else {
-                    assert!(result.is_ok(), "{damage}: {other}: {result:?}");
-                }
-            }
-        }
-        assert!(mount.status().io_errors > 0);
-    }
-}
-
-#[test]
-fn a_catalog_that_cannot_be_had_is_an_error_not_an_empty_directory() {
-    if !has_fuse() {
-        return;
-    }
-    for damage in ["missing-nested-catalog", "missing-nested-row"] {
-        let world = World::damaged("basic", damage);
-        let mount = world.mount(&[]);
-        assert!(std::fs::symlink_metadata(mount.join("many")).is_ok(), "{damage}");
-        let error = std::fs::read_dir(mount.join("many")).map(drop).unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(libc::EIO), "{damage}");
-        assert_eq!(read(&mount.join("many/file-1")), Err(libc::EIO), "{damage}");
-        assert!(read(&mount.join("sizes/text-65536")).is_ok(), "{damage}");
-    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::io::Read as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -18,7 +18,7 @@ pub type Facts = Map<String, Value>;
 
 /// The listing of a fixture, by path bytes.
 pub fn expected(fixture: &str) -> BTreeMap<Vec<u8>, Facts> {
-    let text = std::fs::read_to_string(super::fixtures().join(format!("{fixture}.listing.jsonl"))).unwrap();
+    let text = std::fs::read_to_string(super::about(fixture, "listing.jsonl")).unwrap();
     text.lines()
         .map(|line| {
             let mut facts: Facts = serde_json::from_str(line).unwrap();
@@ -41,23 +41,68 @@ fn bytes(facts: &mut Facts, name: &str) -> Vec<u8> {
     }
 }
 
-/// The same facts, taken from a mount.
-pub fn actual(mountpoint: &Path) -> BTreeMap<Vec<u8>, Facts> {
+/// What a client shows that was started by name: the listings were taken without `CVMFS_FQRN`, which it always sets.
+pub fn expected_by_name(fixture: &str) -> BTreeMap<Vec<u8>, Facts> {
+    let mut expected = expected(fixture);
+    if let Some(facts) = expected.get_mut(&b"/links/var-fqrn"[..]) {
+        let target = format!("/cvmfs/{}/links/target", super::fqrn(fixture));
+        facts.insert("size".into(), json!(target.len()));
+        facts.insert("target".into(), json!(STANDARD.encode(target)));
+    }
+    expected
+}
+
+/// The same facts, taken from a mount. What cannot be had is `{"error": NUMBER}`, for what a listing shows, and for what
+/// only those of `expected` know that no listing shows.
+pub fn actual_and_errors(mountpoint: &Path, expected: &BTreeMap<Vec<u8>, Facts>) -> BTreeMap<Vec<u8>, Facts> {
     let mut found = BTreeMap::new();
     walk(mountpoint, b"/", &mut found);
+    for path in expected.keys() {
+        if !found.contains_key(path) {
+            match facts(&full(mountpoint, path)) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                other => drop(found.insert(path.clone(), other.unwrap_or_else(failure))),
+            }
+        }
+    }
     found
 }
 
+/// The same facts, taken from a mount where nothing fails.
+pub fn actual(mountpoint: &Path) -> BTreeMap<Vec<u8>, Facts> {
+    let mut found = BTreeMap::new();
+    walk(mountpoint, b"/", &mut found);
+    for (path, facts) in &found {
+        assert!(!facts.contains_key("error"), "{}: {facts:?}", String::from_utf8_lossy(path));
+    }
+    found
+}
+
+fn full(mountpoint: &Path, path: &[u8]) -> PathBuf {
+    mountpoint.join(OsStr::from_bytes(path.strip_prefix(b"/").unwrap()))
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "it is handed to functions that end with an error")]
+fn failure(error: std::io::Error) -> Facts {
+    Facts::from_iter([("error".to_owned(), json!(error.raw_os_error()))])
+}
+
 fn walk(mountpoint: &Path, path: &[u8], found: &mut BTreeMap<Vec<u8>, Facts>) {
-    let full = mountpoint.join(OsStr::from_bytes(path.strip_prefix(b"/").unwrap()));
-    found.insert(path.to_vec(), facts(&full));
-    if std::fs::symlink_metadata(&full).unwrap().is_dir() {
-        for entry in std::fs::read_dir(&full).unwrap() {
-            let entry = entry.unwrap();
-            let child = [if path == b"/" { &b""[..] } else { path }, b"/", entry.file_name().as_bytes()].concat();
-            assert_eq!(entry.ino(), entry.metadata().unwrap().ino(), "inode in the listing of {}", full.display());
-            walk(mountpoint, &child, found);
+    let full = full(mountpoint, path);
+    found.insert(path.to_vec(), facts(&full).unwrap_or_else(failure));
+    if !std::fs::symlink_metadata(&full).is_ok_and(|m| m.is_dir()) {
+        return;
+    }
+    let entries = match std::fs::read_dir(&full).and_then(|entries| entries.collect::<Result<Vec<_>, _>>()) {
+        Ok(entries) => entries,
+        Err(error) => return drop(found.insert(path.to_vec(), failure(error))),
+    };
+    for entry in entries {
+        let child = [if path == b"/" { &b""[..] } else { path }, b"/", entry.file_name().as_bytes()].concat();
+        if let Ok(metadata) = entry.metadata() {
+            assert_eq!(entry.ino(), metadata.ino(), "inode in the listing of {}", full.display());
         }
+        walk(mountpoint, &child, found);
     }
 }
 
@@ -71,8 +116,8 @@ impl Ino for std::fs::DirEntry {
     }
 }
 
-fn facts(path: &Path) -> Facts {
-    let metadata = std::fs::symlink_metadata(path).unwrap();
+fn facts(path: &Path) -> std::io::Result<Facts> {
+    let metadata = std::fs::symlink_metadata(path)?;
     let kind = metadata.file_type();
     let name = match () {
         () if kind.is_dir() => "dir",
@@ -108,7 +153,7 @@ fn facts(path: &Path) -> Facts {
             set("rdev_minor", json!(nix::sys::stat::minor(metadata.rdev())));
         }
         "file" => {
-            set("sha256", json!(hash(path)));
+            set("sha256", json!(hash(path)?));
             if let Some(object) = attribute("user.hash") {
                 set("object", json!(object));
             }
@@ -126,15 +171,15 @@ fn facts(path: &Path) -> Facts {
     if !xattrs.is_empty() {
         set("xattrs", Value::Object(xattrs));
     }
-    facts
+    Ok(facts)
 }
 
-fn hash(path: &Path) -> String {
-    let (mut file, mut hasher) = (std::fs::File::open(path).unwrap(), Sha256::new());
+fn hash(path: &Path) -> std::io::Result<String> {
+    let (mut file, mut hasher) = (std::fs::File::open(path)?, Sha256::new());
     let mut buffer = vec![0; 1 << 20];
     loop {
-        match file.read(&mut buffer).unwrap() {
-            0 => return hex::encode(hasher.finalize()),
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex::encode(hasher.finalize())),
             count => hasher.update(&buffer[..count]),
         }
     }

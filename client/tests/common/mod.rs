@@ -19,9 +19,23 @@ pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").canonicalize().unwrap()
 }
 
+/// Directory that holds this fixture: those that may not be copied into this tree are looked for where `CVMFS_FIXTURES`
+/// says (default: `../shared/fixtures` beside the tree). `None` if there is no such fixture.
+pub fn home(fixture: &str) -> Option<PathBuf> {
+    let here = fixtures();
+    let outside = std::env::var_os("CVMFS_FIXTURES").map(PathBuf::from);
+    let outside = outside.unwrap_or_else(|| here.join("../../../shared/fixtures"));
+    [here, outside].into_iter().find(|d| d.join(format!("{fixture}.tar.zst")).is_file())
+}
+
+/// A file about a fixture.
+pub fn about(fixture: &str, extension: &str) -> PathBuf {
+    home(fixture).unwrap_or_else(|| panic!("no fixture {fixture}")).join(format!("{fixture}.{extension}"))
+}
+
 /// Unpacks a fixture below `target`; an older state of the same repository is moved forward.
 pub fn unpack(fixture: &str, target: &Path) {
-    let archive = std::fs::File::open(fixtures().join(format!("{fixture}.tar.zst"))).unwrap();
+    let archive = std::fs::File::open(about(fixture, "tar.zst")).unwrap();
     let mut tar = tar::Archive::new(zstd::Decoder::new(archive).unwrap());
     tar.set_preserve_ownerships(false);
     tar.unpack(target).unwrap();
@@ -326,7 +340,7 @@ impl World {
     }
 
     pub fn key(&self) -> PathBuf {
-        fixtures().join(format!("{}.pub", self.fixture))
+        about(&self.fixture, "pub")
     }
 
     pub fn cache(&self) -> PathBuf {
