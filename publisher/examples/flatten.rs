@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments = Arguments::parse();
     let lab = tempfile::tempdir()?;
     let at = |name: &str| lab.path().join(name);
-    let paths = Paths { storage: at("storage"), keys: at("keys"), state: at("state") };
+    let paths = Paths { storage: at("storage").into(), keys: at("keys"), state: at("state") };
     let options = InitOptions { ttl: 240, algorithm: Algorithm::Sha1, garbage_collectable: true };
     let target = Target::init("bench.example.org", paths, options)?;
     let index = RawIndex::open(&target.paths.state, Algorithm::Sha1, target.codec)?.into();

@@ -9,7 +9,7 @@
 
 mod limits;
 mod paths;
-mod values;
+pub(crate) mod values;
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -289,6 +289,10 @@ pub enum HashName {
     /// SHA-1, the one that every client reads
     #[default]
     Sha1,
+    /// RIPEMD-160
+    Rmd160,
+    /// SHAKE-128, of which 160 bits are taken
+    Shake128,
 }
 
 /// Arguments of `convert`.
@@ -503,7 +507,7 @@ mod tests {
         for line in ["--json --storage /s lint w.yaml", "lint w.yaml --json --storage /s"] {
             let cli = parse(line).unwrap();
             assert!(cli.global.json);
-            assert_eq!(cli.global.paths.storage, Some(PathBuf::from("/s")));
+            assert_eq!(cli.global.paths.storage, Some(PathBuf::from("/s").into()));
             assert_eq!(cli.global.progress, ProgressMode::Auto);
         }
     }

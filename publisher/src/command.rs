@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cvmfs::check::{CheckError, Identity, Options, check};
 use cvmfs::hash::{Algorithm, ContentHash};
 use cvmfs::scrub::scrub;
-use cvmfs::store::{LocalStore, Store as _, names};
+use cvmfs::store::{Store, names};
 use cvmfs::trust::Anchor;
 use image::platform::Platform;
 use registry::{Client, ClientConfig, Credentials};
@@ -34,6 +34,8 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
         cli::Command::Init(arguments) => {
             let algorithm = match arguments.hash {
                 HashName::Sha1 => Algorithm::Sha1,
+                HashName::Rmd160 => Algorithm::Rmd160,
+                HashName::Shake128 => Algorithm::Shake128,
             };
             let garbage_collectable = !arguments.no_gc;
             let options = InitOptions { ttl: arguments.ttl, algorithm, garbage_collectable };
@@ -43,7 +45,7 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
             print_result(&format!(
                 "repository {} is in {}\nclients need {}\n",
                 target.fqrn,
-                target.paths.storage.display(),
+                target.paths.storage,
                 key.display()
             ))?;
             Ok(ExitStatus::Success)
@@ -107,15 +109,22 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
         }
         cli::Command::Sign(arguments) => {
             let paths = paths(&arguments.fqrn)?;
-            let store = LocalStore::open(&paths.storage);
+            let store = paths.storage.open().map_err(Failure::into_command_error)?;
             let (now, validity) = (UtcDateTime::now(), time::Duration::days(arguments.days.into()));
-            let expires = sign_whitelist_file(&store, &arguments.fqrn, &paths.keys, now, validity)
+            let expires = sign_whitelist_file(&*store, &arguments.fqrn, &paths.keys, now, validity)
                 .map_err(Failure::into_command_error)?;
             print_result(&format!("whitelist of {} is valid until {expires}\n", arguments.fqrn))?;
             Ok(ExitStatus::Success)
         }
         cli::Command::Serve(arguments) => {
-            serve(&arguments.fqrn, &paths(&arguments.fqrn)?.storage, arguments.listen, global.json)?;
+            let paths = paths(&arguments.fqrn)?;
+            let root = paths.storage.directory().ok_or_else(|| {
+                CommandError::usage(std::io::Error::other(format!(
+                    "{} is no directory; its own server serves it",
+                    paths.storage
+                )))
+            })?;
+            serve(&arguments.fqrn, root, arguments.listen, global.json)?;
             Ok(ExitStatus::Success)
         }
         cli::Command::Lint(arguments) => {
@@ -245,7 +254,7 @@ impl Plan {
 }
 
 fn check_repository(arguments: &cli::Check, paths: &Paths, json: bool) -> Result<ExitStatus, CommandError> {
-    let store = LocalStore::open(&paths.storage);
+    let store = paths.storage.open().map_err(Failure::into_command_error)?;
     let scratch = tempfile::tempdir().map_err(CommandError::failed)?;
     let key = paths.keys.join(format!("{}.pub", arguments.fqrn));
     let pem =
@@ -258,12 +267,12 @@ fn check_repository(arguments: &cli::Check, paths: &Paths, json: bool) -> Result
     let anchor = Anchor { name: &arguments.fqrn, master_keys: &master_keys, blacklist: &[], now: UtcDateTime::now() };
     let mut options = Options::new(scratch.path());
     options.identity = Identity::Trusted(&anchor);
-    options.reflog_checksum = reflog_checksum(&store, paths);
+    options.reflog_checksum = reflog_checksum(&*store, paths);
     let unreadable = |e: CheckError| CommandError::repository(e).context(format!("cannot check {}", arguments.fqrn));
-    let mut report = check(&store, &options).map_err(unreadable)?;
+    let mut report = check(&*store, &options).map_err(unreadable)?;
     if arguments.data {
         let threads = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
-        report.merge(scrub(&store, threads).map_err(unreadable)?);
+        report.merge(scrub(&*store, threads).map_err(unreadable)?);
     }
     print_result(&if json {
         check_report::to_json(&report, &arguments.fqrn)
@@ -275,7 +284,7 @@ fn check_repository(arguments: &cli::Check, paths: &Paths, json: bool) -> Result
 
 /// The hash of the reflog kept in our state, while a publish stands between its last two steps: it counts only if
 /// the reflog is really the one it names.
-fn reflog_checksum(store: &LocalStore, paths: &Paths) -> Option<ContentHash> {
+fn reflog_checksum(store: &dyn Store, paths: &Paths) -> Option<ContentHash> {
     let text = std::fs::read_to_string(paths.state.join("reflog.chksum")).ok()?;
     let kept: ContentHash = text.trim().parse().ok()?;
     let reflog = store.read(names::REFLOG).ok()??;

@@ -26,5 +26,6 @@ pub mod rows;
 pub mod serve;
 pub mod source;
 pub mod staging;
+pub mod storage;
 pub mod target;
 pub mod wishlist;

@@ -3,34 +3,33 @@
 //! State is never authoritative. `lock` serialises publishes; `reflog.chksum` names the hash of the reflog while a
 //! publish is between its last two steps; `objects.db`, `prepared/` and `tmp/` save work and can be deleted.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+mod keys;
+mod lock;
+mod scratch;
+
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use cvmfs::entry::{Entry, Flags, Meta};
 use cvmfs::hash::{Algorithm, ObjectKind};
-use cvmfs::keys::{Signer, sign_whitelist};
+use cvmfs::keys::Signer;
 use cvmfs::object::{Codec, Encoder};
 use cvmfs::repository::{CreateOptions, Repository};
-use cvmfs::signature::{PrivateKey, PublicKey};
-use cvmfs::store::{LocalStore, Store, names, put_content};
+use cvmfs::signature::PublicKey;
+use cvmfs::store::{Listing, names, put_content};
 use cvmfs::subtree::MARKER;
 use cvmfs::transaction::{Commit, Published, Transaction, TransactionOptions};
 use cvmfs::trust::Anchor;
-use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
 use time::UtcDateTime;
 
+use self::keys::KeyFiles;
+pub use self::keys::sign_whitelist_file;
+pub use self::lock::Lock;
+use self::scratch::{remove_leftovers, scratch_directory};
 use crate::cli::Paths;
 use crate::failure::Failure;
-
-/// How long a publish waits for another one to end.
-const LOCK_PATIENCE: Duration = Duration::from_secs(600);
-/// Leftovers of killed runs in the storage are removed when they are older than this.
-const LEFTOVER_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// A repository with everything that publishing needs.
 #[derive(Debug)]
@@ -40,7 +39,7 @@ pub struct Target {
     /// Its directories.
     pub paths: Paths,
     /// Its storage.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn Listing>,
     /// What signs its manifests.
     pub signer: Signer,
     /// The master key that clients trust.
@@ -66,16 +65,19 @@ impl Target {
     /// existing repository is never touched.
     pub fn init(fqrn: &str, paths: Paths, options: InitOptions) -> Result<Target, Failure> {
         let now = UtcDateTime::now();
-        if let Some(name) = [names::MANIFEST, names::WHITELIST].iter().find(|n| paths.storage.join(n).exists()) {
-            return Err(Failure::Content(format!(
-                "{} exists: this directory holds a repository already, and a new one is never made over it",
-                paths.storage.join(name).display()
-            )));
-        }
-        for directory in [&paths.storage, &paths.keys, &paths.state] {
+        for directory in [&paths.keys, &paths.state] {
             fs::create_dir_all(directory).map_err(Failure::io("create directory", directory))?;
         }
-        let store: Arc<dyn Store> = Arc::new(LocalStore::create(&paths.storage)?);
+        let store = paths.storage.open()?;
+        for name in [names::MANIFEST, names::WHITELIST] {
+            if store.read(name)?.is_some() {
+                return Err(Failure::Content(format!(
+                    "{name} exists in {}: there is a repository already, and a new one is never made over it",
+                    paths.storage
+                )));
+            }
+        }
+        let store = paths.storage.create()?;
         let scratch = scratch_directory(&paths.state)?;
         let key = KeyFiles { directory: &paths.keys, fqrn };
         let master = key.ensure_master()?;
@@ -104,8 +106,8 @@ impl Target {
 
     /// Opens an existing repository for publishing.
     pub fn open(fqrn: &str, paths: Paths) -> Result<Target, Failure> {
-        let store: Arc<dyn Store> = Arc::new(LocalStore::open(&paths.storage));
-        if !paths.storage.join(names::MANIFEST).exists() {
+        let store = paths.storage.open()?;
+        if store.read(names::MANIFEST)?.is_none() {
             return Err(Failure::Repository(cvmfs::repository::RepositoryError::NotFound {
                 fqrn: fqrn.to_owned(),
                 place: store.place(),
@@ -114,7 +116,9 @@ impl Target {
         }
         fs::create_dir_all(&paths.state).map_err(Failure::io("create directory", &paths.state))?;
         let scratch = scratch_directory(&paths.state)?;
-        remove_leftovers(&paths.storage.join("data/txn"));
+        if let Some(root) = paths.storage.directory() {
+            remove_leftovers(&root.join("data/txn"));
+        }
         let key = KeyFiles { directory: &paths.keys, fqrn };
         let (signer, master) = (key.signer()?, key.public()?);
         let target = Target { fqrn: fqrn.to_owned(), paths, store, signer, master, codec: Codec::default(), scratch };
@@ -141,27 +145,7 @@ impl Target {
 
     /// Takes the lock that serialises publishes; waits for others up to ten minutes.
     pub fn lock(&self) -> Result<Lock, Failure> {
-        let path = self.paths.state.join("lock");
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(Failure::io("open the lock file", &path))?;
-        let start = Instant::now();
-        loop {
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => return Ok(Lock(lock)),
-                Err((_, nix::errno::Errno::EWOULDBLOCK)) if start.elapsed() > LOCK_PATIENCE => {
-                    return Err(Failure::Locked { fqrn: self.fqrn.clone(), path });
-                }
-                Err((back, nix::errno::Errno::EWOULDBLOCK | nix::errno::Errno::EINTR)) => {
-                    file = back;
-                    std::thread::sleep(Duration::from_millis(100));
-                }
-                Err((_, e)) => return Err(Failure::io("lock", &path)(e.into())),
-            }
-        }
+        Lock::take(&self.fqrn, &self.paths.state)
     }
 
     /// The marker of nested catalogs: an empty file that containers don't see.
@@ -194,29 +178,6 @@ impl Target {
     }
 }
 
-/// Signs the whitelist of a repository anew; does not need the old one to be valid.
-pub fn sign_whitelist_file(
-    store: &dyn Store,
-    fqrn: &str,
-    keys: &Path,
-    now: UtcDateTime,
-    validity: time::Duration,
-) -> Result<UtcDateTime, Failure> {
-    let key = KeyFiles { directory: keys, fqrn };
-    let (master, signer) = (key.master()?, key.signer()?);
-    let manifest = store.read(names::MANIFEST)?.and_then(|m| cvmfs::manifest::Manifest::parse(&m).ok());
-    let algorithm = manifest.map_or(Algorithm::Sha1, |m| m.root_catalog.algorithm);
-    let expires = now + validity;
-    let document = sign_whitelist(fqrn, algorithm, &signer.certificate_pem, &master, now, expires)
-        .map_err(|source| Failure::Key { path: key.file("masterkey"), source })?;
-    store.replace(names::WHITELIST, &document)?;
-    Ok(expires)
-}
-
-/// Held while a publish is under way.
-#[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "held for its Drop")] Flock<File>);
-
 /// Metadata of directories that we make.
 pub fn directory_meta(now: UtcDateTime) -> Meta {
     Meta { permissions: 0o755, ..file_meta(now) }
@@ -226,110 +187,4 @@ pub fn directory_meta(now: UtcDateTime) -> Meta {
 pub fn file_meta(now: UtcDateTime) -> Meta {
     let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     Meta { permissions: 0o644, uid, gid, mtime: now.unix_timestamp(), mtime_ns: None }
-}
-
-/// The key files of one repository.
-struct KeyFiles<'a> {
-    directory: &'a Path,
-    fqrn: &'a str,
-}
-
-impl KeyFiles<'_> {
-    fn file(&self, extension: &str) -> PathBuf {
-        self.directory.join(format!("{}.{extension}", self.fqrn))
-    }
-
-    fn read(&self, extension: &str) -> Result<String, Failure> {
-        let path = self.file(extension);
-        fs::read_to_string(&path).map_err(Failure::io("read", &path))
-    }
-
-    /// Writes a new key file; never over an existing one.
-    fn write(&self, extension: &str, content: &str, mode: u32) -> Result<(), Failure> {
-        let path = self.file(extension);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&path)
-            .map_err(Failure::io("create", &path))?;
-        file.write_all(content.as_bytes()).and_then(|()| file.sync_all()).map_err(Failure::io("write", &path))
-    }
-
-    fn parsed<T>(
-        &self,
-        extension: &str,
-        parse: impl FnOnce(String) -> Result<T, cvmfs::signature::SignatureError>,
-    ) -> Result<T, Failure> {
-        parse(self.read(extension)?).map_err(|source| Failure::Key { path: self.file(extension), source })
-    }
-
-    fn master(&self) -> Result<PrivateKey, Failure> {
-        self.parsed("masterkey", |pem| PrivateKey::from_pem(&pem))
-    }
-
-    fn public(&self) -> Result<PublicKey, Failure> {
-        self.parsed("pub", |pem| PublicKey::from_pem(&pem))
-    }
-
-    fn signer(&self) -> Result<Signer, Failure> {
-        let certificate = self.read("crt")?;
-        self.parsed("key", |key| Signer::from_pem(certificate, &key))
-    }
-
-    fn ensure_master(&self) -> Result<PrivateKey, Failure> {
-        let bad = |source| Failure::Key { path: self.file("masterkey"), source };
-        if !self.file("masterkey").exists() {
-            let key = PrivateKey::generate().map_err(bad)?;
-            self.write("masterkey", &key.to_pem().map_err(bad)?, 0o400)?;
-        }
-        let key = self.master()?;
-        if !self.file("pub").exists() {
-            self.write("pub", &key.public().to_pem().map_err(bad)?, 0o444)?;
-        }
-        if self.public()? == key.public() {
-            Ok(key)
-        } else {
-            Err(bad(cvmfs::signature::SignatureError::Key("private key that belongs to the .pub file beside it")))
-        }
-    }
-
-    fn ensure_signer(&self, now: UtcDateTime) -> Result<Signer, Failure> {
-        if !self.file("key").exists() {
-            let bad = |source| Failure::Key { path: self.file("key"), source };
-            let signer = Signer::generate(self.fqrn, now).map_err(bad)?;
-            self.write("key", &signer.key.to_pem().map_err(bad)?, 0o400)?;
-            self.write("crt", &signer.certificate_pem, 0o444)?;
-        }
-        self.signer()
-    }
-}
-
-/// A scratch directory of our own; those of runs that were killed go.
-fn scratch_directory(state: &Path) -> Result<TempDir, Failure> {
-    let parent = state.join("tmp");
-    fs::create_dir_all(&parent).map_err(Failure::io("create directory", &parent))?;
-    for entry in fs::read_dir(&parent).map_err(Failure::io("read directory", &parent))?.flatten() {
-        let name = entry.file_name();
-        let pid = name.to_str().and_then(|n| n.split('.').nth(1)).and_then(|p| p.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            // Whatever cannot be removed only takes room.
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
-    let prefix = format!("run.{}.", std::process::id());
-    tempfile::Builder::new().prefix(&prefix).tempdir_in(&parent).map_err(Failure::io("create directory in", &parent))
-}
-
-/// Removes objects that were never finished.
-fn remove_leftovers(txn: &Path) {
-    let Ok(entries) = fs::read_dir(txn) else { return };
-    let now = UtcDateTime::now().unix_timestamp();
-    for entry in entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("new.")) {
-        let old = entry.metadata().is_ok_and(|m| now - m.mtime() > LEFTOVER_AGE.as_secs() as i64);
-        if old {
-            // Whatever cannot be removed only takes room.
-            let _ = fs::remove_file(entry.path());
-        }
-    }
 }

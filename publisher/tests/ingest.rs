@@ -153,7 +153,7 @@ impl World {
     fn new() -> World {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths {
-            storage: dir.path().join("storage"),
+            storage: dir.path().join("storage").into(),
             keys: dir.path().join("keys"),
             state: dir.path().join("state"),
         };

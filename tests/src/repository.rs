@@ -98,7 +98,7 @@ impl Site {
 
     /// The directory of the repository.
     pub fn storage(&self) -> PathBuf {
-        self.target.paths.storage.clone()
+        self.target.paths.storage.directory().expect("a directory").to_owned()
     }
 
     /// Runs one pass over these wishes.
@@ -220,7 +220,7 @@ fn copy(from: &Path, to: &Path) {
 
 fn paths(directory: &TempDir) -> Paths {
     let path = |name: &str| directory.path().join(name);
-    Paths { storage: path("storage"), keys: path("keys"), state: path("state") }
+    Paths { storage: path("storage").into(), keys: path("keys"), state: path("state") }
 }
 
 fn requests(wishes: &[(&str, Option<&str>)]) -> Vec<Request> {

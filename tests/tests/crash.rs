@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cvmfs::hash::{Algorithm, ContentHash, ObjectId, ObjectKind};
 use cvmfs::object::Encoder;
-use cvmfs::store::{LocalStore, Staged, Store, StoreError, Stored, names};
+use cvmfs::store::{Listed, Listing, LocalStore, Staged, Store, StoreError, Stored, names};
 use publisher::report::Outcome;
 use publisher::report::Outcome::{Unchanged, Updated};
 use registry::testing::TestRegistry;
@@ -41,7 +41,7 @@ type Plan = Box<dyn FnMut(&[Step]) -> Fate + Send>;
 
 /// A store whose process dies as planned.
 struct Mortal {
-    store: Arc<dyn Store>,
+    store: Arc<dyn Listing>,
     life: Mutex<Life>,
 }
 
@@ -110,12 +110,26 @@ impl Store for Mortal {
         self.step(Step::Named(name.to_owned()), || self.store.replace(name, content))
     }
 
+    fn swap(&self, name: &str, expected: Option<&[u8]>, content: &[u8]) -> Result<bool, StoreError> {
+        self.step(Step::Named(name.to_owned()), || self.store.swap(name, expected, content))
+    }
+
     fn flush(&self) -> Result<(), StoreError> {
         self.step(Step::Flush, || self.store.flush())
     }
 
     fn place(&self) -> String {
         self.store.place()
+    }
+}
+
+impl Listing for Mortal {
+    fn list(&self, bucket: Option<&str>, visit: &mut dyn FnMut(Listed<'_>)) -> Result<(), StoreError> {
+        self.store.list(bucket, visit)
+    }
+
+    fn remove(&self, id: ObjectId) -> Result<(), StoreError> {
+        self.store.remove(id)
     }
 }
 

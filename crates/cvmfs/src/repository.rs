@@ -130,6 +130,8 @@ pub struct Repository {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) fqrn: String,
     pub(crate) manifest: Manifest,
+    /// The manifest as it is stored; none before the first one.
+    sealed: Option<Vec<u8>>,
 }
 
 impl Repository {
@@ -176,7 +178,7 @@ impl Repository {
             size: root_catalog_size,
             branch: String::new(),
         });
-        let repository = Repository { store, fqrn: fqrn.clone(), manifest: manifest.clone() };
+        let repository = Repository { store, fqrn: fqrn.clone(), manifest: manifest.clone(), sealed: None };
         manifest.history =
             Some(repository.write_history(&history, ContentHash::null(algorithm), algorithm, &options.scratch)?);
         repository.store.replace(names::MASTER_REPLICA, b"This file allows replication of the repository.\n")?;
@@ -196,14 +198,14 @@ impl Repository {
                 missing,
             })
         };
-        let manifest = read(names::MANIFEST)?;
-        let parsed = anchor.parse_manifest(&manifest)?;
+        let sealed = read(names::MANIFEST)?;
+        let parsed = anchor.parse_manifest(&sealed)?;
         let no_certificate = || TrustError::Certificate(anchor.name.to_owned(), "the manifest names none".into());
         let certificate = parsed.certificate.ok_or_else(no_certificate)?.object(ObjectKind::Certificate);
         let mut pem = Vec::new();
         fetch(&*store, certificate, Compression::Zlib, SMALL_OBJECT, &mut pem)?;
-        let manifest = anchor.verify(&manifest, &pem, &read(names::WHITELIST)?)?;
-        Ok(Repository { fqrn: anchor.name.to_owned(), store, manifest })
+        let manifest = anchor.verify(&sealed, &pem, &read(names::WHITELIST)?)?;
+        Ok(Repository { fqrn: anchor.name.to_owned(), store, manifest, sealed: Some(sealed) })
     }
 
     /// Fully qualified repository name.
@@ -246,6 +248,17 @@ impl Repository {
         Ok(put_stream(&*self.store, algorithm, ObjectKind::History, &mut plain)?.0)
     }
 
+    /// Whether the stored manifest is still the one that was opened; the error says which revision is there now.
+    pub(crate) fn expect_unmoved(&self) -> Result<(), RepositoryError> {
+        let current = self.store.read(names::MANIFEST)?;
+        if current == self.sealed { Ok(()) } else { Err(self.moved(current)) }
+    }
+
+    fn moved(&self, current: Option<Vec<u8>>) -> RepositoryError {
+        let found = current.and_then(|m| Manifest::parse(&m).ok()).map_or(0, |m| m.revision);
+        RepositoryError::Moved { fqrn: self.fqrn.clone(), expected: self.manifest.revision, found }
+    }
+
     /// Last steps of every publish: reflog, everything durable, manifest.
     ///
     /// `checksum` is the file beside the repository that names the hash of the reflog. It is written first, the
@@ -283,8 +296,10 @@ impl Repository {
             write_checksum(path, hash).map_err(scratch_error(path))?;
         }
         self.store.replace(names::REFLOG, &content)?;
-        self.store.replace(names::MANIFEST, &sealed)?;
-        Ok(Repository { manifest, ..self })
+        if !self.store.swap(names::MANIFEST, self.sealed.as_deref(), &sealed)? {
+            return Err(self.moved(self.store.read(names::MANIFEST)?));
+        }
+        Ok(Repository { manifest, sealed: Some(sealed), ..self })
     }
 
     fn database(&self, what: &'static str) -> impl Fn(rusqlite::Error) -> RepositoryError + '_ {

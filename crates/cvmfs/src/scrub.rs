@@ -9,70 +9,13 @@ use std::thread;
 
 use crate::check::{CheckError, Report, Rule};
 use crate::hash::{Hasher, ObjectId};
-use crate::store::{LocalStore, MemoryStore, Store, StoreError};
-
-/// What a name in the storage stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ListedKind {
-    /// A file.
-    File,
-    /// A directory.
-    Directory,
-    /// A symbolic link, a pipe, …
-    Other,
-}
-
-/// A storage whose objects can be listed.
-pub trait Listing: Store {
-    /// Hands out names and kinds of everything directly in `data/` (`bucket` = `None`) or in `data/<bucket>/`,
-    /// in any order. A directory that does not exist is empty.
-    fn list(&self, bucket: Option<&str>, visit: &mut dyn FnMut(&str, ListedKind)) -> Result<(), StoreError>;
-}
-
-impl Listing for LocalStore {
-    fn list(&self, bucket: Option<&str>, visit: &mut dyn FnMut(&str, ListedKind)) -> Result<(), StoreError> {
-        let path = bucket.map_or_else(|| "data".to_owned(), |b| format!("data/{b}"));
-        let error = |source| StoreError::Io { action: "cannot list", what: path.clone(), place: self.place(), source };
-        let entries = match std::fs::read_dir(self.root().join(&path)) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(error(e)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(error)?;
-            let file_type = entry.file_type().map_err(error)?;
-            let kind = match () {
-                () if file_type.is_file() => ListedKind::File,
-                () if file_type.is_dir() => ListedKind::Directory,
-                () => ListedKind::Other,
-            };
-            visit(&entry.file_name().to_string_lossy(), kind);
-        }
-        Ok(())
-    }
-}
-
-impl Listing for MemoryStore {
-    fn list(&self, bucket: Option<&str>, visit: &mut dyn FnMut(&str, ListedKind)) -> Result<(), StoreError> {
-        let prefix = bucket.map_or_else(|| "data/".to_owned(), |b| format!("data/{b}/"));
-        let mut names: Vec<(String, ListedKind)> = Vec::new();
-        for path in self.content().keys().filter_map(|p| p.strip_prefix(&prefix)) {
-            names.push(match path.split_once('/') {
-                Some((directory, _)) => (directory.to_owned(), ListedKind::Directory),
-                None => (path.to_owned(), ListedKind::File),
-            });
-        }
-        names.dedup();
-        names.iter().for_each(|(name, kind)| visit(name, *kind));
-        Ok(())
-    }
-}
+use crate::store::{Listed, ListedKind, Listing, StoreError};
 
 /// Reads every object below `data/` with this many threads. `data/txn` is left out.
 pub fn scrub(store: &dyn Listing, threads: usize) -> Result<Report, CheckError> {
     let mut report = Report::default();
     let mut buckets = Vec::new();
-    store.list(None, &mut |name, kind| match kind {
+    store.list(None, &mut |Listed { name, kind, .. }| match kind {
         ListedKind::Directory if is_bucket(name) => buckets.push(name.to_owned()),
         ListedKind::Directory if name == "txn" => {}
         _ => report.add(Rule::ObjectName, format!("data/{name}"), describe(kind)),
@@ -110,7 +53,7 @@ fn describe(kind: ListedKind) -> &'static str {
 
 fn scrub_bucket(store: &dyn Listing, bucket: &str, report: &mut Report) -> Result<(), CheckError> {
     let mut objects = Vec::new();
-    store.list(Some(bucket), &mut |name, kind| match ObjectId::from_path_parts(bucket, name) {
+    store.list(Some(bucket), &mut |Listed { name, kind, .. }| match ObjectId::from_path_parts(bucket, name) {
         Some(id) if kind == ListedKind::File => objects.push(id),
         _ => report.add(Rule::ObjectName, format!("data/{bucket}/{name}"), describe(kind)),
     })?;

@@ -1,12 +1,15 @@
 //! Where a repository is kept: immutable objects and a handful of named files.
 //!
-//! The five verbs that reading needs are [`Store::open`], [`Store::exists`] and [`Store::read`]; writing adds
-//! [`Store::stage`] and [`Store::replace`]. An object, once there, is never changed; named files are replaced
-//! as a whole. Readers see an object completely or not at all.
+//! Reading needs [`Store::open`], [`Store::exists`] and [`Store::read`]; writing adds [`Store::stage`],
+//! [`Store::put`], [`Store::replace`] and [`Store::swap`]; [`Listing`] is for those who look at everything that is
+//! there. An object, once there, is never changed; named files are replaced as a whole. Readers see an object
+//! completely or not at all.
 
+pub mod listing;
 pub mod local;
 pub mod memory;
 
+pub use listing::{Listed, ListedKind, Listing};
 pub use local::LocalStore;
 pub use memory::MemoryStore;
 
@@ -93,6 +96,10 @@ pub trait Store: Debug + Send + Sync {
 
     /// Replaces a named file at once: readers see the old or the new content.
     fn replace(&self, name: &str, content: &[u8]) -> Result<(), StoreError>;
+
+    /// Replaces a named file if its content is still `expected` (`None`: it is not there); says whether it did.
+    /// Of several at once, one succeeds.
+    fn swap(&self, name: &str, expected: Option<&[u8]>, content: &[u8]) -> Result<bool, StoreError>;
 
     /// Makes everything written so far durable.
     fn flush(&self) -> Result<(), StoreError>;

@@ -29,7 +29,7 @@ use crate::keys::Signer;
 use crate::manifest::Manifest;
 use crate::path::RepoPath;
 use crate::repository::{Repository, RepositoryError, fetch_to_scratch, scratch_error};
-use crate::store::{Stored, names, put_stream};
+use crate::store::{Stored, put_stream};
 
 pub use crate::subtree::Graft;
 
@@ -178,13 +178,9 @@ impl Transaction {
             certificate: Some(certificate),
             history: Some(history),
             published: now,
-            ..base.clone()
+            ..base
         };
-        let current = repository.store.read(names::MANIFEST)?.and_then(|m| Manifest::parse(&m).ok());
-        if current.as_ref() != Some(&base) {
-            let found = current.map_or(0, |m| m.revision);
-            return Err(RepositoryError::Moved { fqrn: repository.fqrn, expected: base.revision, found });
-        }
+        repository.expect_unmoved()?;
         let repository = repository.finish(manifest, commit.signer, &options.scratch, commit.reflog_checksum)?;
         Ok(Published { repository, catalogs, catalog_bytes })
     }

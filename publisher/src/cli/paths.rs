@@ -13,6 +13,8 @@
 use std::env;
 use std::path::PathBuf;
 
+use crate::storage::Location;
+
 /// The part of the environment that decides about directories.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
@@ -54,8 +56,8 @@ pub struct PathOptions {
     /// A web server can export the directory as it is, under the URL path /cvmfs/FQRN.
     ///
     /// [default: /srv/cvmfs/FQRN for root, $XDG_DATA_HOME/cvmfs-publisher/repositories/FQRN for others]
-    #[arg(long, global = true, value_name = "DIR", value_parser = super::values::directory, help_heading = "Directories")]
-    pub storage: Option<PathBuf>,
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Directories")]
+    pub storage: Option<Location>,
 
     /// Keys: FQRN.masterkey, FQRN.key, FQRN.crt, FQRN.pub
     ///
@@ -77,7 +79,7 @@ pub struct PathOptions {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths {
     /// Repository root: `.cvmfspublished`, `data/`.
-    pub storage: PathBuf,
+    pub storage: Location,
     /// Key files of all repositories.
     pub keys: PathBuf,
     /// Our own state for this repository.
@@ -98,16 +100,21 @@ impl Paths {
     pub fn resolve(fqrn: &str, options: &PathOptions, environment: &Environment) -> Result<Self, NoDefault> {
         let data = || environment.base(&environment.data_home, ".local/share");
         let state = || environment.base(&environment.state_home, ".local/state");
+        let default = |system: PathBuf, user: Option<PathBuf>, missing: NoDefault| {
+            if environment.superuser { Ok(system) } else { user.ok_or(missing) }
+        };
         let choose = |given: &Option<PathBuf>, system: PathBuf, user: Option<PathBuf>, missing: NoDefault| {
-            given.clone().or(if environment.superuser { Some(system) } else { user }).ok_or(missing)
+            given.clone().map_or_else(|| default(system, user, missing), Ok)
         };
         Ok(Self {
-            storage: choose(
-                &options.storage,
-                PathBuf::from("/srv/cvmfs").join(fqrn),
-                data().map(|base| base.join("repositories").join(fqrn)),
-                NoDefault { what: "repository", variable: "XDG_DATA_HOME", option: "--storage" },
-            )?,
+            storage: match &options.storage {
+                Some(location) => location.clone(),
+                None => Location::Directory(default(
+                    PathBuf::from("/srv/cvmfs").join(fqrn),
+                    data().map(|base| base.join("repositories").join(fqrn)),
+                    NoDefault { what: "repository", variable: "XDG_DATA_HOME", option: "--storage" },
+                )?),
+            },
             keys: choose(
                 &options.keys,
                 PathBuf::from("/etc/cvmfs/keys"),
@@ -131,7 +138,7 @@ mod tests {
     const FQRN: &str = "images.example.org";
 
     fn paths(storage: &str, keys: &str, state: &str) -> Paths {
-        Paths { storage: storage.into(), keys: keys.into(), state: state.into() }
+        Paths { storage: PathBuf::from(storage).into(), keys: keys.into(), state: state.into() }
     }
 
     #[test]
@@ -173,7 +180,8 @@ mod tests {
 
     #[test]
     fn options_win_and_need_no_environment() {
-        let options = PathOptions { storage: Some("a".into()), keys: Some("b".into()), state: Some("c".into()) };
+        let options =
+            PathOptions { storage: Some(PathBuf::from("a").into()), keys: Some("b".into()), state: Some("c".into()) };
         for superuser in [true, false] {
             let environment = Environment { superuser, ..Environment::default() };
             assert_eq!(Paths::resolve(FQRN, &options, &environment), Ok(paths("a", "b", "c")));
@@ -183,7 +191,7 @@ mod tests {
     #[test]
     fn a_missing_home_is_an_error_only_where_it_is_needed() {
         let environment = Environment::default();
-        let options = PathOptions { storage: Some("a".into()), keys: Some("b".into()), state: None };
+        let options = PathOptions { storage: Some(PathBuf::from("a").into()), keys: Some("b".into()), state: None };
         let error = Paths::resolve(FQRN, &options, &environment).unwrap_err().to_string();
         assert!(error.contains("--state") && error.contains("XDG_STATE_HOME"), "{error}");
     }

@@ -8,9 +8,10 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{Flock, FlockArg};
 use tempfile::NamedTempFile;
 
-use super::{NAMED_FILE_LIMIT, Staged, Store, StoreError, Stored};
+use super::{Listed, ListedKind, Listing, NAMED_FILE_LIMIT, Staged, Store, StoreError, Stored};
 use crate::hash::{ContentHash, ObjectId};
 
 /// A repository's root directory: `.cvmfspublished`, `data/`, …
@@ -120,6 +121,17 @@ impl Store for LocalStore {
         File::open(&self.root).and_then(|d| d.sync_all()).map_err(self.io("cannot sync the directory of", name))
     }
 
+    fn swap(&self, name: &str, expected: Option<&[u8]>, content: &[u8]) -> Result<bool, StoreError> {
+        // Whoever swaps takes this lock, in every process; it goes with the process.
+        let root = File::open(&self.root).map_err(self.io("cannot open", "the root directory"))?;
+        let _lock = Flock::lock(root, FlockArg::LockExclusive)
+            .map_err(|(_, e)| self.io("cannot lock", "the root directory")(e.into()))?;
+        if self.read(name)?.as_deref() != expected {
+            return Ok(false);
+        }
+        self.replace(name, content).map(|()| true)
+    }
+
     fn flush(&self) -> Result<(), StoreError> {
         let directory = File::open(&self.root).map_err(self.io("cannot open", "the root directory"))?;
         nix::unistd::syncfs(&directory).map_err(|e| self.io("cannot sync", "the file system")(e.into()))
@@ -127,6 +139,45 @@ impl Store for LocalStore {
 
     fn place(&self) -> String {
         self.root.display().to_string()
+    }
+}
+
+impl Listing for LocalStore {
+    fn list(&self, bucket: Option<&str>, visit: &mut dyn FnMut(Listed<'_>)) -> Result<(), StoreError> {
+        let path = bucket.map_or_else(|| "data".to_owned(), |b| format!("data/{b}"));
+        let entries = match fs::read_dir(self.root.join(&path)) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(self.io("cannot list", &path)(e)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(self.io("cannot list", &path))?;
+            let metadata = match entry.metadata() {
+                Ok(metadata) => metadata,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(self.io("cannot examine", &entry.path().display().to_string())(e)),
+            };
+            let kind = match () {
+                () if metadata.is_file() => ListedKind::File,
+                () if metadata.is_dir() => ListedKind::Directory,
+                () => ListedKind::Other,
+            };
+            let name = entry.file_name();
+            visit(Listed {
+                name: &name.to_string_lossy(),
+                kind,
+                size: metadata.len(),
+                modified: metadata.modified().ok(),
+            });
+        }
+        Ok(())
+    }
+
+    fn remove(&self, id: ObjectId) -> Result<(), StoreError> {
+        match fs::remove_file(self.root.join(id.path())) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(self.io("cannot remove", &id.to_string())(e)),
+            _ => Ok(()),
+        }
     }
 }
 

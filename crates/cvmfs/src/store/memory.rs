@@ -4,20 +4,29 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
-use super::{Staged, Store, StoreError, Stored};
+use super::{Listed, ListedKind, Listing, Staged, Store, StoreError, Stored};
 use crate::hash::ObjectId;
 
 /// Objects and files in memory.
 #[derive(Debug)]
 pub struct MemoryStore {
     content: Mutex<BTreeMap<String, Vec<u8>>>,
+    /// What is not named here was written now.
+    ages: Mutex<BTreeMap<String, SystemTime>>,
+    swaps: Mutex<()>,
     writes_left: AtomicI64,
 }
 
 impl Default for MemoryStore {
     fn default() -> MemoryStore {
-        MemoryStore { content: Mutex::default(), writes_left: AtomicI64::new(i64::MAX) }
+        MemoryStore {
+            content: Mutex::default(),
+            ages: Mutex::default(),
+            swaps: Mutex::default(),
+            writes_left: AtomicI64::new(i64::MAX),
+        }
     }
 }
 
@@ -25,6 +34,11 @@ impl MemoryStore {
     /// Lets this many more writes succeed; then every one fails as on a full disk.
     pub fn fail_after(&self, writes: i64) {
         self.writes_left.store(writes, Ordering::SeqCst);
+    }
+
+    /// Makes an object look as if it had been written then.
+    pub fn set_modified(&self, id: ObjectId, modified: SystemTime) {
+        self.ages.lock().unwrap_or_else(PoisonError::into_inner).insert(id.path(), modified);
     }
 
     /// Everything kept, by path below the root.
@@ -72,12 +86,47 @@ impl Store for MemoryStore {
         self.write(name.to_owned(), content)
     }
 
+    fn swap(&self, name: &str, expected: Option<&[u8]>, content: &[u8]) -> Result<bool, StoreError> {
+        let _one_at_a_time = self.swaps.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.read(name)?.as_deref() != expected {
+            return Ok(false);
+        }
+        self.replace(name, content).map(|()| true)
+    }
+
     fn flush(&self) -> Result<(), StoreError> {
         Ok(())
     }
 
     fn place(&self) -> String {
         "memory".into()
+    }
+}
+
+impl Listing for MemoryStore {
+    fn list(&self, bucket: Option<&str>, visit: &mut dyn FnMut(Listed<'_>)) -> Result<(), StoreError> {
+        let prefix = bucket.map_or_else(|| "data/".to_owned(), |b| format!("data/{b}/"));
+        let ages = self.ages.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut found: Vec<(String, ListedKind, u64, SystemTime)> = Vec::new();
+        for (path, bytes) in self.content().iter() {
+            let Some(name) = path.strip_prefix(&prefix) else { continue };
+            let (name, kind) = match name.split_once('/') {
+                Some((directory, _)) => (directory, ListedKind::Directory),
+                None => (name, ListedKind::File),
+            };
+            let modified = ages.get(path).copied().unwrap_or_else(SystemTime::now);
+            found.push((name.to_owned(), kind, bytes.len() as u64, modified));
+        }
+        found.dedup_by(|a, b| a.0 == b.0);
+        for (name, kind, size, modified) in &found {
+            visit(Listed { name, kind: *kind, size: *size, modified: Some(*modified) });
+        }
+        Ok(())
+    }
+
+    fn remove(&self, id: ObjectId) -> Result<(), StoreError> {
+        self.content().remove(&id.path());
+        Ok(())
     }
 }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use cvmfs::check::{Identity, Options, Report, Rule, Severity, check};
 use cvmfs::hash::{Algorithm, ContentHash};
-use cvmfs::scrub::{Listing, scrub};
-use cvmfs::store::{LocalStore, MemoryStore};
+use cvmfs::scrub::scrub;
+use cvmfs::store::{Listing, LocalStore, MemoryStore};
 
 use crate::fixtures::{self, Files, Fixture, NAMES, base_of, damage};
 use crate::trusting;
