@@ -291,6 +291,17 @@ impl Repository {
         manifest.reflog = Some(hash);
         let sealed = seal(&manifest.print(), algorithm, &signer.key, Scheme::Digest)
             .map_err(|source| RepositoryError::Sign(self.fqrn.clone(), source))?;
+        if manifest.alternative_paths {
+            let objects = [
+                Some(manifest.root_catalog.object(ObjectKind::Catalog)),
+                manifest.certificate.map(|h| h.object(ObjectKind::Certificate)),
+                manifest.history.map(|h| h.object(ObjectKind::History)),
+                manifest.meta_info.map(|h| h.object(ObjectKind::MetaInfo)),
+            ];
+            for id in objects.into_iter().flatten() {
+                self.store.alias(&names::alternative(id), id)?;
+            }
+        }
         self.store.flush()?;
         if let Some(path) = checksum {
             write_checksum(path, hash).map_err(scratch_error(path))?;

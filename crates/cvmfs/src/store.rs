@@ -29,6 +29,11 @@ pub mod names {
     pub const REFLOG: &str = ".cvmfsreflog";
     /// Allows replication.
     pub const MASTER_REPLICA: &str = ".cvmfs_master_replica";
+
+    /// Where an object is found as well, if the manifest promises alternative paths (for servers that protect `data/`).
+    pub fn alternative(id: crate::hash::ObjectId) -> String {
+        format!(".cvmfsalt-{id}")
+    }
 }
 
 /// Largest named file that is read into memory (the reflog of a long-lived repository is the largest).
@@ -100,6 +105,19 @@ pub trait Store: Debug + Send + Sync {
     /// Replaces a named file if its content is still `expected` (`None`: it is not there); says whether it did.
     /// Of several at once, one succeeds.
     fn swap(&self, name: &str, expected: Option<&[u8]>, content: &[u8]) -> Result<bool, StoreError>;
+
+    /// Shows an object under a name beside the objects too: see [`names::alternative`].
+    fn alias(&self, name: &str, id: ObjectId) -> Result<(), StoreError> {
+        let mut stored = Vec::new();
+        let read = self.open(id)?.take(DATABASE_LIMIT).read_to_end(&mut stored);
+        read.map_err(|source| StoreError::Io {
+            action: "cannot read",
+            what: id.to_string(),
+            place: self.place(),
+            source,
+        })?;
+        self.replace(name, &stored)
+    }
 
     /// Makes everything written so far durable.
     fn flush(&self) -> Result<(), StoreError>;

@@ -50,7 +50,7 @@ pub(super) fn check(
     if manifest.alternative_paths {
         let certificate = manifest.certificate.map(|c| c.object(ObjectKind::Certificate));
         for id in [Some(manifest.root_catalog.object(ObjectKind::Catalog)), certificate].into_iter().flatten() {
-            let name = format!(".cvmfsalt-{id}");
+            let name = names::alternative(id);
             if store.read(&name)?.is_none() {
                 report.add(Rule::AlternativeLink, name, "");
             }

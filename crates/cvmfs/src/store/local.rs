@@ -121,6 +121,14 @@ impl Store for LocalStore {
         File::open(&self.root).and_then(|d| d.sync_all()).map_err(self.io("cannot sync the directory of", name))
     }
 
+    fn alias(&self, name: &str, id: ObjectId) -> Result<(), StoreError> {
+        match std::os::unix::fs::symlink(id.path(), self.root.join(name)) {
+            // Its name is that of the object: whatever is there leads to the same bytes.
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(self.io("cannot make the link", name)(e)),
+            _ => Ok(()),
+        }
+    }
+
     fn swap(&self, name: &str, expected: Option<&[u8]>, content: &[u8]) -> Result<bool, StoreError> {
         // Whoever swaps takes this lock, in every process; it goes with the process.
         let root = File::open(&self.root).map_err(self.io("cannot open", "the root directory"))?;

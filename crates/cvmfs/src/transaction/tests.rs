@@ -219,3 +219,22 @@ fn a_write_that_fails_at_any_step_leaves_the_old_or_the_new_revision() {
         }
     }
 }
+
+#[test]
+fn alternative_paths_are_kept_up() {
+    let mut world = World::new();
+    let mut manifest = world.repository.manifest.clone();
+    manifest.alternative_paths = true;
+    let repository = world.repository.clone().finish(manifest, &world.signer, world.scratch.path(), None).unwrap();
+    world.repository = repository;
+    let mut transaction = world.begin();
+    transaction.ensure_directories(&path("/d"), META, &|_| false).unwrap();
+    world.publish(transaction);
+    let manifest = world.repository.manifest();
+    assert!(manifest.alternative_paths);
+    let root = manifest.root_catalog.object(ObjectKind::Catalog);
+    let content = world.store.content();
+    assert_eq!(content.get(&crate::store::names::alternative(root)), content.get(&root.path()));
+    let links = content.keys().filter(|k| k.starts_with(".cvmfsalt-")).count();
+    assert_eq!(links, 6, "two root catalogs, two tag databases, certificate, meta info");
+}
