@@ -1,5 +1,7 @@
 //! Where the repository is kept, as the operator writes it (`--storage`), and opening it.
 
+pub mod settings;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -7,6 +9,7 @@ use std::sync::Arc;
 
 use cvmfs::store::{Listing, LocalStore};
 
+pub use self::settings::{S3Access, S3Settings, Secret, SettingsError};
 use crate::cli::values;
 use crate::failure::Failure;
 
