@@ -56,6 +56,12 @@ smoke-engines: PROFILE = dev
 smoke-engines: scenarios ## one test an engine; today the demo with every result checked, engines come with their issues
 	integration/demo/demo.py $(BIN) --check
 
+.PHONY: test-proxies
+test-proxies: PROFILE = dev
+test-proxies: scenarios ## cvmfs-client behind real Squids and nginx servers that fail one after another
+	@integration/setup proxies
+	integration/proxies/proxies.py $(BIN)
+
 .PHONY: bench
 bench: scenarios ## the figures of the design as ratios to a floor measured in the same run (MEGABYTES=1500 LARGEST=1000)
 	cargo build --locked --release -p publisher --examples
