@@ -293,6 +293,7 @@ pub fn subtree_options(
 ) -> Result<SubtreeOptions, Failure> {
     Ok(SubtreeOptions {
         algorithm,
+        codec: target.codec,
         budget,
         last_modified: now.unix_timestamp().max(0) as u64,
         scratch: target.scratch().to_owned(),

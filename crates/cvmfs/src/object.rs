@@ -43,6 +43,11 @@ pub enum Codec {
         /// Compression level.
         level: u8,
     },
+    /// zlib itself at this level (0–9): slower, and the bytes that the reference implementation makes at 6.
+    Zlib {
+        /// Compression level.
+        level: u8,
+    },
     /// Not compressed.
     Store,
 }
@@ -61,18 +66,50 @@ impl fmt::Display for Codec {
         match self {
             // Must change with the pinned version in Cargo.toml.
             Codec::Libdeflate { level } => write!(f, "libdeflater-1.26.1:{level}"),
+            // Its bytes are the same in all releases.
+            Codec::Zlib { level } => write!(f, "zlib:{level}"),
             Codec::Store => f.write_str("store"),
         }
     }
 }
 
 impl Codec {
+    /// What the reference implementation compresses with.
+    pub const REFERENCE: Codec = Codec::Zlib { level: 6 };
+
     /// What catalogs record for objects of this codec.
     pub fn compression(self) -> Compression {
         match self {
-            Codec::Libdeflate { .. } => Compression::Zlib,
+            Codec::Libdeflate { .. } | Codec::Zlib { .. } => Compression::Zlib,
             Codec::Store => Compression::None,
         }
+    }
+
+    /// The codec of catalogs, tag databases, certificates and meta info where files have this one: always zlib format.
+    pub fn of_databases(self) -> Codec {
+        match self {
+            // Catalogs are mostly hashes; higher levels cost time and save next to nothing.
+            Codec::Libdeflate { .. } => Codec::Libdeflate { level: 4 },
+            Codec::Zlib { .. } => self,
+            // Nobody but the reference implementation has repositories like this.
+            Codec::Store => Codec::REFERENCE,
+        }
+    }
+}
+
+/// How the objects of a repository are named and made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Encoding {
+    /// Hash algorithm of names.
+    pub algorithm: Algorithm,
+    /// Compression of file content.
+    pub codec: Codec,
+}
+
+impl From<Algorithm> for Encoding {
+    /// With the codec of repositories of our own.
+    fn from(algorithm: Algorithm) -> Encoding {
+        Encoding { algorithm, codec: Codec::default() }
     }
 }
 
@@ -80,21 +117,28 @@ impl Codec {
 pub struct Encoder {
     algorithm: Algorithm,
     codec: Codec,
-    deflate: Option<libdeflater::Compressor>,
+    engine: Engine,
     buffer: Vec<u8>,
+}
+
+enum Engine {
+    Libdeflate(libdeflater::Compressor),
+    Zlib(zlib::Deflater),
+    Store,
 }
 
 impl Encoder {
     /// A compressor for objects named with `algorithm`.
     pub fn new(algorithm: Algorithm, codec: Codec) -> Encoder {
-        let deflate = match codec {
+        let engine = match codec {
             Codec::Libdeflate { level } => {
                 let level = libdeflater::CompressionLvl::new(i32::from(level.clamp(1, 12)));
-                Some(libdeflater::Compressor::new(level.unwrap_or_default()))
+                Engine::Libdeflate(libdeflater::Compressor::new(level.unwrap_or_default()))
             }
-            Codec::Store => None,
+            Codec::Zlib { level } => Engine::Zlib(zlib::Deflater::new(level.min(9))),
+            Codec::Store => Engine::Store,
         };
-        Encoder { algorithm, codec, deflate, buffer: Vec::new() }
+        Encoder { algorithm, codec, engine, buffer: Vec::new() }
     }
 
     /// The codec of this encoder.
@@ -104,9 +148,13 @@ impl Encoder {
 
     /// Compresses `plain`; the stored bytes stay valid until the next call.
     pub fn encode<'a>(&'a mut self, plain: &'a [u8]) -> (ContentHash, &'a [u8]) {
-        let stored = match &mut self.deflate {
-            None => plain,
-            Some(deflate) => {
+        let stored = match &mut self.engine {
+            Engine::Store => plain,
+            Engine::Zlib(zlib) => {
+                let made = zlib.whole(plain, &mut self.buffer);
+                &self.buffer[..made]
+            }
+            Engine::Libdeflate(deflate) => {
                 let bound = deflate.zlib_compress_bound(plain.len());
                 if self.buffer.len() < bound {
                     self.buffer.resize(bound, 0);
@@ -135,30 +183,68 @@ impl fmt::Debug for Encoder {
     }
 }
 
-/// Compresses a stream of any length with zlib into `out`: for catalogs, tag databases and their like,
-/// which are always zlib. Gives the hash of the stored bytes and their number.
+/// Compresses a stream of any length into `out`: for catalogs, tag databases and their like, which are always zlib.
+/// Gives the hash of the stored bytes and their number.
 pub fn encode_stream(
-    algorithm: Algorithm,
+    encoding: impl Into<Encoding>,
     plain: &mut dyn Read,
     out: &mut dyn Write,
 ) -> io::Result<(ContentHash, u64)> {
-    // Up to this size the whole is compressed at once, which is faster and smaller than a stream.
+    let Encoding { algorithm, codec } = encoding.into();
+    encode_file(Encoding { algorithm, codec: codec.of_databases() }, plain, out)
+}
+
+/// Compresses the content of one file of any length into `out`, as one object. Gives the hash of the stored bytes and
+/// their number.
+pub fn encode_file(encoding: Encoding, plain: &mut dyn Read, out: &mut dyn Write) -> io::Result<(ContentHash, u64)> {
+    // Up to this size the whole is compressed at once, which libdeflate needs.
     const AT_ONCE: u64 = 16 << 20;
-    // Catalogs are mostly hashes; higher levels cost time and save next to nothing.
-    const LEVEL: u8 = 4;
+    let Encoding { algorithm, codec } = encoding;
     let mut head = Vec::new();
     plain.take(AT_ONCE + 1).read_to_end(&mut head)?;
     if head.len() as u64 <= AT_ONCE {
-        let mut encoder = Encoder::new(algorithm, Codec::Libdeflate { level: LEVEL });
+        let mut encoder = Encoder::new(algorithm, codec);
         let (hash, stored) = encoder.encode(&head);
         out.write_all(stored)?;
         return Ok((hash, stored.len() as u64));
     }
-    let sink = HashingWriter { out, hasher: Hasher::new(algorithm), written: 0 };
-    let mut encoder = flate2::write::ZlibEncoder::new(sink, flate2::Compression::new(LEVEL.into()));
-    io::copy(&mut io::Cursor::new(head).chain(plain), &mut encoder)?;
-    let sink = encoder.finish()?;
+    let mut sink = HashingWriter { out, hasher: Hasher::new(algorithm), written: 0 };
+    let mut plain = io::Cursor::new(head).chain(plain);
+    match codec {
+        Codec::Store => drop(io::copy(&mut plain, &mut sink)?),
+        Codec::Zlib { level } => deflate(level.min(9), &mut plain, &mut sink)?,
+        Codec::Libdeflate { level } => {
+            let mut encoder = flate2::write::ZlibEncoder::new(&mut sink, flate2::Compression::new(level.min(9).into()));
+            io::copy(&mut plain, &mut encoder)?;
+            encoder.finish()?;
+        }
+    }
     Ok((sink.hasher.finish(), sink.written))
+}
+
+/// The rest of `plain` through zlib itself, in bounded memory.
+fn deflate(level: u8, plain: &mut dyn Read, out: &mut dyn Write) -> io::Result<()> {
+    let mut deflater = zlib::Deflater::new(level);
+    let (mut input, mut output) = (vec![0; 256 << 10], vec![0; 256 << 10]);
+    loop {
+        let read = match plain.read(&mut input) {
+            Ok(read) => read,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e),
+        };
+        let mut rest = &input[..read];
+        loop {
+            let progress = deflater.deflate(rest, &mut output, read == 0);
+            out.write_all(&output[..progress.made])?;
+            rest = &rest[progress.taken..];
+            if progress.ended {
+                return Ok(());
+            }
+            if read > 0 && rest.is_empty() {
+                break;
+            }
+        }
+    }
 }
 
 struct HashingWriter<'a> {
@@ -326,7 +412,7 @@ mod tests {
     fn every_codec_round_trips() {
         let big: Vec<u8> = (0..5_000_000u32).flat_map(|i| (i / 7).to_le_bytes()).collect();
         for algorithm in Algorithm::ALL {
-            for codec in [Codec::default(), Codec::Libdeflate { level: 1 }, Codec::Store] {
+            for codec in [Codec::default(), Codec::Libdeflate { level: 1 }, Codec::REFERENCE, Codec::Store] {
                 let mut encoder = Encoder::new(algorithm, codec);
                 for plain in [&b""[..], b"a", &big] {
                     let (hash, stored) = encoder.encode(plain);
@@ -340,6 +426,14 @@ mod tests {
             let (hash, size) = encode_stream(Algorithm::Sha1, &mut &plain[..], &mut stored).unwrap();
             assert_eq!(size, stored.len() as u64);
             assert!(decode(hash.object(ObjectKind::Catalog), Compression::Zlib, &stored, u64::MAX).unwrap() == plain);
+            for codec in [Codec::REFERENCE, Codec::Store] {
+                let mut encoder = Encoder::new(Algorithm::Rmd160, codec);
+                let (whole, bytes) = encoder.encode(plain);
+                let mut streamed = Vec::new();
+                let encoding = Encoding { algorithm: Algorithm::Rmd160, codec };
+                let (hash, size) = encode_file(encoding, &mut &plain[..], &mut streamed).unwrap();
+                assert!((hash, size) == (whole, bytes.len() as u64) && streamed == bytes, "{codec} in a stream");
+            }
         }
     }
 

@@ -19,7 +19,7 @@ use crate::hash::{Algorithm, ContentHash, ObjectId, ObjectKind};
 use crate::history::History;
 use crate::keys::{Signer, sign_whitelist};
 use crate::manifest::Manifest;
-use crate::object::Compression;
+use crate::object::{Codec, Compression, Encoding};
 use crate::path::PathKey;
 use crate::reflog::{self, Ref, RefKind};
 use crate::signature::{PrivateKey, Scheme, SignatureError, seal};
@@ -132,6 +132,8 @@ pub struct Repository {
     pub(crate) manifest: Manifest,
     /// The manifest as it is stored; none before the first one.
     sealed: Option<Vec<u8>>,
+    /// How file content is compressed, which decides about databases too.
+    codec: Codec,
 }
 
 impl Repository {
@@ -178,7 +180,13 @@ impl Repository {
             size: root_catalog_size,
             branch: String::new(),
         });
-        let repository = Repository { store, fqrn: fqrn.clone(), manifest: manifest.clone(), sealed: None };
+        let repository = Repository {
+            store,
+            fqrn: fqrn.clone(),
+            manifest: manifest.clone(),
+            sealed: None,
+            codec: Codec::default(),
+        };
         manifest.history =
             Some(repository.write_history(&history, ContentHash::null(algorithm), algorithm, &options.scratch)?);
         repository.store.replace(names::MASTER_REPLICA, b"This file allows replication of the repository.\n")?;
@@ -205,7 +213,8 @@ impl Repository {
         let mut pem = Vec::new();
         fetch(&*store, certificate, Compression::Zlib, SMALL_OBJECT, &mut pem)?;
         let manifest = anchor.verify(&sealed, &pem, &read(names::WHITELIST)?)?;
-        Ok(Repository { fqrn: anchor.name.to_owned(), store, manifest, sealed: Some(sealed) })
+        let codec = Codec::default();
+        Ok(Repository { fqrn: anchor.name.to_owned(), store, manifest, sealed: Some(sealed), codec })
     }
 
     /// Fully qualified repository name.
@@ -228,6 +237,17 @@ impl Repository {
         self.manifest.root_catalog.algorithm
     }
 
+    /// The same repository, published to with another codec than ours.
+    #[must_use]
+    pub fn with_codec(self, codec: Codec) -> Repository {
+        Repository { codec, ..self }
+    }
+
+    /// How its objects are named and made.
+    pub fn encoding(&self) -> Encoding {
+        Encoding { algorithm: self.algorithm(), codec: self.codec }
+    }
+
     /// The tags; a repository without a tag database has none.
     pub fn history(&self, scratch: &Path) -> Result<History, RepositoryError> {
         let Some(hash) = self.manifest.history else { return Ok(History::new(&self.fqrn)) };
@@ -245,7 +265,7 @@ impl Repository {
         let file = scratch_file(scratch)?;
         history.write(file.path(), previous).map_err(self.database("tag database"))?;
         let mut plain = File::open(file.path()).map_err(scratch_error(scratch))?;
-        Ok(put_stream(&*self.store, algorithm, ObjectKind::History, &mut plain)?.0)
+        Ok(put_stream(&*self.store, Encoding { algorithm, codec: self.codec }, ObjectKind::History, &mut plain)?.0)
     }
 
     /// Whether the stored manifest is still the one that was opened; the error says which revision is there now.

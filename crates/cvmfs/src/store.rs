@@ -17,7 +17,7 @@ use std::fmt::Debug;
 use std::io::{self, Read, Write};
 
 use crate::hash::{ContentHash, ObjectId, ObjectKind};
-use crate::object::{Compression, Encoder, Inflater, ObjectError};
+use crate::object::{Compression, Encoder, Encoding, Inflater, ObjectError};
 
 /// Names of the files beside the objects.
 pub mod names {
@@ -158,12 +158,12 @@ pub fn fetch(
 /// Compresses a stream and stores it as an object that is always zlib (catalog, tags, certificate, meta info).
 pub fn put_stream(
     store: &dyn Store,
-    algorithm: crate::hash::Algorithm,
+    encoding: impl Into<Encoding>,
     kind: ObjectKind,
     plain: &mut dyn Read,
 ) -> Result<(ContentHash, Stored), StoreError> {
     let mut staged = store.stage()?;
-    let (hash, _) = crate::object::encode_stream(algorithm, plain, &mut staged).map_err(|source| StoreError::Io {
+    let (hash, _) = crate::object::encode_stream(encoding, plain, &mut staged).map_err(|source| StoreError::Io {
         action: "cannot write",
         what: format!("a new {kind:?} object"),
         place: store.place(),

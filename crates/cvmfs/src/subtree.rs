@@ -26,6 +26,7 @@ use crate::catalog::counters::{Counter, Counters, Tally};
 use crate::catalog::reader::CatalogError;
 use crate::entry::{Chunk, Entry, Flags};
 use crate::hash::{Algorithm, ContentHash};
+use crate::object::{Codec, Encoding};
 use crate::path::{PathKey, RepoPath, is_name};
 use crate::store::{Store, StoreError};
 
@@ -40,6 +41,8 @@ const SMALLEST_PART: u64 = 10;
 pub struct SubtreeOptions {
     /// Hash algorithm of the catalogs.
     pub algorithm: Algorithm,
+    /// Compression of the files below, which decides about catalogs too.
+    pub codec: Codec,
     /// Rows that a catalog should not exceed; directories are split off accordingly.
     pub budget: u64,
     /// Time of the commit, Unix seconds.
@@ -50,6 +53,12 @@ pub struct SubtreeOptions {
     pub marker: Entry,
     /// Threads that fill and compress catalogs.
     pub workers: usize,
+}
+
+impl SubtreeOptions {
+    fn encoding(&self) -> Encoding {
+        Encoding { algorithm: self.algorithm, codec: self.codec }
+    }
 }
 
 /// A finished subtree, not yet part of a revision.

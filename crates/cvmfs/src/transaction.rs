@@ -169,7 +169,8 @@ impl Transaction {
         let previous = base.history.unwrap_or(ContentHash::null(algorithm));
         let history = repository.write_history(&history, previous, algorithm, &options.scratch)?;
         let mut pem = commit.signer.certificate_pem.as_bytes();
-        let (certificate, _) = put_stream(&*repository.store, algorithm, ObjectKind::Certificate, &mut pem)?;
+        let (certificate, _) =
+            put_stream(&*repository.store, repository.encoding(), ObjectKind::Certificate, &mut pem)?;
         let manifest = Manifest {
             root_catalog,
             root_catalog_size,
@@ -204,7 +205,8 @@ impl Transaction {
         writer.compact()?;
         let size = writer.finish()?;
         let mut plain = File::open(file.path()).map_err(scratch_error(&self.options.scratch))?;
-        let (hash, stored) = put_stream(&*self.repository.store, algorithm, ObjectKind::Catalog, &mut plain)?;
+        let (hash, stored) =
+            put_stream(&*self.repository.store, self.repository.encoding(), ObjectKind::Catalog, &mut plain)?;
         Ok((hash, size, stored))
     }
 }

@@ -204,6 +204,7 @@ impl World {
         }
         let options = SubtreeOptions {
             algorithm: self.algorithm,
+            codec: Codec::default(),
             budget: 1 + self.random.below(12),
             last_modified: NOW.unix_timestamp() as u64,
             scratch: self.scratch.path().to_owned(),

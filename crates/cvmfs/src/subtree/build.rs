@@ -120,6 +120,6 @@ fn try_build(job: &mut Job, rows: impl Read) -> Built {
     catalog.set_root_prefix(&job.path)?;
     let size = catalog.finish()?;
     let mut plain = File::open(file.path()).map_err(scratch)?;
-    let (hash, _) = put_stream(&*job.store, options.algorithm, ObjectKind::Catalog, &mut plain)?;
+    let (hash, _) = put_stream(&*job.store, options.encoding(), ObjectKind::Catalog, &mut plain)?;
     Ok(Done { path: job.path.clone(), hash, size, counters, catalogs, rows: all_rows })
 }

@@ -79,6 +79,7 @@ impl World {
     fn graft(&self, at: &str, entries: &[(&str, Entry)], budget: u64) -> Graft {
         let options = SubtreeOptions {
             algorithm: Algorithm::Sha1,
+            codec: Codec::default(),
             budget,
             last_modified: 1_760_000_050,
             scratch: self.scratch.path().to_owned(),
