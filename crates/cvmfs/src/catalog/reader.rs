@@ -3,11 +3,13 @@
 //! A catalog file is immutable (its name is its hash), so it is opened without locks and mapped into
 //! memory. The content is input from elsewhere: every value is checked before it becomes an [`Entry`].
 
+mod objects;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::types::ValueRef;
-use rusqlite::{CachedStatement, Connection, OpenFlags, OptionalExtension as _};
+use rusqlite::{CachedStatement, Connection, OpenFlags, OptionalExtension as _, ffi};
 
 use super::counters::Counters;
 use super::schema;
@@ -117,10 +119,9 @@ impl Catalog {
         };
         catalog.version = SchemaVersion { schema: number, revision };
         catalog.columns = schema::columns(number, revision);
-        if let Some(prefix) = catalog.property_bytes("root_prefix")?.filter(|p| !p.is_empty()) {
-            catalog.root_prefix =
-                RepoPath::parse(&prefix).map_err(|_| catalog.corrupt("root_prefix is no path".into()))?;
-        }
+        // Without it the rows are those of a root catalog, wherever it is mounted.
+        let prefix = catalog.property_bytes("root_prefix")?.unwrap_or_default();
+        catalog.root_prefix = RepoPath::parse(&prefix).map_err(|_| catalog.corrupt("root_prefix is no path".into()))?;
         Ok(catalog)
     }
 
@@ -396,7 +397,8 @@ impl Catalog {
     }
 }
 
-/// Opens a database file that nobody changes: no locks, mapped, statements of its schema not trusted.
+/// Opens a database file that nobody changes: no locks, mapped. One whose schema would run statements of its own, or that
+/// has anything but plain tables and indexes, is refused.
 pub(crate) fn open_immutable(file: &Path) -> rusqlite::Result<Connection> {
     use std::os::unix::ffi::OsStrExt as _;
     let mut uri = String::from("file:");
@@ -413,7 +415,24 @@ pub(crate) fn open_immutable(file: &Path) -> rusqlite::Result<Connection> {
     connection.execute_batch(
         "PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; PRAGMA query_only = ON; PRAGMA mmap_size = 1073741824;",
     )?;
+    refuse_live_schema(&connection)?;
     Ok(connection)
+}
+
+/// A view or a computed column answers what it likes, at any cost. Nobody writes such a database in good faith.
+fn refuse_live_schema(db: &Connection) -> rusqlite::Result<()> {
+    let alive =
+        "SELECT name FROM sqlite_schema WHERE type NOT IN ('table', 'index') OR sql LIKE 'CREATE VIRTUAL%' LIMIT 1";
+    // Only plain tables are left when this is asked.
+    let computed = "SELECT s.name || '.' || c.name FROM sqlite_schema AS s, pragma_table_xinfo(s.name) AS c
+        WHERE s.type = 'table' AND c.hidden != 0 LIMIT 1";
+    for sql in [alive, computed] {
+        if let Some(name) = db.query_row(sql, (), |row| row.get::<_, String>(0)).optional()? {
+            let what = format!("{name:?} is a view, a trigger, a virtual table or a computed column");
+            return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_NOTADB), Some(what)));
+        }
+    }
+    Ok(())
 }
 
 /// Bytes bound as TEXT: names and link targets need not be UTF-8.

@@ -179,14 +179,6 @@ impl Tree<'_> {
             self.report.add(Rule::CatalogDatabase, place, "it is in write-ahead-log mode, which clients don't read");
         }
         let db = open_immutable(catalog.file())?;
-        let alive: i64 = db.query_row(
-            "SELECT count(*) FROM sqlite_schema WHERE type IN ('view', 'trigger') OR sql LIKE 'CREATE VIRTUAL%'",
-            (),
-            |row| row.get(0),
-        )?;
-        if alive > 0 {
-            return Err("it has views, triggers or virtual tables".into());
-        }
         let mut statement = db.prepare("SELECT counter, value FROM statistics LIMIT 1000")?;
         let recorded = statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?;
         frame.recorded = recorded.collect::<rusqlite::Result<_>>()?;

@@ -5,6 +5,7 @@
 mod fixtures;
 
 mod broken;
+mod hostile;
 mod laboratory;
 mod reading;
 mod soundness;
