@@ -6,18 +6,64 @@
 //! <cache>/quota         bytes used and reserved, see `quota`
 //! <cache>/00..ff/REST   plain, verified content; name = hash of the *stored* object
 //! <cache>/txn/          files being written; renamed into place when verified
-//! <cache>/inodes/       inode numbers, one database a mount
-//! <cache>/breadcrumb.*  newest root catalog known of a repository
+//! <cache>/inodes/       inode numbers, one database a mount (or in the workspace)
+//! <cache>/breadcrumb.*  newest root catalog known of a repository (or in the workspace)
 //! ```
 //!
+//! Everything belongs to one user, mode 0600 and 0700, or is shared by a group, mode 0660 and 0770.
 //! The directory is the only truth: sizes and ages are read from it, the quota file merely saves the scan.
 
 pub mod disk;
 pub mod quota;
 
-use std::path::PathBuf;
+use std::fs::{DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 
 pub use disk::{CacheKey, DiskCache, Partial};
+
+/// Who may use a cache directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Sharing {
+    /// The user it belongs to.
+    #[default]
+    Private,
+    /// The group it belongs to.
+    Group,
+}
+
+impl Sharing {
+    /// Permissions of files and directories.
+    fn modes(self) -> (u32, u32) {
+        match self {
+            Sharing::Private => (0o600, 0o700),
+            Sharing::Group => (0o660, 0o770),
+        }
+    }
+
+    /// Gives a new file to those who share the cache.
+    fn give(self, file: &std::fs::File) -> std::io::Result<()> {
+        match self {
+            Sharing::Private => Ok(()),
+            Sharing::Group if file.metadata()?.uid() != nix::unistd::geteuid().as_raw() => Ok(()),
+            Sharing::Group => file.set_permissions(Permissions::from_mode(self.modes().0)),
+        }
+    }
+
+    /// Makes a directory; it may be there already.
+    fn make(self, path: &Path) -> std::io::Result<()> {
+        let mode = self.modes().1;
+        if path.is_dir() {
+            return Ok(());
+        }
+        DirBuilder::new().recursive(true).mode(mode).create(path)?;
+        match self {
+            Sharing::Private => Ok(()),
+            // The mask of the process does not apply to what is shared.
+            Sharing::Group => std::fs::set_permissions(path, Permissions::from_mode(mode)),
+        }
+    }
+}
 
 /// The cache cannot be used.
 #[derive(Debug, thiserror::Error)]

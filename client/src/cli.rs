@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config, ConfigError, Flags};
 use crate::control::{self, Status};
+use crate::log;
 use crate::mount::{self, MountError};
 use crate::revision::Chain;
 
@@ -63,17 +64,27 @@ enum Command {
         /// Where it is mounted
         mountpoint: PathBuf,
     },
-    /// Check that mounts can be read; all mounts of this user unless some are named
-    #[command(after_help = "Examples:\n  cvmfs-client probe\n  cvmfs-client probe /cvmfs/images.example.org")]
+    /// Check that mounts can be read; all of CVMFS_REPOSITORIES, or all mounts of this user, unless some are named
+    #[command(
+        after_help = "Examples:\n  cvmfs-client probe\n  cvmfs-client probe images.example.org\n  cvmfs-client probe /mnt/images"
+    )]
     Probe {
-        /// Where they are mounted
-        mountpoints: Vec<PathBuf>,
+        /// Repository names, or the directories where they are mounted
+        mounts: Vec<PathBuf>,
+        /// Directory of the configuration files
+        #[arg(long, value_name = "DIR", default_value = config::DEFAULT_DIRECTORY)]
+        config_dir: PathBuf,
     },
     /// Print the parameters for a repository and where each comes from
-    #[command(after_help = "Examples:\n  cvmfs-client showconfig images.example.org")]
+    #[command(
+        after_help = "Examples:\n  cvmfs-client showconfig images.example.org\n  cvmfs-client showconfig images.example.org --json | jq '.[] | select(.honoured | not)'"
+    )]
     Showconfig {
         /// Repository name
         fqrn: String,
+        /// Print a list of JSON objects
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         source: SourceArgs,
     },
@@ -116,7 +127,7 @@ struct SourceArgs {
     /// Proxies: groups separated by ';', members by '|', or DIRECT [default: DIRECT]
     #[arg(long, value_name = "LIST")]
     proxy: Option<String>,
-    /// NAME=value for parameters and symlink variables, or mount options; the mount is always ro,nosuid,nodev
+    /// NAME=value for parameters and symlink variables, unset=NAME, or mount options; always ro,nosuid,nodev
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
     /// Directory of the configuration files
@@ -169,7 +180,7 @@ impl Failure {
 /// Reads the command line, does what it says, and gives the exit status.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_log(&cli.log_level);
+    log::start(&cli.log_level);
     let child = matches!(&cli.command, Command::Mount(arguments) if arguments.background_child);
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -194,28 +205,23 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn start_log(filter: &str) {
-    use tracing_subscriber::EnvFilter;
-    // The binding logs what it considers unusual; for us it is not.
-    let filter =
-        EnvFilter::try_new(format!("{filter},fuser=error")).unwrap_or_else(|_| EnvFilter::new("info,fuser=error"));
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).try_init();
-}
-
 fn run(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Mount(arguments) => mount(cli, arguments),
         Command::Umount { mountpoint, lazy } => Ok(mount::unmount(mountpoint, *lazy)?),
         Command::Status { mountpoint, json } => status(mountpoint, *json),
         Command::Remount { mountpoint } => remount(mountpoint),
-        Command::Probe { mountpoints } => probe(mountpoints),
-        Command::Showconfig { fqrn, source } => showconfig(fqrn, source),
+        Command::Probe { mounts, config_dir } => probe(mounts, config_dir),
+        Command::Showconfig { fqrn, json, source } => showconfig(fqrn, *json, source),
     }
 }
 
 fn mount(cli: &Cli, arguments: &MountArgs) -> Result<(), Failure> {
     let flags = arguments.source.flags();
     let config = Config::load(&arguments.fqrn, &arguments.source.config_dir, &flags)?;
+    for remark in config::table::remarks(&config.parameters) {
+        tracing::warn!("{remark}");
+    }
     let mountpoint = std::path::absolute(&arguments.mountpoint)?;
     if arguments.background_child {
         mount::leave_session();
@@ -225,7 +231,7 @@ fn mount(cli: &Cli, arguments: &MountArgs) -> Result<(), Failure> {
         return Ok(mount::run(&config, &mountpoint, || ())?);
     }
     // The cache may be new; the background process checks whether it is one of ours.
-    let log = match &arguments.log_file {
+    let log = match arguments.log_file.as_ref().or(config.log_file.as_ref()) {
         Some(log) => std::path::absolute(log)?,
         None => default_log(&config)?,
     };
@@ -235,11 +241,12 @@ fn mount(cli: &Cli, arguments: &MountArgs) -> Result<(), Failure> {
     Ok(mount::in_background(&again, &log)?)
 }
 
-/// Beside the cache directory, not in it: what is in it is ours only once it has been checked.
+/// Beside the cache directory (or the workspace, if there is one), not in it: what is in it is ours only once it
+/// has been checked.
 fn default_log(config: &Config) -> Result<PathBuf, Failure> {
     const MAX_LOG: u64 = 16 << 20;
-    let name = config.cache.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let directory = config.cache.parent().unwrap_or(Path::new("/"));
+    let name = config.workspace.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let directory = config.workspace.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(directory)?;
     let log = directory.join(format!("{name}.{}.log", config.fqrn));
     if std::fs::metadata(&log).is_ok_and(|m| m.len() > MAX_LOG) {
@@ -315,33 +322,54 @@ fn remount(mountpoint: &Path) -> Result<(), Failure> {
     Ok(writeln!(io::stdout(), "{text}")?)
 }
 
-fn probe(mountpoints: &[PathBuf]) -> Result<(), Failure> {
-    let all: Vec<PathBuf> = match mountpoints {
-        [] => control::all().into_iter().map(|status| status.mountpoint.into()).collect(),
-        some => some.to_vec(),
+fn probe(named: &[PathBuf], config_dir: &Path) -> Result<(), Failure> {
+    let (configured, mounts) = config::repositories(config_dir)?;
+    let all: Vec<PathBuf> = if !named.is_empty() {
+        // A name is a word without a slash.
+        named.iter().map(|name| if name.components().count() == 1 { mounts.join(name) } else { name.clone() }).collect()
+    } else if !configured.is_empty() {
+        configured
+    } else {
+        control::all().into_iter().map(|status| status.mountpoint.into()).collect()
     };
     let mut failed = false;
     let mut out = io::stdout().lock();
     for mountpoint in all {
-        let answers = control::ask_status(&socket(&mountpoint)).is_ok();
-        let readable = answers && std::fs::read_dir(&mountpoint).is_ok_and(|mut entries| entries.all(|e| e.is_ok()));
+        let readable = is_readable(&mountpoint);
         failed |= !readable;
         writeln!(out, "Probing {}... {}", mountpoint.display(), if readable { "OK" } else { "Failed!" })?;
     }
     if failed { Err(Failure::Probe) } else { Ok(()) }
 }
 
-fn showconfig(fqrn: &str, source: &SourceArgs) -> Result<(), Failure> {
+/// Whether a repository is mounted there, by whomever, and its root directory can be listed.
+fn is_readable(mountpoint: &Path) -> bool {
+    // Listing comes first: it makes an automounter mount.
+    let listed = std::fs::read_dir(mountpoint).is_ok_and(|mut entries| entries.all(|entry| entry.is_ok()));
+    listed && xattr::get(mountpoint, "user.fqrn").is_ok_and(|fqrn| fqrn.is_some())
+}
+
+fn showconfig(fqrn: &str, json: bool, source: &SourceArgs) -> Result<(), Failure> {
     let flags = source.flags();
-    let (fqrn, parameters, _) = config::gather(fqrn, &source.config_dir, &flags)?;
+    let gathered = config::gather(fqrn, &source.config_dir, &flags)?;
+    let shown = config::table::shown(&gathered.parameters);
     let mut out = io::stdout().lock();
-    writeln!(out, "CVMFS_REPOSITORY_NAME={fqrn}")?;
-    for (name, value, origin) in parameters.iter() {
-        writeln!(out, "{name}={value}    # {origin}")?;
+    if json {
+        let text = serde_json::to_string_pretty(&shown).map_err(io::Error::other)?;
+        writeln!(out, "{text}")?;
+    } else {
+        writeln!(out, "CVMFS_REPOSITORY_NAME={}", gathered.fqrn)?;
+        for line in &shown {
+            let remark = line.remark.iter().map(|remark| format!("; {remark}")).collect::<String>();
+            writeln!(out, "{}={}    # {}{remark}", line.name, line.value, line.origin)?;
+        }
     }
     drop(out);
     // Says what is missing or wrong, although the list itself has been printed.
-    if let Err(error) = Config::load(&fqrn, &source.config_dir, &flags) {
+    for remark in config::table::remarks(&gathered.parameters) {
+        tracing::warn!("{remark}");
+    }
+    if let Err(error) = Config::load(&gathered.fqrn, &source.config_dir, &flags) {
         tracing::warn!(error = %Chain(&error), "this repository cannot be mounted like this");
     }
     Ok(())

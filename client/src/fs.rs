@@ -22,16 +22,19 @@ use cvmfs::path::{PathKey, RepoPath, is_name};
 use parking_lot::RwLock;
 
 use crate::catalogs::{AttachError, Attached, Side};
-use crate::config::{Config, Ownership, Visibility};
+use crate::config::{Config, Ownership};
 use crate::fetch::{FetchError, Objects, Wait};
 use crate::inode::{self, Identity, InodeError, Name, Node, Numbers, Stale, Table};
 use crate::pool::Pool;
 use crate::revision::Revision;
 use crate::stats::Stats;
-use crate::variables;
+use crate::{variables, xattr};
 
 use directory::Directory;
 use file::OpenFile;
+
+/// Descriptors that files of the mount leave to the client itself.
+const RESERVED_FILES: u64 = 512;
 
 /// An operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +96,9 @@ pub enum FsError {
         #[source]
         source: std::io::Error,
     },
+    /// CVMFS_NFILES does not allow more.
+    #[error("too many open files: raise CVMFS_NFILES")]
+    TooManyFiles,
     /// No inode number can be had.
     #[error(transparent)]
     Inode(#[from] InodeError),
@@ -109,6 +115,7 @@ impl FsError {
             FsError::WrongType => libc::EINVAL,
             FsError::Stale => libc::ESTALE,
             FsError::NoAttribute => libc::ENODATA,
+            FsError::TooManyFiles => libc::EMFILE,
             FsError::Content { source, .. } if matches!(**source, FetchError::Cache(_)) => match &**source {
                 FetchError::Cache(crate::cache::CacheError::Io { .. }) => libc::EIO,
                 _ => libc::ENOSPC,
@@ -195,7 +202,9 @@ pub struct FileSystem {
     world_readable: bool,
     variables: variables::Variables,
     kernel_ttl: Duration,
-    pub(crate) visibility: Visibility,
+    /// Files that may be open at the same time.
+    most_files: usize,
+    pub(crate) access: xattr::Access,
     pub(crate) info: Info,
 }
 
@@ -236,7 +245,8 @@ impl FileSystem {
             world_readable: config.world_readable,
             variables: config.variables.clone(),
             kernel_ttl: config.kernel_ttl,
-            visibility: config.xattr_visibility,
+            most_files: usize::try_from(config.open_files.saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX),
+            access: xattr::Access::of(config),
             info,
         }
     }

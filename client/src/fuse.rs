@@ -29,6 +29,7 @@ use crate::fetch::Wait;
 use crate::fs::{Attr, FileSystem, FsError, Lookup};
 use crate::inode::Stale;
 use crate::revision::Chain;
+use crate::xattr::Reader;
 
 /// Requests the kernel sends ahead (read-ahead) before it waits; its own default is 12.
 const MAX_BACKGROUND: u16 = 128;
@@ -44,12 +45,13 @@ pub struct Kernel {
 pub struct Fuse {
     fs: Arc<FileSystem>,
     kernel: Arc<Kernel>,
+    cache_symlinks: bool,
 }
 
 impl Fuse {
-    /// Serves `fs`.
-    pub fn new(fs: Arc<FileSystem>) -> Fuse {
-        Fuse { fs, kernel: Arc::default() }
+    /// Serves `fs`; the kernel may cache link targets if it is told so.
+    pub fn new(fs: Arc<FileSystem>, cache_symlinks: bool) -> Fuse {
+        Fuse { fs, kernel: Arc::default(), cache_symlinks }
     }
 
     /// Facts about the kernel, filled in by the first request.
@@ -160,10 +162,10 @@ impl Filesystem for Fuse {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_ASYNC_DIO,
-            // Another target is another inode, so cached targets are right.
-            InitFlags::FUSE_CACHE_SYMLINKS,
         ];
-        for capability in wanted {
+        // Another target is another inode, so cached targets are right.
+        let links = self.cache_symlinks.then_some(InitFlags::FUSE_CACHE_SYMLINKS);
+        for capability in wanted.into_iter().chain(links) {
             // What an old kernel can't do is merely slower.
             let _ = config.add_capabilities(capability);
         }
@@ -345,9 +347,10 @@ impl Filesystem for Fuse {
         reply.statfs(blocks(stat.total), blocks(stat.free), blocks(stat.free), stat.entries, 0, BLOCK, 255, BLOCK);
     }
 
-    fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let name: Box<[u8]> = name.as_bytes().into();
-        let operation = move |fs: &FileSystem, inode, wait| fs.getxattr(inode, &name, wait);
+        let reader = Reader { uid: request.uid(), gid: request.gid() };
+        let operation = move |fs: &FileSystem, inode, wait| fs.getxattr_as(reader, inode, &name, wait);
         self.answer("getxattr", inode, reply, operation, move |_, reply, result| match result {
             Ok(value) => send_bytes(reply, size, &value),
             Err(error) => reply.error(error),

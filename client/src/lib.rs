@@ -19,6 +19,7 @@ pub mod fetch;
 pub mod fs;
 pub mod fuse;
 pub mod inode;
+pub mod log;
 pub mod mount;
 pub mod pool;
 pub mod remount;

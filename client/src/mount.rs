@@ -9,6 +9,7 @@
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use crate::fetch::Objects;
 use crate::fs::FileSystem;
 use crate::fuse::{Fuse, Invalidator};
 use crate::inode::{InodeError, Numbers};
-use crate::remount::Updater;
+use crate::remount::{Ended, Updater};
 use crate::revision::{Repository, RevisionError};
 use crate::stats::Stats;
 
@@ -101,8 +102,8 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> MountError {
 
 /// Shows a repository at `mountpoint` until it is unmounted; calls `ready` as soon as it can be used.
 pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(), MountError> {
-    raise_file_limit();
     let mountpoint = prepare(mountpoint)?;
+    apply_limits(config);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("network")
@@ -117,7 +118,7 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
     let fs = FileSystem::new(config, objects, mounted.revision, numbers, repository.master_keys());
     let fs = Arc::new(fs);
 
-    let fuse = Fuse::new(fs.clone());
+    let fuse = Fuse::new(fs.clone(), config.cache_symlinks);
     let kernel = fuse.kernel();
     let mut session = open_session(fuse, config, &mountpoint)?;
     let device = session.as_fd().try_clone_to_owned().map_err(system("keep the connection to the kernel"))?;
@@ -139,7 +140,14 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
     let shown = fs.clone();
     spawn("control", Box::new(move || listener.serve(&place, &shown, &served)))?;
     let updating = updater.clone();
-    let updates = spawn("update", Box::new(move || updating.run()))?;
+    let place = mountpoint.clone();
+    let update = move || {
+        // As on a signal: out of sight at once, gone with the last user.
+        if updating.run() == Ended::Revoked && unmount_now(&place).or_else(|_| detach(&place)).is_err() {
+            tracing::error!(mountpoint = %place.display(), "cannot unmount it");
+        }
+    };
+    let updates = spawn("update", Box::new(update))?;
     runtime.spawn(unmount_on_signal(mountpoint.clone()));
     // Until the session runs, requests wait in the kernel.
     let unmounter = session.unmount_callable();
@@ -183,7 +191,8 @@ fn open_session(fuse: Fuse, config: &Config, mountpoint: &Path) -> Result<Sessio
     let mut fuse_config = FuseConfig::default();
     fuse_config.mount_options = options;
     // Readers of requests answer from memory and cache; more than cores, because a long listing takes a while.
-    fuse_config.n_threads = Some(std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 16));
+    let threads = || std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 16);
+    fuse_config.n_threads = Some(config.threads.unwrap_or_else(threads));
     fuse_config.clone_fd = true;
     // Other users may look unless the system forbids it to ordinary users.
     fuse_config.acl = if may_allow_others() { SessionACL::All } else { SessionACL::Owner };
@@ -220,7 +229,9 @@ fn is_dead(mountpoint: &Path) -> bool {
 /// The list of numbers of this mountpoint; the first free one if somebody else uses a mountpoint of the same
 /// name (in another mount namespace).
 fn open_numbers(config: &Config, mountpoint: &Path) -> Result<Numbers, InodeError> {
-    let directory = config.cache.join("inodes");
+    let directory = config.workspace.join("inodes");
+    // When it cannot be made, opening a file in it says why.
+    let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
     let base = format!("{}@{}", config.fqrn, control::key(mountpoint));
     let mut result = Numbers::open(&directory.join(&base));
     for other in 2..=16 {
@@ -236,12 +247,28 @@ fn open_numbers(config: &Config, mountpoint: &Path) -> Result<Numbers, InodeErro
     result
 }
 
-/// Every open file of the mount takes a descriptor here.
-fn raise_file_limit() {
-    const WANTED: u64 = 131_072;
+/// What the configuration says about this process. None of it is worth failing for.
+fn apply_limits(config: &Config) {
+    // Every open file of the mount takes a descriptor here.
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let hard = if nix::unistd::geteuid().is_root() { hard.max(WANTED) } else { hard };
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.max(WANTED.min(hard)), hard);
+        let wanted = config.open_files;
+        let hard = if nix::unistd::geteuid().is_root() { hard.max(wanted) } else { hard };
+        if setrlimit(Resource::RLIMIT_NOFILE, soft.max(wanted.min(hard)), hard).is_err() || hard < wanted {
+            tracing::info!(wanted, allowed = hard, "fewer open files than CVMFS_NFILES says");
+        }
+    }
+    if let Some(score) = config.oom_score
+        && let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string())
+    {
+        tracing::warn!(score, %error, "cannot set CVMFS_OOM_SCORE_ADJ");
+    }
+    if !config.cores.is_empty() {
+        let mut set = nix::sched::CpuSet::new();
+        let all = config.cores.iter().try_for_each(|core| set.set(*core));
+        // Threads that are started later inherit it.
+        if let Err(error) = all.and_then(|()| nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)) {
+            tracing::warn!(cores = ?config.cores, %error, "cannot set CVMFS_CPU_AFFINITY");
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Moves a mount to new revisions: asks for one when the old one's time is over, or when told to.
 //!
 //! Facts: the time is the root catalog's `TTL` property (240 s without it), capped by the configuration;
-//! after a failure it is 180 s. Whatever goes wrong, what is mounted stays mounted.
+//! after a failure it is 180 s. Whatever goes wrong, what is mounted stays mounted, with one exception: a
+//! revision that was blacklisted since, with no newer one to be had, must not be shown any longer.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -48,6 +49,15 @@ pub enum Outcome {
     },
 }
 
+/// Why [`Updater::run`] returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// [`Updater::stop`] was called.
+    Stopped,
+    /// What is mounted is blacklisted; it has to be unmounted.
+    Revoked,
+}
+
 /// Told what the kernel has to forget.
 pub type Forget = Box<dyn Fn(&Stale) + Send + Sync>;
 
@@ -61,7 +71,7 @@ pub struct Updater {
     /// One check at a time; the last failure, if the last check failed.
     checking: Mutex<()>,
     offline: Mutex<Option<String>>,
-    stopped: Mutex<bool>,
+    ended: Mutex<Option<Ended>>,
     wake: Condvar,
 }
 
@@ -93,7 +103,7 @@ impl Updater {
             forget,
             checking: Mutex::default(),
             offline,
-            stopped: Mutex::default(),
+            ended: Mutex::default(),
             wake: Condvar::new(),
         };
         updater.plan();
@@ -113,7 +123,19 @@ impl Updater {
         if !self.automatic {
             return Outcome::Fixed { revision };
         }
-        let (outcome, offline) = match self.repository.newer(&view.revision) {
+        let newer = match self.repository.newer(&view.revision) {
+            // Nothing takes its place, so it has to be good enough.
+            result @ (Ok(None) | Err(_)) => match self.repository.check_revision(revision) {
+                Err(error @ RevisionError::Blacklisted { .. }) => {
+                    tracing::error!(revision, error = %error, "what is mounted must not be shown any longer");
+                    self.end(Ended::Revoked);
+                    Err(error)
+                }
+                _ => result,
+            },
+            result => result,
+        };
+        let (outcome, offline) = match newer {
             Ok(None) => (Outcome::UpToDate { revision }, None),
             Ok(Some(newer)) => {
                 let (from, revision) = (revision, newer.number);
@@ -142,26 +164,31 @@ impl Updater {
         *self.fs.info().next_check.write() = self.automatic.then(|| Instant::now() + wait);
     }
 
-    /// Checks again and again until [`Updater::stop`].
-    pub fn run(&self) {
-        let mut stopped = self.stopped.lock();
-        while !*stopped {
-            let due = *self.fs.info().next_check.read();
-            let Some(due) = due else {
-                self.wake.wait(&mut stopped);
-                continue;
-            };
-            if Instant::now() < due {
-                self.wake.wait_until(&mut stopped, due);
-                continue;
+    /// Checks again and again until [`Updater::stop`], or until what is mounted must not be shown any longer.
+    pub fn run(&self) -> Ended {
+        let mut ended = self.ended.lock();
+        loop {
+            if let Some(why) = *ended {
+                return why;
             }
-            parking_lot::MutexGuard::unlocked(&mut stopped, || self.check());
+            let due = *self.fs.info().next_check.read();
+            match due {
+                None => self.wake.wait(&mut ended),
+                Some(due) if Instant::now() < due => {
+                    self.wake.wait_until(&mut ended, due);
+                }
+                Some(_) => parking_lot::MutexGuard::unlocked(&mut ended, || drop(self.check())),
+            }
         }
     }
 
     /// Ends [`Updater::run`].
     pub fn stop(&self) {
-        *self.stopped.lock() = true;
+        self.end(Ended::Stopped);
+    }
+
+    fn end(&self, why: Ended) {
+        self.ended.lock().get_or_insert(why);
         self.wake.notify_all();
     }
 }

@@ -9,23 +9,34 @@
 //! replaces what is mounted, whatever its hash. When the certificate is merely not on the whitelist, another
 //! server is not asked; for any other failure to verify, it is, once.
 
+mod blacklist;
+pub mod breadcrumb;
+mod tags;
+
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use cvmfs::hash::{ContentHash, ObjectKind};
+use cvmfs::history::History;
 use cvmfs::manifest::Manifest;
 use cvmfs::signature::PublicKey;
 use cvmfs::trust::{Anchor, TrustError};
 
 use crate::catalogs::{AttachError, Catalogs, RootRef};
-use crate::config::Config;
+use crate::config::{Config, Snapshot};
 use crate::fetch::http::TransportError;
 use crate::fetch::route::Fault;
 use crate::fetch::{FetchError, Objects, Source, Want};
 
+use blacklist::Blacklist;
+pub use breadcrumb::Breadcrumb;
+
 const MAX_MANIFEST: usize = 1 << 20;
 const MAX_CERTIFICATE: u64 = 1 << 20;
+/// A hundred thousand tags take some 20 MB.
+const MAX_HISTORY: u64 = 1 << 30;
 
 /// No revision can be shown, or no newer one.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +65,33 @@ pub enum RevisionError {
     /// The certificate cannot be had.
     #[error("cannot get the certificate")]
     Certificate(#[source] Arc<FetchError>),
+    /// The tag database cannot be had.
+    #[error("cannot get the tags of {fqrn}")]
+    History {
+        /// Repository.
+        fqrn: String,
+        /// Why.
+        #[source]
+        source: Arc<FetchError>,
+    },
+    /// The tag database is none of this repository.
+    #[error("the tags of {fqrn}, object {hash}, cannot be used: {what}")]
+    Tags {
+        /// Repository.
+        fqrn: String,
+        /// The tag database.
+        hash: ContentHash,
+        /// What is wrong.
+        what: String,
+    },
+    /// There is no such snapshot.
+    #[error("{fqrn} has {reason}")]
+    NoSnapshot {
+        /// Repository.
+        fqrn: String,
+        /// What is missing, and what there is.
+        reason: String,
+    },
     /// The manifest names no certificate.
     #[error("the manifest names no certificate, so nothing proves that it is genuine")]
     NoCertificate,
@@ -101,34 +139,6 @@ pub enum RevisionError {
     },
 }
 
-/// What is remembered of the newest revision mounted so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Breadcrumb {
-    /// Root catalog.
-    pub root: ContentHash,
-    /// Time of publication, Unix seconds.
-    pub published: u64,
-    /// Revision.
-    pub revision: u64,
-}
-
-impl Breadcrumb {
-    /// `<root hash>T<time>R<revision>`.
-    fn parse(text: &str) -> Option<Breadcrumb> {
-        let (root, rest) = text.trim_end().split_once('T')?;
-        let (published, revision) = rest.split_once('R')?;
-        Some(Breadcrumb {
-            root: root.parse().ok()?,
-            published: published.parse().ok()?,
-            revision: revision.parse().ok()?,
-        })
-    }
-
-    fn print(&self) -> String {
-        format!("{}T{}R{}\n", self.root, self.published, self.revision)
-    }
-}
-
 /// A revision that may be shown.
 #[derive(Debug)]
 pub struct Revision {
@@ -136,6 +146,8 @@ pub struct Revision {
     pub number: u64,
     /// Time of publication, Unix seconds.
     pub published: u64,
+    /// Name of the snapshot, when it was chosen by name or date.
+    pub tag: Option<String>,
     /// Signed description; none when it was mounted from the cache or by its root hash.
     pub manifest: Option<Manifest>,
     /// Its catalogs.
@@ -149,35 +161,6 @@ impl Revision {
     }
 }
 
-/// Fingerprints and revisions that are refused.
-#[derive(Debug, Default, Clone)]
-struct Blacklist {
-    fingerprints: Vec<ContentHash>,
-    least_revision: u64,
-}
-
-impl Blacklist {
-    /// Lines are fingerprints, or `<FQRN N`: revisions below N must not be mounted.
-    fn parse(text: &str, fqrn: &str) -> Blacklist {
-        let mut list = Blacklist::default();
-        for line in text.lines() {
-            if let Some(rule) = line.strip_prefix('<') {
-                let mut words = rule.split_whitespace();
-                let rule = (words.next(), words.next().map(str::parse), words.next());
-                if let (Some(name), Some(Ok(least)), None) = rule
-                    && name == fqrn
-                {
-                    list.least_revision = list.least_revision.max(least);
-                }
-                continue;
-            }
-            let text = line.split([' ', '\t', '#']).next().unwrap_or_default();
-            list.fingerprints.extend(text.replace(':', "").to_ascii_lowercase().parse::<ContentHash>().ok());
-        }
-        list
-    }
-}
-
 /// The repository as seen through its servers and the cache.
 #[derive(Debug)]
 pub struct Repository {
@@ -185,8 +168,8 @@ pub struct Repository {
     fqrn: String,
     keys: Vec<PublicKey>,
     blacklists: Vec<PathBuf>,
-    breadcrumb: PathBuf,
-    root_hash: Option<ContentHash>,
+    workspace: PathBuf,
+    snapshot: Snapshot,
     watermark: usize,
 }
 
@@ -211,9 +194,9 @@ impl Repository {
             objects: objects.clone(),
             fqrn: config.fqrn.clone(),
             keys: config.master_keys.iter().map(key).collect::<Result<_, _>>()?,
-            blacklists: vec![config.blacklist.clone().unwrap_or_else(|| "/etc/cvmfs/blacklist".into())],
-            breadcrumb: config.cache.join(format!("breadcrumb.{}", config.fqrn)),
-            root_hash: config.root_hash,
+            blacklists: config.blacklists.clone(),
+            workspace: config.workspace.clone(),
+            snapshot: config.snapshot.clone(),
             watermark: config.watermark,
         })
     }
@@ -233,25 +216,23 @@ impl Repository {
         self.keys.iter().filter_map(|key| key.to_pem().ok()).collect()
     }
 
-    /// The revision to start with: the servers' newest, or what the cache knows when that is newer or the
-    /// servers can't give anything trustworthy.
+    /// The revision to start with: the one that is asked for; else the servers' newest, or what is known from
+    /// before when that is newer or the servers can't give anything trustworthy.
     pub fn mount(&self) -> Result<Mounted, RevisionError> {
-        if let Some(hash) = self.root_hash {
-            let catalogs = self.catalogs(RootRef { hash, alternative: false })?;
-            let number = catalogs.root().catalog().revision().map_err(|e| catalogs.root().error(e))?;
-            return Ok(Mounted {
-                revision: Revision { number, published: 0, manifest: None, catalogs },
-                offline: None,
-            });
-        }
-        let known = self.read_breadcrumb();
-        let error = match self.manifest(known).and_then(|manifest| self.open(manifest)) {
+        let newest = self.breadcrumb(&Snapshot::Newest);
+        let opened = match &self.snapshot {
+            Snapshot::Root(hash) => return self.mount_root(*hash),
+            Snapshot::Newest => self.manifest(newest).and_then(|manifest| self.open(manifest)),
+            chosen => self.manifest(newest).and_then(|manifest| self.open_tag(manifest, chosen)),
+        };
+        let error = match opened {
             Ok(revision) => {
                 self.write_breadcrumb(&revision)?;
                 return Ok(Mounted { revision, offline: None });
             }
             Err(error) => error,
         };
+        let known = self.breadcrumb(&self.snapshot).filter(|_| !matches!(error, RevisionError::NoSnapshot { .. }));
         let Some(known) = known else { return Err(error) };
         tracing::warn!(
             error = format!("{:#}", Chain(&error)),
@@ -261,12 +242,60 @@ impl Repository {
         self.check_revision(known.revision)?;
         match self.catalogs(RootRef { hash: known.root, alternative: false }) {
             Ok(catalogs) => {
-                let revision =
-                    Revision { number: known.revision, published: known.published, manifest: None, catalogs };
+                let Breadcrumb { published, revision, tag, .. } = known;
+                let revision = Revision { number: revision, published, tag, manifest: None, catalogs };
                 Ok(Mounted { revision, offline: Some(error) })
             }
             // The first failure is the one to be repaired.
             Err(_) => Err(error),
+        }
+    }
+
+    /// Whoever names a root catalog by its hash trusts it; nothing is left to verify but the hash.
+    fn mount_root(&self, hash: ContentHash) -> Result<Mounted, RevisionError> {
+        let catalogs = self.catalogs(RootRef { hash, alternative: false })?;
+        let root = catalogs.root();
+        let number = root.catalog().revision().map_err(|e| root.error(e))?;
+        let published = root.catalog().last_modified().map_err(|e| root.error(e))?;
+        self.check_revision(number)?;
+        let revision = Revision { number, published, tag: None, manifest: None, catalogs };
+        Ok(Mounted { revision, offline: None })
+    }
+
+    fn open_tag(&self, manifest: Manifest, chosen: &Snapshot) -> Result<Revision, RevisionError> {
+        let history = match manifest.history {
+            Some(hash) => self.history(hash)?,
+            None => History::new(&self.fqrn),
+        };
+        let tag = tags::choose(&history, chosen)
+            .map_err(|reason| RevisionError::NoSnapshot { fqrn: self.fqrn.clone(), reason })?;
+        self.check_revision(tag.revision)?;
+        let catalogs = self.catalogs(RootRef { hash: tag.root, alternative: false })?;
+        let (number, published) = (tag.revision, tag.timestamp);
+        Ok(Revision { number, published, tag: Some(tag.name.clone()), manifest: Some(manifest), catalogs })
+    }
+
+    fn history(&self, hash: ContentHash) -> Result<History, RevisionError> {
+        let want = Want::bounded(hash.object(ObjectKind::History), MAX_HISTORY);
+        let read = || {
+            let file = self
+                .objects
+                .fetch(&want)
+                .map_err(|source| RevisionError::History { fqrn: self.fqrn.clone(), source })?;
+            // Through the descriptor, because another client may evict the file at this very moment.
+            let history = History::read(Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())));
+            let what = match history {
+                Ok(history) if history.fqrn == self.fqrn => return Ok(history),
+                Ok(history) => format!("they are those of {}", history.fqrn),
+                Err(error) => error.to_string(),
+            };
+            self.objects.discard(&want);
+            Err(RevisionError::Tags { fqrn: self.fqrn.clone(), hash, what })
+        };
+        match read() {
+            // The object was right when it came, so perhaps its file was damaged since.
+            Err(RevisionError::Tags { .. }) => read(),
+            result => result,
         }
     }
 
@@ -278,8 +307,8 @@ impl Repository {
             root: mounted.root_hash(),
             published: mounted.published.max(modified),
             revision: mounted.number,
+            tag: None,
         };
-        self.check_revision(mounted.number)?;
         let manifest = self.manifest_after(known)?;
         let Some(manifest) = manifest else { return Ok(None) };
         let revision = self.open(manifest)?;
@@ -290,7 +319,7 @@ impl Repository {
 
     /// The servers' manifest, verified; refused when it is older than what is known.
     fn manifest(&self, known: Option<Breadcrumb>) -> Result<Manifest, RevisionError> {
-        self.verified(|manifest| match known {
+        self.verified(|manifest| match &known {
             Some(known) if manifest.published < known.published || manifest.revision < known.revision => {
                 Err(self.outdated(manifest, known))
             }
@@ -306,7 +335,7 @@ impl Repository {
     /// The same, but only if its revision is higher.
     fn manifest_after(&self, known: Breadcrumb) -> Result<Option<Manifest>, RevisionError> {
         self.verified(|manifest| match manifest.published < known.published {
-            true => Err(self.outdated(manifest, known)),
+            true => Err(self.outdated(manifest, &known)),
             false => Ok(manifest.revision > known.revision && manifest.root_catalog != known.root),
         })
     }
@@ -324,8 +353,8 @@ impl Repository {
             Err(RevisionError::Certificate(_)) => true,
             _ => false,
         };
-        if second_server_may_help && transport.routes().network().servers.len() > 1 {
-            transport.routes().attempts().failed(route, Fault::Host, Instant::now());
+        if second_server_may_help && transport.routes().servers().len() > 1 {
+            transport.routes().attempts().failed(&route, Fault::Host, Instant::now());
             return self.verify_once(&wanted);
         }
         first
@@ -336,7 +365,7 @@ impl Repository {
         wanted: &impl Fn(&Manifest) -> Result<bool, RevisionError>,
     ) -> Result<Option<Manifest>, RevisionError> {
         let transport = self.objects.transport();
-        let blacklist = self.blacklist();
+        let blacklist = self.blacklist()?;
         let anchor = Anchor {
             name: &self.fqrn,
             master_keys: &self.keys,
@@ -365,60 +394,65 @@ impl Repository {
                 .map_err(|source| RevisionError::Read { path: format!("certificate {hash}").into(), source })?;
             Ok(anchor.verify(&document, &certificate, &whitelist)?)
         };
-        match verify() {
+        let had_it = self.objects.cached(&want).is_some();
+        let result = match verify() {
             // The object was right when it came, so perhaps its file was damaged since.
-            Err(RevisionError::Trust(TrustError::Certificate(..))) => {
+            Err(RevisionError::Trust(TrustError::Certificate(..))) if had_it => {
                 self.objects.discard(&want);
-                verify().map(Some)
+                verify()
             }
-            result => result.map(Some),
+            result => result,
+        };
+        if result.is_err() && !had_it {
+            // Nothing stays of a repository that is not trusted.
+            self.objects.discard(&want);
         }
+        result.map(Some)
     }
 
     fn open(&self, manifest: Manifest) -> Result<Revision, RevisionError> {
         let root = RootRef { hash: manifest.root_catalog, alternative: manifest.alternative_paths };
         let catalogs = self.catalogs(root)?;
-        Ok(Revision { number: manifest.revision, published: manifest.published, manifest: Some(manifest), catalogs })
+        let (number, published) = (manifest.revision, manifest.published);
+        Ok(Revision { number, published, tag: None, manifest: Some(manifest), catalogs })
     }
 
     fn catalogs(&self, root: RootRef) -> Result<Catalogs, AttachError> {
         Catalogs::open(&self.objects, root, self.watermark)
     }
 
-    fn blacklist(&self) -> Blacklist {
-        let texts: Vec<String> = self.blacklists.iter().filter_map(|path| std::fs::read_to_string(path).ok()).collect();
-        Blacklist::parse(&texts.join("\n"), &self.fqrn)
+    fn blacklist(&self) -> Result<Blacklist, RevisionError> {
+        Blacklist::read(&self.blacklists, &self.fqrn).map_err(|(path, source)| RevisionError::Read { path, source })
     }
 
-    fn check_revision(&self, revision: u64) -> Result<(), RevisionError> {
-        let least = self.blacklist().least_revision;
+    /// Refuses a revision that is blacklisted, perhaps only since it was mounted.
+    pub fn check_revision(&self, revision: u64) -> Result<(), RevisionError> {
+        let least = self.blacklist()?.least_revision;
         if revision < least {
             return Err(RevisionError::Blacklisted { fqrn: self.fqrn.clone(), revision, least });
         }
         Ok(())
     }
 
-    fn outdated(&self, manifest: &Manifest, known: Breadcrumb) -> RevisionError {
+    fn outdated(&self, manifest: &Manifest, known: &Breadcrumb) -> RevisionError {
         RevisionError::Outdated {
             offered: manifest.revision,
             published: manifest.published,
             known: known.revision,
             newest: known.published,
-            breadcrumb: self.breadcrumb.clone(),
+            breadcrumb: Breadcrumb::place(&self.workspace, &self.fqrn, &Snapshot::Newest).unwrap_or_default(),
         }
     }
 
-    fn read_breadcrumb(&self) -> Option<Breadcrumb> {
-        Breadcrumb::parse(&std::fs::read_to_string(&self.breadcrumb).ok()?)
+    fn breadcrumb(&self, snapshot: &Snapshot) -> Option<Breadcrumb> {
+        Breadcrumb::read(&Breadcrumb::place(&self.workspace, &self.fqrn, snapshot)?)
     }
 
     fn write_breadcrumb(&self, revision: &Revision) -> Result<(), RevisionError> {
-        let crumb = Breadcrumb { root: revision.root_hash(), published: revision.published, revision: revision.number };
-        if self.read_breadcrumb() == Some(crumb) {
-            return Ok(());
-        }
-        write_durably(&self.breadcrumb, crumb.print().as_bytes())
-            .map_err(|source| RevisionError::Breadcrumb { path: self.breadcrumb.clone(), source })
+        let Some(path) = Breadcrumb::place(&self.workspace, &self.fqrn, &self.snapshot) else { return Ok(()) };
+        let (root, published) = (revision.root_hash(), revision.published);
+        let crumb = Breadcrumb { root, published, revision: revision.number, tag: revision.tag.clone() };
+        crumb.write(&path).map_err(|source| RevisionError::Breadcrumb { path, source })
     }
 }
 
@@ -427,17 +461,6 @@ fn read_all(file: &std::fs::File) -> std::io::Result<Vec<u8>> {
     let mut bytes = vec![0; file.metadata()?.len() as usize];
     file.read_exact_at(&mut bytes, 0)?;
     Ok(bytes)
-}
-
-/// Old or new contents, never a mixture, even after a power failure.
-fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::io::Write as _;
-    let directory = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|e| e.error)?;
-    std::fs::File::open(directory)?.sync_all()
 }
 
 /// An error with all its causes on one line.
@@ -458,30 +481,5 @@ impl std::fmt::Display for Chain<'_> {
 impl std::fmt::Debug for Chain<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         std::fmt::Display::fmt(self, f)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn breadcrumbs_round_trip() {
-        let text = "e8ec3d88b62ebf526e4e5a4ff6162a3aa48a6b78-rmd160T1760000000R17\n";
-        let crumb = Breadcrumb::parse(text).unwrap();
-        assert_eq!((crumb.published, crumb.revision), (1760000000, 17));
-        assert_eq!(crumb.print(), text);
-        for bad in ["", "e8", "T1R2", "e8ec3d88b62ebf526e4e5a4ff6162a3aa48a6b78T1", "zT1R1"] {
-            assert_eq!(Breadcrumb::parse(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn blacklists_name_certificates_and_revisions() {
-        let text = "# comment\nE8:B6:D7:DD:4F:65:5E:8F:4E:39:B8:19:80:48:9A:99:AA:5A:F7:0D # stolen\n\
-                    <a.example.org 7\n<a.example.org 5\n<b.example.org 9\n<a.example.org 99 extra\nnonsense\n";
-        let list = Blacklist::parse(text, "a.example.org");
-        assert_eq!(list.least_revision, 7);
-        assert_eq!(list.fingerprints.len(), 1);
     }
 }

@@ -1,29 +1,34 @@
 //! Extended attributes: those of the catalog under their own names, and information about the mount.
 //!
 //! Information attributes can be read from any entry; lists show them on the root directory only (or
-//! everywhere, or nowhere, as configured). A stored attribute of the same name wins. Long values come in
-//! pages: `name~2` is the third page, `name@2` the same under a header line, `name~?` tells their number.
+//! everywhere, or nowhere, as configured). Some can be kept for root and certain groups; for others they are
+//! not there. A stored attribute of the same name wins. Long values come in pages: `name~2` is the third page, `name@2` the same under a header line, `name~?` tells their number.
 //! The kernel passes no `user.*` requests for links, hence the second name of `user.rawlink`.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::time::Instant;
 
 use cvmfs::catalog::counters::Counter;
 use cvmfs::entry::FileType;
-use cvmfs::object::Compression;
+use cvmfs::hash::{ContentHash, ObjectKind};
+use cvmfs::object::{Codec, Compression, Encoding};
 
 use crate::catalogs::{Attached, Side};
-use crate::config::{Network, Visibility};
-use crate::fetch::Wait;
+use crate::config::{Config, Network, Visibility};
 use crate::fetch::http::Transport;
-use crate::fs::{FileSystem, FsError, View};
+use crate::fetch::{Wait, Want};
+use crate::fs::{FileSystem, FsError, View, file};
 use crate::inode::{self, Node};
 
 const PAGE: usize = 40_000;
 
+/// Longer descriptions of a repository are not shown.
+const MAX_META_INFO: u64 = 64 << 10;
+
 /// Information that every entry has.
-const GENERAL: [&str; 32] = [
+pub const GENERAL: &[&str] = &[
     "user.fqrn",
     "user.revision",
     "user.root_hash",
@@ -43,6 +48,7 @@ const GENERAL: [&str; 32] = [
     "user.proxy_list",
     "user.external_host",
     "user.proxy_list_external",
+    "user.external_timeout",
     "user.timeout",
     "user.timeout_direct",
     "user.nopen",
@@ -55,12 +61,16 @@ const GENERAL: [&str; 32] = [
     "user.rx",
     "user.speed",
     "user.pubkeys",
+    "user.logbuffer",
+    "user.repo_metainfo",
     "user.repo_counters",
+    "user.catalog_counters",
 ];
 
-/// Information about regular files.
-const OF_FILES: [&str; 7] = [
+/// Information about regular files; not every file has all of it.
+pub const OF_FILES: &[&str] = &[
     "user.hash",
+    "user.lhash",
     "user.chunks",
     "user.chunk_list",
     "user.compression",
@@ -70,13 +80,51 @@ const OF_FILES: [&str; 7] = [
 ];
 
 /// Information about links.
-const OF_LINKS: [&str; 2] = ["user.rawlink", "xfsroot.rawlink"];
+pub const OF_LINKS: &[&str] = &["user.rawlink", "xfsroot.rawlink"];
 
-const CATALOG_COUNTERS: &str = "user.catalog_counters";
+/// Of secured repositories: who may read them.
+const AUTHZ: &str = "user.authz";
+
+/// Who asks for an attribute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reader {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// Who may see which information.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Access {
+    visibility: Visibility,
+    protected: BTreeSet<String>,
+    privileged: BTreeSet<u32>,
+}
+
+impl Access {
+    /// As configured.
+    pub fn of(config: &Config) -> Access {
+        Access {
+            visibility: config.xattr_visibility,
+            protected: config.protected_xattrs.clone(),
+            privileged: config.privileged_gids.clone(),
+        }
+    }
+
+    fn allows(&self, reader: Reader, name: &str) -> bool {
+        !self.protected.contains(name) || reader.uid == 0 || self.privileged.contains(&reader.gid)
+    }
+}
 
 impl FileSystem {
-    /// Value of an attribute.
+    /// Value of an attribute, for somebody who may read everything.
     pub fn getxattr(&self, inode: u32, name: &[u8], wait: Wait) -> Result<Vec<u8>, FsError> {
+        self.getxattr_as(Reader { uid: 0, gid: 0 }, inode, name, wait)
+    }
+
+    /// Value of an attribute.
+    pub fn getxattr_as(&self, reader: Reader, inode: u32, name: &[u8], wait: Wait) -> Result<Vec<u8>, FsError> {
         let view = self.view();
         let node = self.current(&view, inode, wait)?;
         if let Some(packed) = &node.entry.xattrs
@@ -92,6 +140,9 @@ impl FileSystem {
             Some((plain, page)) => (plain, Some((page, name.as_bytes()[plain.len()] == b'@'))),
             None => (name, None),
         };
+        if !self.access.allows(reader, name) {
+            return Err(FsError::NoAttribute);
+        }
         let value = self.information(&view, &node, name, wait)?.ok_or(FsError::NoAttribute)?;
         select_page(&value, page).ok_or(FsError::NoAttribute)
     }
@@ -101,45 +152,81 @@ impl FileSystem {
         let view = self.view();
         let node = self.current(&view, inode, wait)?;
         let mut names: BTreeSet<Vec<u8>> = node.entry.xattrs().into_keys().collect();
-        let shown = match self.visibility {
+        let shown = match self.access.visibility {
             Visibility::Never => false,
             Visibility::Always => true,
             Visibility::RootOnly => inode == inode::ROOT,
         };
         if shown {
             let mut add = |more: &[&str]| names.extend(more.iter().map(|name| name.as_bytes().to_vec()));
-            add(&GENERAL);
-            add(&[CATALOG_COUNTERS]);
-            for name in OF_FILES.into_iter().chain(OF_LINKS) {
-                if about_entry(&node, name).is_some() {
+            add(GENERAL);
+            for name in OF_FILES.iter().chain(OF_LINKS).copied() {
+                let has = match name {
+                    "user.lhash" => file::whole(&node).is_some() && node.entry.file_type() == FileType::Regular,
+                    "user.external_url" => self.external_url(&node).is_some(),
+                    name => about_entry(&node, name).is_some(),
+                };
+                if has {
                     add(&[name]);
                 }
+            }
+            if authz(&view).is_some() {
+                add(&[AUTHZ]);
             }
         }
         Ok(names.into_iter().collect())
     }
 
     fn information(&self, view: &View, node: &Node, name: &str, wait: Wait) -> Result<Option<Vec<u8>>, FsError> {
-        if OF_FILES.contains(&name) || OF_LINKS.contains(&name) {
-            if name == "user.external_url" {
-                let url =
-                    self.objects().external().map(|t| t.routes().host(t.routes().current(Instant::now())).to_owned());
-                let is_external = node.entry.flags.is_external();
-                return Ok(url.filter(|_| is_external).map(|url| format!("{url}{}", node.path).into_bytes()));
+        match name {
+            "user.lhash" => self.hash_of_cached(node, wait),
+            "user.external_url" => Ok(self.external_url(node).map(String::into_bytes)),
+            "user.repo_metainfo" => self.meta_info(view, wait).map(Some),
+            "user.catalog_counters" => {
+                let side = if node.entry.is_directory() { Side::Children } else { Side::Entry };
+                let attached = view.revision.catalogs.find(&node.path, side, wait);
+                let attached = attached.map_err(|source| match source {
+                    crate::catalogs::AttachError::WouldBlock => FsError::WouldBlock,
+                    source => FsError::Catalog { path: node.path.clone(), source },
+                })?;
+                let head =
+                    format!("catalog_hash: {}\ncatalog_mountpoint: {}\n", attached.hash(), attached.mountpoint());
+                Ok(Some((head + &counters(&attached)).into_bytes()))
             }
-            return Ok(about_entry(node, name));
+            AUTHZ => Ok(authz(view).map(String::into_bytes)),
+            name if OF_FILES.contains(&name) || OF_LINKS.contains(&name) => Ok(about_entry(node, name)),
+            name => Ok(self.general(view, name).map(String::into_bytes)),
         }
-        if name == CATALOG_COUNTERS {
-            let side = if node.entry.is_directory() { Side::Children } else { Side::Entry };
-            let attached = view.revision.catalogs.find(&node.path, side, wait);
-            let attached = attached.map_err(|source| match source {
-                crate::catalogs::AttachError::WouldBlock => FsError::WouldBlock,
-                source => FsError::Catalog { path: node.path.clone(), source },
-            })?;
-            let head = format!("catalog_hash: {}\ncatalog_mountpoint: {}\n", attached.hash(), attached.mountpoint());
-            return Ok(Some((head + &counters(&attached)).into_bytes()));
+    }
+
+    /// Where an external file comes from.
+    fn external_url(&self, node: &Node) -> Option<String> {
+        let transport = self.objects().external().filter(|_| node.entry.flags.is_external())?;
+        Some(format!("{}{}", current_host(transport), node.path))
+    }
+
+    /// Hash of what the cache has of a file: that of the catalog when the bytes still make the same object.
+    fn hash_of_cached(&self, node: &Node, wait: Wait) -> Result<Option<Vec<u8>>, FsError> {
+        let Some(want) = file::whole(node).filter(|_| node.entry.file_type() == FileType::Regular) else {
+            return Ok(None);
+        };
+        let Some(content) = self.objects().cached(&want) else { return Ok(Some(b"Not in cache".to_vec())) };
+        if wait == Wait::No {
+            // Hashing takes as long as a download.
+            return Err(FsError::WouldBlock);
         }
-        Ok(self.general(view, name).map(String::into_bytes))
+        let hash = rehash(&want, &content).map_err(|source| FsError::Read { path: node.path.clone(), source })?;
+        Ok(Some(hash.to_string().into_bytes()))
+    }
+
+    /// What the publisher says about the repository.
+    fn meta_info(&self, view: &View, wait: Wait) -> Result<Vec<u8>, FsError> {
+        let Some(manifest) = &view.revision.manifest else { return Ok(b"manifest not available".to_vec()) };
+        let Some(hash) = manifest.meta_info else { return Ok(b"no metainfo available".to_vec()) };
+        let want = Want::bounded(hash.object(ObjectKind::MetaInfo), MAX_META_INFO);
+        let failed = |source| FsError::Content { path: cvmfs::path::RepoPath::ROOT, source };
+        let file = self.objects().open(&want, wait).map_err(failed)?.ok_or(FsError::WouldBlock)?;
+        read_all(&file).map_err(|source| FsError::Read { path: cvmfs::path::RepoPath::ROOT, source })
     }
 
     fn general(&self, view: &View, name: &str) -> Option<String> {
@@ -151,7 +238,7 @@ impl FileSystem {
             "user.fqrn" => info.fqrn.clone(),
             "user.revision" => view.revision.number.to_string(),
             "user.root_hash" => view.revision.root_hash().to_string(),
-            "user.tag" => String::new(),
+            "user.tag" => view.revision.tag.clone().unwrap_or_default(),
             "user.version" => format!("{}.0", env!("CARGO_PKG_VERSION")),
             "user.expires" => match *info.next_check.read() {
                 Some(at) => at.saturating_duration_since(Instant::now()).as_secs().div_ceil(60).to_string(),
@@ -167,11 +254,18 @@ impl FileSystem {
             "user.inode_max" => highest.to_string(),
             "user.nclg" => view.revision.catalogs.count().to_string(),
             "user.host" => current_host(transport),
-            "user.host_list" => transport.routes().network().servers.join(";"),
+            "user.host_list" => transport.routes().servers().join(";"),
             "user.proxy" => current_proxy(transport),
             "user.proxy_list" => print_proxies(transport.routes().network()),
-            "user.external_host" => self.objects().external().map(current_host)?,
-            "user.proxy_list_external" => self.objects().external().map(|t| print_proxies(t.routes().network()))?,
+            "user.external_host" => self.objects().external().map(current_host).unwrap_or_default(),
+            "user.proxy_list_external" => {
+                self.objects().external().map(|t| print_proxies(t.routes().network())).unwrap_or_default()
+            }
+            "user.external_timeout" => {
+                let external = self.objects().external().unwrap_or(transport);
+                seconds(external.routes().limits().timeout_proxy)
+            }
+            "user.logbuffer" => crate::log::recent(),
             "user.timeout" => seconds(transport.routes().limits().timeout_proxy),
             "user.timeout_direct" => seconds(transport.routes().limits().timeout_direct),
             "user.nopen" => stats.opens.get().to_string(),
@@ -194,14 +288,12 @@ impl FileSystem {
 
 /// Server in use.
 pub(crate) fn current_host(transport: &Transport) -> String {
-    let routes = transport.routes();
-    routes.host(routes.current(Instant::now())).to_owned()
+    transport.routes().current(Instant::now()).host.to_string()
 }
 
 /// Proxy in use.
 pub(crate) fn current_proxy(transport: &Transport) -> String {
-    let routes = transport.routes();
-    routes.proxy(routes.current(Instant::now())).unwrap_or("DIRECT").to_owned()
+    transport.routes().current(Instant::now()).proxy_name().to_owned()
 }
 
 fn print_proxies(network: &Network) -> String {
@@ -242,6 +334,50 @@ fn about_entry(node: &Node, name: &str) -> Option<Vec<u8>> {
         _ => return None,
     };
     Some(text.into_bytes())
+}
+
+/// The membership that a secured repository asks for.
+fn authz(view: &View) -> Option<String> {
+    view.revision.catalogs.root().catalog().property("voms_authz").ok().flatten()
+}
+
+fn read_all(file: &std::fs::File) -> std::io::Result<Vec<u8>> {
+    let mut bytes = vec![0; file.metadata()?.len() as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// Hash that the plain bytes of an object have when they are stored again. Which compressor the publisher used is
+/// not known; one that gives the object's own hash proves that the bytes are right.
+fn rehash(want: &Want, content: &std::fs::File) -> std::io::Result<ContentHash> {
+    let codecs: &[Codec] = match want.compression {
+        Compression::None => &[Codec::Store],
+        Compression::Zlib => &[Codec::default(), Codec::REFERENCE],
+    };
+    let mut hash = want.object.hash;
+    for codec in codecs {
+        let encoding = Encoding { algorithm: want.object.hash.algorithm, codec: *codec };
+        let mut plain = Positioned { file: content, at: 0 };
+        (hash, _) = cvmfs::object::encode_file(encoding, &mut plain, &mut std::io::sink())?;
+        if hash == want.object.hash {
+            break;
+        }
+    }
+    Ok(hash)
+}
+
+/// Reads a file that others read at the same time.
+struct Positioned<'a> {
+    file: &'a std::fs::File,
+    at: u64,
+}
+
+impl std::io::Read for Positioned<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.file.read_at(buffer, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
 }
 
 /// `name,value` lines, each the sum over the catalog and everything below it.

@@ -12,9 +12,9 @@
 //! itself a zlib stream, published uncompressed, has the same hash as the object it inflates to. Objects
 //! stored uncompressed therefore have a name of their own.
 
-use std::fs::{DirBuilder, File, FileTimes, Permissions};
+use std::fs::{File, FileTimes, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -22,7 +22,7 @@ use cvmfs::hash::ContentHash;
 use cvmfs::object::Compression;
 
 use super::quota::{Quota, Reservation};
-use super::{CacheError, io_error};
+use super::{CacheError, Sharing, io_error};
 
 const FORMAT: &str = "cvmfs-client cache 1\n";
 
@@ -55,30 +55,37 @@ impl CacheKey {
 #[derive(Debug)]
 pub struct DiskCache {
     directory: PathBuf,
+    sharing: Sharing,
     quota: Quota,
     /// Shared lock that tells other clients that the directory is in use.
     _lock: File,
 }
 
 impl DiskCache {
-    /// Opens the cache in `directory`, creating it where needed, bounded by `limit` bytes.
+    /// Opens the cache of this user in `directory`, creating it where needed, bounded by `limit` bytes.
     pub fn open(directory: &Path, limit: Option<u64>) -> Result<DiskCache, CacheError> {
-        private(directory).map_err(io_error("create", directory))?;
-        check_format(directory)?;
+        DiskCache::open_for(Sharing::Private, directory, limit)
+    }
+
+    /// The same for a cache that others may use, too.
+    pub fn open_for(sharing: Sharing, directory: &Path, limit: Option<u64>) -> Result<DiskCache, CacheError> {
+        sharing.make(directory).map_err(io_error("create", directory))?;
+        check_format(directory, sharing)?;
         for name in ["txn", "inodes"] {
             let path = directory.join(name);
-            private(&path).map_err(io_error("create", &path))?;
+            sharing.make(&path).map_err(io_error("create", &path))?;
         }
         let lock_path = directory.join("lock");
         let lock = File::options().create(true).append(true).open(&lock_path).map_err(io_error("open", &lock_path))?;
+        sharing.give(&lock).map_err(io_error("share", &lock_path))?;
         // Whoever is alone cleans up what killed clients have left.
         let alone = lock.try_lock().is_ok();
         if alone {
             remove_unfinished(&directory.join("txn"));
         }
-        let quota = Quota::open(directory, limit, alone)?;
+        let quota = Quota::open(directory, limit, alone, sharing)?;
         lock.lock_shared().map_err(io_error("lock", &lock_path))?;
-        Ok(DiskCache { directory: directory.to_owned(), quota, _lock: lock })
+        Ok(DiskCache { directory: directory.to_owned(), sharing, quota, _lock: lock })
     }
 
     /// The directory.
@@ -127,7 +134,9 @@ impl DiskCache {
             .prefix("object")
             .permissions(Permissions::from_mode(0o600))
             .tempfile_in(&directory);
-        Ok(Partial { file: file.map_err(io_error("create a file in", directory))?, reservation })
+        let file = file.map_err(io_error("create a file in", &directory))?;
+        self.sharing.give(file.as_file()).map_err(io_error("share a file in", directory))?;
+        Ok(Partial { file, reservation })
     }
 
     /// Puts a completely written and verified object under its name and gives it back for reading.
@@ -141,7 +150,7 @@ impl DiskCache {
             // The first object of its bucket.
             Err(e) if e.error.kind() == io::ErrorKind::NotFound => {
                 let bucket = path.parent().unwrap_or(&self.directory);
-                private(bucket).map_err(io_error("create", bucket))?;
+                self.sharing.make(bucket).map_err(io_error("create", bucket))?;
                 e.file.persist(&path).map_err(|e| io_error("rename an object to", path)(e.error))
             }
             Err(e) => Err(io_error("rename an object to", path)(e.error)),
@@ -175,12 +184,7 @@ impl Write for Partial<'_> {
     }
 }
 
-/// Makes a directory for this user alone; it may be there already.
-fn private(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
-fn check_format(directory: &Path) -> Result<(), CacheError> {
+fn check_format(directory: &Path, sharing: Sharing) -> Result<(), CacheError> {
     let path = directory.join("format");
     match std::fs::read_to_string(&path) {
         Ok(format) if format == FORMAT => Ok(()),
@@ -194,7 +198,8 @@ fn check_format(directory: &Path) -> Result<(), CacheError> {
                 let found = format!("it holds {:?}", entry.file_name());
                 return Err(CacheError::Foreign { path: directory.to_owned(), found });
             }
-            std::fs::write(&path, FORMAT).map_err(io_error("write", path))
+            std::fs::write(&path, FORMAT).map_err(io_error("write", &path))?;
+            File::open(&path).and_then(|file| sharing.give(&file)).map_err(io_error("share", path))
         }
         Err(e) => Err(io_error("read", path)(e)),
     }
@@ -241,6 +246,28 @@ mod tests {
         let cache = DiskCache::open(directory.path(), None).unwrap();
         assert_eq!(read(cache.get(key, Some(7)).unwrap()), b"content");
         assert!(!unfinished.exists());
+    }
+
+    #[test]
+    fn a_cache_shared_by_a_group_gives_it_everything() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("alien");
+        let cache = DiskCache::open_for(Sharing::Group, &directory, None).unwrap();
+        let key = put(&cache, b"content").unwrap();
+        let object = key.path();
+        let bucket = object.parent().unwrap().to_owned();
+        let mode = |path: &Path| std::fs::metadata(directory.join(path)).unwrap().permissions().mode() & 0o7777;
+        for path in ["", "txn", bucket.to_str().unwrap()] {
+            assert_eq!(mode(Path::new(path)), 0o770, "{path}");
+        }
+        for path in ["format", "lock", "quota", object.to_str().unwrap()] {
+            assert_eq!(mode(Path::new(path)), 0o660, "{path}");
+        }
+        drop(cache);
+        let own = parent.path().join("own");
+        let key = put(&DiskCache::open(&own, None).unwrap(), b"content").unwrap();
+        let mode = std::fs::metadata(own.join(key.path())).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode, 0o600);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::{CacheError, io_error};
+use super::{CacheError, Sharing, io_error};
 
 /// Objects are counted in blocks of this size, as they take them on disk.
 const BLOCK: u64 = 4096;
@@ -47,10 +47,11 @@ struct Account {
 
 impl Quota {
     /// Opens the account. `alone`: no other client uses the directory, so nothing can be reserved.
-    pub fn open(directory: &Path, limit: Option<u64>, alone: bool) -> Result<Quota, CacheError> {
+    pub fn open(directory: &Path, limit: Option<u64>, alone: bool, sharing: Sharing) -> Result<Quota, CacheError> {
         let path = directory.join("quota");
         let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
         let file = file.map_err(io_error("open", &path))?;
+        sharing.give(&file).map_err(io_error("share", &path))?;
         let glance = file.try_clone().map_err(io_error("open", &path))?;
         let (directory, evictions) = (directory.to_owned(), AtomicU64::new(0));
         let quota = Quota { directory, path, limit, file: Mutex::new(file), glance, evictions };

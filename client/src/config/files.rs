@@ -14,36 +14,46 @@ use std::process::{Command, Stdio};
 
 use super::{ConfigError, Origin, Parameters};
 
-/// Files that apply to a repository, in the order in which they are read; later ones win.
+/// Reads what applies to a repository; later files win. Gives the directory of the configuration repository's
+/// files, if one is configured.
 ///
 /// Facts: default.conf, default.d, the configuration repository's default.conf, default.local, then the
 /// domain's and the repository's own files, each preceded by that of the configuration repository.
-pub(super) fn read_all(directory: &Path, fqrn: &str, into: &mut Parameters) -> Result<(), ConfigError> {
+pub(super) fn read_all(directory: &Path, fqrn: &str, into: &mut Parameters) -> Result<Option<PathBuf>, ConfigError> {
     let mut reader = Reader { parameters: into, frozen: BTreeSet::new() };
-    reader.read(&directory.join("default.conf"))?;
-    for file in sorted_conf_files(&directory.join("default.d")) {
-        reader.read(&file)?;
-    }
-    // A configuration repository never applies to itself; its name is fixed after default.d.
-    let value =
-        |reader: &Reader<'_>, name: &str| reader.parameters.get(name).filter(|v| !v.is_empty()).map(str::to_owned);
-    let config_repository = value(&reader, "CVMFS_CONFIG_REPOSITORY").filter(|name| name != fqrn).map(|name| {
-        let mounts = value(&reader, "CVMFS_MOUNT_DIR").unwrap_or_else(|| "/cvmfs".into());
-        Path::new(&mounts).join(name).join("etc/cvmfs")
-    });
-    let shared = |file: PathBuf| config_repository.as_ref().map(|base| base.join(file));
+    let shared = reader.read_defaults(directory, fqrn)?;
     let domain = fqrn.split_once('.').map_or(fqrn, |(_, domain)| domain);
+    let common = |file: String| shared.as_ref().map(|base| base.join(file));
     let files = [
-        shared("default.conf".into()),
-        Some(directory.join("default.local")),
-        shared(format!("domain.d/{domain}.conf").into()),
+        common(format!("domain.d/{domain}.conf")),
         Some(directory.join(format!("domain.d/{domain}.conf"))),
         Some(directory.join(format!("domain.d/{domain}.local"))),
-        shared(format!("config.d/{fqrn}.conf").into()),
+        common(format!("config.d/{fqrn}.conf")),
         Some(directory.join(format!("config.d/{fqrn}.conf"))),
         Some(directory.join(format!("config.d/{fqrn}.local"))),
     ];
-    files.into_iter().flatten().try_for_each(|file| reader.read(&file))
+    files.into_iter().flatten().try_for_each(|file| reader.read(&file))?;
+    Ok(shared)
+}
+
+/// The mountpoints of all repositories that CVMFS_REPOSITORIES names, after the files that concern all
+/// repositories, and where a repository of any other name would be mounted.
+pub fn repositories(directory: &Path) -> Result<(Vec<PathBuf>, PathBuf), ConfigError> {
+    let mut parameters = Parameters::default();
+    Reader { parameters: &mut parameters, frozen: BTreeSet::new() }.read_defaults(directory, "")?;
+    let mounts = PathBuf::from(parameters.effective("CVMFS_MOUNT_DIR"));
+    let domain = parameters.effective("CVMFS_DEFAULT_DOMAIN");
+    let complete = |name: &str| match name.contains('.') || domain.is_empty() {
+        true => name.to_owned(),
+        false => format!("{name}.{domain}"),
+    };
+    let all = words(parameters.effective("CVMFS_REPOSITORIES")).map(|name| mounts.join(complete(name))).collect();
+    Ok((all, mounts))
+}
+
+/// The words of a list: separated by commas or white space.
+pub(super) fn words(list: &str) -> impl Iterator<Item = &str> {
+    list.split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty())
 }
 
 fn sorted_conf_files(directory: &Path) -> Vec<PathBuf> {
@@ -60,6 +70,23 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// Reads what concerns all repositories.
+    fn read_defaults(&mut self, directory: &Path, fqrn: &str) -> Result<Option<PathBuf>, ConfigError> {
+        self.read(&directory.join("default.conf"))?;
+        for file in sorted_conf_files(&directory.join("default.d")) {
+            self.read(&file)?;
+        }
+        // A configuration repository never applies to itself; its name is fixed after default.d.
+        let name = self.parameters.text("CVMFS_CONFIG_REPOSITORY", fqrn).filter(|name| name != fqrn);
+        let shared =
+            name.map(|name| Path::new(self.parameters.effective("CVMFS_MOUNT_DIR")).join(name).join("etc/cvmfs"));
+        if let Some(shared) = &shared {
+            self.read(&shared.join("default.conf"))?;
+        }
+        self.read(&directory.join("default.local"))?;
+        Ok(shared)
+    }
+
     fn read(&mut self, file: &Path) -> Result<(), ConfigError> {
         let text = match std::fs::read(file) {
             Ok(text) => text,
@@ -170,6 +197,45 @@ mod tests {
         ] {
             assert_eq!(parameters.get(name), Some(value), "{name}");
         }
+    }
+
+    #[test]
+    fn a_configuration_repository_comes_before_the_files_of_the_machine() {
+        let mounts = tempfile::tempdir().unwrap();
+        let shared = mounts.path().join("config.example.org/etc/cvmfs");
+        for (file, text) in [
+            ("default.conf", "A=shared\nB=shared\nG=shared\n"),
+            ("domain.d/example.org.conf", "C=shared\nD=shared\n"),
+            ("config.d/images.example.org.conf", "E=shared\nF=shared\n"),
+        ] {
+            std::fs::create_dir_all(shared.join(file).parent().unwrap()).unwrap();
+            std::fs::write(shared.join(file), text).unwrap();
+        }
+        let default = format!("CVMFS_MOUNT_DIR={}\nA=conf\n", mounts.path().display());
+        let files = [
+            ("default.conf", default.as_str()),
+            ("default.d/50.conf", "CVMFS_CONFIG_REPOSITORY=config.example.org\n"),
+            // Too late to have an effect.
+            ("default.local", "B=local\nCVMFS_CONFIG_REPOSITORY=other.example.org\n"),
+            ("domain.d/example.org.conf", "D=conf\n"),
+            ("config.d/images.example.org.conf", "F=conf\n"),
+        ];
+        let parameters = read(&files, "images.example.org").unwrap();
+        let values = ["A", "B", "C", "D", "E", "F", "G"].map(|name| parameters.get(name).unwrap());
+        assert_eq!(values, ["shared", "local", "shared", "conf", "shared", "conf", "shared"]);
+        let itself = read(&files, "config.example.org").unwrap();
+        assert_eq!((itself.get("A"), itself.get("G"), itself.get("C")), (Some("conf"), None, None));
+    }
+
+    #[test]
+    fn repositories_of_the_machine_have_their_mountpoints() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = "CVMFS_REPOSITORIES=a.example.org,b\nCVMFS_DEFAULT_DOMAIN=cern.ch\nCVMFS_MOUNT_DIR=/m\n";
+        std::fs::write(directory.path().join("default.local"), text).unwrap();
+        let (all, mounts) = repositories(directory.path()).unwrap();
+        assert_eq!(all, [Path::new("/m/a.example.org"), Path::new("/m/b.cern.ch")]);
+        assert_eq!(mounts, Path::new("/m"));
+        assert_eq!(repositories(Path::new("/nonexistent")).unwrap(), (Vec::new(), PathBuf::from("/cvmfs")));
     }
 
     #[test]

@@ -25,13 +25,13 @@ pub enum Ownership {
 }
 
 impl Ownership {
-    pub(super) fn from_parameters(p: &Parameters) -> Result<Ownership, ConfigError> {
-        if p.flag("CVMFS_CLAIM_OWNERSHIP", false)? {
+    pub(super) fn from_parameters(p: &Parameters, fqrn: &str) -> Result<Ownership, ConfigError> {
+        if p.flag("CVMFS_CLAIM_OWNERSHIP")? {
             let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
             return Ok(Ownership::Claim { uid, gid });
         }
-        let map = |name: &str| match p.get(name).filter(|path| !path.is_empty()) {
-            Some(path) => IdMap::read(Path::new(path)),
+        let map = |name: &str| match p.text(name, fqrn) {
+            Some(path) => IdMap::read(Path::new(&path)),
             None => Ok(IdMap::default()),
         };
         Ok(Ownership::Catalog { users: map("CVMFS_UID_MAP")?, groups: map("CVMFS_GID_MAP")? })

@@ -98,6 +98,9 @@ impl FileSystem {
             FileType::Directory => return Err(FsError::IsDirectory),
             _ => return Err(FsError::WrongType),
         }
+        if self.files.read().len() >= self.most_files {
+            return Err(FsError::TooManyFiles);
+        }
         let body = if node.entry.flags.is_chunked() && !node.chunks.is_empty() {
             check_chunks(&node)?;
             Body::Chunked { open: Mutex::default(), last: AtomicUsize::new(0), ahead: AtomicUsize::new(0) }
