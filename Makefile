@@ -55,6 +55,13 @@ demo: scenarios ## publish a real image and run it from the mount (any other: IM
 smoke-engines: PROFILE = dev
 smoke-engines: scenarios ## one test an engine; today the demo with every result checked, engines come with their issues
 	integration/demo/demo.py $(BIN) --check
+	@$(MAKE) --no-print-directory test-second-reader PROFILE=$(PROFILE)
+
+.PHONY: test-second-reader
+test-second-reader: PROFILE = dev
+test-second-reader: scenarios ## our repositories through a reader of other people, beside our own client
+	cargo build --locked --manifest-path integration/second-reader/Cargo.toml --target-dir target/second-reader
+	integration/second-reader/compare.py $(BIN)
 
 .PHONY: test-proxies
 test-proxies: PROFILE = dev

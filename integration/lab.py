@@ -117,18 +117,24 @@ class Lab:
 
     def serve(self, name, command, port):
         """Starts a server and returns when it accepts connections on `port`; it is stopped with the lab."""
+        def accepts():
+            with socket.socket() as s:
+                return s.connect_ex(("127.0.0.1", port)) == 0
+
+        return self.start(name, command, accepts, f"does not answer on 127.0.0.1:{port}")
+
+    def start(self, name, command, ready, otherwise):
+        """Starts a process and returns when `ready()`, or fails with the words `otherwise`; it is stopped with the lab."""
         log = self.dir / f"{name}.log"
         with open(log, "w") as out:
             process = subprocess.Popen([str(w) for w in command], stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
         self._undo.callback(self._stop, name, process)
         deadline = time.monotonic() + 20
-        while True:
-            with socket.socket() as s:
-                if s.connect_ex(("127.0.0.1", port)) == 0:
-                    return process
+        while not ready():
             if process.poll() is not None or time.monotonic() > deadline:
-                raise Failure(f"{name} does not answer on 127.0.0.1:{port}: {shlex.join(map(str, command))}\n{tail(log.read_text())}")
+                raise Failure(f"{name} {otherwise}: {shlex.join(map(str, command))}\n{tail(log.read_text())}")
             time.sleep(0.02)
+        return process
 
     def _stop(self, name, process):
         process.terminate()

@@ -19,9 +19,9 @@ class Repository:
                 raise Failure(f"{binary} is missing: make build, or PROFILE=dev make build for target/debug")
         self.publisher = [publisher, "--storage", self.storage, "--keys", self.keys, "--state", self.state]
 
-    def create(self):
+    def create(self, *options):
         """Makes the repository with its first revision."""
-        self.lab.run(*self.publisher, "init", self.fqrn)
+        self.lab.run(*self.publisher, "init", self.fqrn, *options)
 
     def wish(self, *references):
         """Writes the wish list."""
