@@ -5,14 +5,23 @@
 //! - One object is downloaded once, however many ask for it at the same time.
 //! - Memory does not depend on the size of an object: stored bytes are hashed and inflated as they come and
 //!   written to a file of the cache, which gets its name only when everything was right.
+//! - An answer is read no further than its object can be long, so neither streams that inflate without end
+//!   nor streams that never inflate fill anything.
+//! - Failures one after another are slowed down.
 
+mod geo;
 pub mod http;
+mod resolve;
 pub mod route;
+pub mod selection;
+mod throttle;
+mod tls;
 
 use std::collections::HashMap;
 use std::collections::hash_map;
 use std::fs::File;
 use std::sync::Arc;
+use std::time::Instant;
 
 use cvmfs::hash::ObjectId;
 use cvmfs::object::{Compression, Inflater, ObjectError};
@@ -22,6 +31,7 @@ use crate::cache::{CacheError, CacheKey, DiskCache, Partial};
 use crate::config::Config;
 use crate::stats::Stats;
 use http::{Sink, SinkError, Transport, TransportError};
+use throttle::Throttle;
 
 /// An object cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +116,11 @@ impl Want {
         Want { object, compression: Compression::Zlib, size: None, limit, source: Source::Store }
     }
 
+    /// Most bytes the object can have as it is stored: what can't be compressed grows a little.
+    fn stored_limit(&self) -> u64 {
+        self.limit.saturating_add(self.limit / 16).saturating_add(64 * 1024)
+    }
+
     fn key(&self) -> CacheKey {
         CacheKey { hash: self.object.hash, compression: self.compression }
     }
@@ -130,18 +145,22 @@ pub struct Objects {
     transport: Transport,
     external: Option<Transport>,
     flights: Mutex<HashMap<CacheKey, Arc<Flight>>>,
+    throttle: Throttle,
     stats: Arc<Stats>,
 }
 
 impl Objects {
     /// Opens the cache and prepares the connections that `config` names.
     pub fn new(config: &Config, runtime: &tokio::runtime::Handle, stats: &Arc<Stats>) -> Result<Objects, CacheError> {
-        let transport = |network| Transport::new(network, config.limits, runtime.clone(), stats.clone());
+        let transport =
+            |network, limits, selection| Transport::new(network, limits, selection, runtime.clone(), stats.clone());
+        let external = |network| transport(network, config.external_limits, config.selection.of_external());
         Ok(Objects {
-            cache: DiskCache::open(&config.cache, config.cache_limit)?,
-            transport: transport(config.network.clone()),
-            external: config.external.clone().map(transport),
+            cache: DiskCache::open_for(config.cache_sharing, &config.cache, config.cache_limit)?,
+            transport: transport(config.network.clone(), config.limits, config.selection.clone()),
+            external: config.external.clone().map(external),
             flights: Mutex::default(),
+            throttle: Throttle::default(),
             stats: stats.clone(),
         })
     }
@@ -208,6 +227,8 @@ impl Objects {
         let result = self.download(want).map(Arc::new).map_err(Arc::new);
         if let Err(error) = &result {
             tracing::debug!(object = %want.object, %error, "download failed");
+            // Whoever asks for it now waits with us.
+            std::thread::sleep(self.throttle.failed(Instant::now()));
         }
         landing.land(result)
     }
@@ -228,7 +249,7 @@ impl Objects {
                 (self.external.as_ref().ok_or(FetchError::NoExternalServer(object))?, path, *range)
             }
         };
-        let mut sink = ObjectSink { objects: self, want, inflater: None, finished: None };
+        let mut sink = ObjectSink { objects: self, want, inflater: None, received: 0, finished: None };
         transport.get(path, range, &mut sink).map_err(|e| failure(object, e))?;
         let (partial, plain) = sink.finished.expect("a successful transfer finishes its sink");
         if let Some(expected) = want.size.filter(|size| *size != plain) {
@@ -256,6 +277,7 @@ struct ObjectSink<'a> {
     objects: &'a Objects,
     want: &'a Want,
     inflater: Option<Inflater<Partial<'a>>>,
+    received: u64,
     finished: Option<(Partial<'a>, u64)>,
 }
 
@@ -263,12 +285,18 @@ impl Sink for ObjectSink<'_> {
     fn restart(&mut self) -> Result<(), SinkError> {
         // Drops the file of the attempt before.
         self.inflater = None;
+        self.received = 0;
         let partial = self.objects.cache.begin(self.want.size).map_err(|e| SinkError::Local(Box::new(e)))?;
         self.inflater = Some(Inflater::new(self.want.object, self.want.compression, self.want.limit, partial));
         Ok(())
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
+        self.received += bytes.len() as u64;
+        let limit = self.want.stored_limit();
+        if self.received > limit {
+            return Err(SinkError::Corrupt(format!("more than {limit} bytes, and no end")));
+        }
         self.inflater.as_mut().expect("restart comes first").push(bytes).map_err(object_failure)
     }
 
@@ -284,6 +312,13 @@ fn object_failure(error: ObjectError) -> SinkError {
         ObjectError::Write(..) => SinkError::Local(Box::new(error)),
         error => SinkError::Corrupt(error.to_string()),
     }
+}
+
+/// Random number below `n`, 0 if that is 0. Good enough to spread load, nothing else.
+fn random_below(n: usize) -> usize {
+    use std::hash::{BuildHasher as _, RandomState};
+    // Every RandomState has its own key.
+    (RandomState::new().hash_one(0) % n.max(1) as u64) as usize
 }
 
 /// A download that several may wait for.

@@ -350,7 +350,7 @@ impl Repository {
         let first = self.verify_once(&wanted);
         let second_server_may_help = match &first {
             Err(RevisionError::Trust(error)) => !matches!(error, TrustError::NotListed(_) | TrustError::Blacklisted(_)),
-            Err(RevisionError::Certificate(_)) => true,
+            Err(RevisionError::Certificate(_) | RevisionError::Outdated { .. }) => true,
             _ => false,
         };
         if second_server_may_help && transport.routes().servers().len() > 1 {

@@ -5,27 +5,35 @@
 //! memory. Connections are kept alive and shared by all requests through the same proxy.
 //!
 //! Facts: 400, 404 and 5xx are the server's fault unless the answer says that a proxy made it
-//! (`X-Squid-Error`, `Proxy-Status: …error=`); other answers than 2xx are charged to the proxy, if there is
-//! one. Data that does not verify is asked for once more past all caches, then counts against the server.
+//! (`X-Squid-Error`, `Proxy-Status: …error=`); 429 asks for patience; other answers than 2xx, redirects that
+//! are not followed among them, are charged to the proxy, if there is one. Data that does not verify is asked
+//! for once more past all caches, then counts against the server. A server gets as long for the connection as
+//! for the first byte after it, and as long again for each moment without a byte; slower than the low-speed
+//! limit for that long counts as stalled, whatever trickles in.
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use reqwest::header::{CACHE_CONTROL, HeaderMap, HeaderValue, PRAGMA, RANGE};
-use tokio::sync::Semaphore;
+use reqwest::header::{CACHE_CONTROL, HeaderMap, HeaderValue, PRAGMA, RANGE, RETRY_AFTER};
+use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::timeout;
 
-use super::route::{Fault, Next, Route, Routes};
+use super::geo;
+use super::resolve::Resolver;
+use super::route::{Attempts, Fault, Member, Next, Place, Proxy, Route, Routes};
+use super::selection::Selection;
+use super::{random_below, tls};
 use crate::config::{Network, NetworkLimits};
 use crate::stats::Stats;
 
-/// Requests that run at the same time; more wait for their turn.
-const MAX_IN_FLIGHT: usize = 64;
-/// Idle connections kept for each server or proxy.
-const KEEP_ALIVE: usize = 16;
+/// Connections at the same time; further requests wait for their turn.
+const MAX_IN_FLIGHT: usize = 16;
+/// Proxies whose connections are kept, far above what a site has.
+const MAX_CLIENTS: usize = 64;
 
 /// Takes the bytes of one answer.
 pub trait Sink {
@@ -53,6 +61,8 @@ pub struct TransportError {
     pub url: String,
     /// Why the last attempt failed.
     pub reason: String,
+    /// Attempts in all.
+    pub tried: u32,
     /// The bytes came and were wrong.
     pub corrupt: bool,
     /// The failure is on this machine.
@@ -61,7 +71,8 @@ pub struct TransportError {
 
 impl fmt::Display for TransportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.url, self.reason)
+        write!(f, "{}: {}", self.url, self.reason)?;
+        if self.tried > 1 { write!(f, " (the last of {} attempts)", self.tried) } else { Ok(()) }
     }
 }
 
@@ -72,17 +83,37 @@ impl std::error::Error for TransportError {
 }
 
 enum Failure {
-    Network(Fault, String),
+    Network {
+        fault: Fault,
+        reason: String,
+        /// How long the server wants to be left alone.
+        after: Option<Duration>,
+    },
     Corrupt(String),
     Local(Box<dyn std::error::Error + Send + Sync>),
+}
+
+fn network(fault: Fault, reason: impl Into<String>) -> Failure {
+    Failure::Network { fault, reason: reason.into(), after: None }
+}
+
+/// What is asked for.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    /// Relative to the server's URL, escaped.
+    path: &'a str,
+    /// First byte and length.
+    range: Option<(u64, u64)>,
 }
 
 /// HTTP access to the servers of one kind of data.
 #[derive(Debug)]
 pub struct Transport {
     runtime: tokio::runtime::Handle,
-    routes: Routes,
-    clients: Mutex<HashMap<Option<String>, reqwest::Client>>,
+    routes: Arc<Routes>,
+    resolver: Arc<Resolver>,
+    prepared: OnceCell<()>,
+    clients: Mutex<HashMap<Member, reqwest::Client>>,
     in_flight: Semaphore,
     stats: Arc<Stats>,
 }
@@ -92,13 +123,22 @@ impl Transport {
     pub fn new(
         network: Network,
         limits: NetworkLimits,
+        selection: Selection,
         runtime: tokio::runtime::Handle,
         stats: Arc<Stats>,
     ) -> Transport {
         // Err means that somebody in this process installed a provider before; any will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let routes = Routes::new(network, limits);
-        Transport { runtime, routes, clients: Mutex::default(), in_flight: Semaphore::new(MAX_IN_FLIGHT), stats }
+        let resolver = Arc::new(Resolver::new(&network.proxies, &selection));
+        Transport {
+            runtime,
+            routes: Arc::new(Routes::new(network, limits, selection)),
+            resolver,
+            prepared: OnceCell::new(),
+            clients: Mutex::default(),
+            in_flight: Semaphore::new(MAX_IN_FLIGHT),
+            stats,
+        }
     }
 
     /// Servers, proxies and their state.
@@ -109,7 +149,11 @@ impl Transport {
     /// Gets `path` (relative to the server URL, already escaped), or `range` (first byte, length) of it.
     pub fn get(&self, path: &str, range: Option<(u64, u64)>, sink: &mut dyn Sink) -> Result<(), TransportError> {
         let started = Instant::now();
-        let result = self.runtime.block_on(self.run(path, range, sink));
+        let result = self.runtime.block_on(async {
+            self.prepared.get_or_init(|| self.prepare()).await;
+            self.look_again();
+            self.run(Target { path, range }, None, sink).await
+        });
         self.stats.transfer_micros.add(started.elapsed().as_micros() as u64);
         result
     }
@@ -121,99 +165,174 @@ impl Transport {
         Ok(sink.bytes)
     }
 
-    async fn run(&self, path: &str, range: Option<(u64, u64)>, sink: &mut dyn Sink) -> Result<(), TransportError> {
+    /// Before the first request: where proxies are, which servers are near.
+    async fn prepare(&self) {
+        self.routes.set_proxies(self.resolver.look().await);
+        let selection = self.routes.selection();
+        let mut servers = self.routes.servers();
+        if selection.geo && servers.len() > 1 {
+            match self.sorted_by_distance(&servers).await {
+                Some(sorted) => servers = sorted,
+                None => tracing::warn!("no server sorts the servers by distance; their order stays as configured"),
+            }
+        }
+        servers.truncate(selection.max_servers.unwrap_or(usize::MAX));
+        self.routes.set_servers(servers);
+    }
+
+    async fn sorted_by_distance(&self, servers: &[Arc<str>]) -> Option<Vec<Arc<str>>> {
+        let proxy = self.routes.current(Instant::now()).proxy;
+        let path = geo::path(proxy.as_ref().map(|proxy| proxy.url.as_str()), servers.iter().map(|url| &**url));
+        let mut candidates = servers.to_vec();
+        for _ in 0..geo::ASKED.min(servers.len()) {
+            let asked = candidates.swap_remove(random_below(candidates.len()));
+            let mut sink = Memory { bytes: Vec::new(), limit: geo::MAX_ANSWER };
+            let target = Target { path: &path, range: None };
+            match self.run(target, Some(&asked), &mut sink).await {
+                Ok(()) => match geo::order(&sink.bytes, servers.len()) {
+                    Some(order) => return Some(order.into_iter().map(|i| servers[i].clone()).collect()),
+                    None => tracing::warn!(server = &*asked, "its order of the servers is no permutation"),
+                },
+                Err(error) => tracing::warn!(server = &*asked, %error, "cannot ask for the order of the servers"),
+            }
+        }
+        None
+    }
+
+    /// Looks names up again when it is time, beside the requests.
+    fn look_again(&self) {
+        if self.resolver.is_due(Instant::now()) {
+            let (routes, resolver) = (self.routes.clone(), self.resolver.clone());
+            self.runtime.spawn(async move { routes.set_proxies(resolver.look().await) });
+        }
+    }
+
+    /// Asks until somebody answers; `only` this server, if given.
+    async fn run(
+        &self,
+        target: Target<'_>,
+        only: Option<&Arc<str>>,
+        sink: &mut dyn Sink,
+    ) -> Result<(), TransportError> {
+        let mut attempts: Attempts<'_> =
+            if only.is_some() { self.routes.attempts_of_one_server() } else { self.routes.attempts() };
+        // Kept over all attempts: as long as requests fail, those that wait don't join them.
         let _turn = self.in_flight.acquire().await.expect("the semaphore is never closed");
-        let mut attempts = self.routes.attempts();
-        let mut no_cache = false;
+        let (mut no_cache, mut tried) = (false, 0);
         loop {
-            let route = self.routes.current(Instant::now());
-            let url = format!("{}/{path}", self.routes.host(route));
-            let failure = match self.attempt(route, &url, range, no_cache, sink).await {
+            let mut route = self.routes.current_for(target.path, Instant::now());
+            if let Some(host) = only {
+                route = route.to(host);
+            }
+            let url = format!("{}/{}", route.host, target.path);
+            tried += 1;
+            let failure = match self.attempt(&route, &url, target.range, no_cache, sink).await {
                 Ok(()) => return Ok(()),
                 Err(failure) => failure,
             };
-            let (fault, reason, corrupt) = match failure {
-                Failure::Network(fault, reason) => (fault, reason, false),
+            let (fault, reason, after, corrupt) = match failure {
+                Failure::Network { fault, reason, after } => (fault, reason, after, false),
                 Failure::Corrupt(reason) if !no_cache => {
                     tracing::warn!(url, reason, "corrupt data; asking again past all caches");
                     self.stats.retries.add(1);
                     no_cache = true;
                     continue;
                 }
-                Failure::Corrupt(reason) => (Fault::Host, reason, true),
+                Failure::Corrupt(reason) => (Fault::Host, reason, None, true),
                 Failure::Local(error) => {
                     let reason = error.to_string();
-                    return Err(TransportError { url, reason, corrupt: false, local: Some(error) });
+                    return Err(TransportError { url, reason, tried, corrupt: false, local: Some(error) });
                 }
             };
-            tracing::debug!(url, reason, ?fault, "request failed");
+            tracing::debug!(url, proxy = route.proxy_name(), reason, ?fault, "request failed");
             no_cache = false;
-            match attempts.failed(route, fault, Instant::now()) {
+            match attempts.failed(&route, fault, Instant::now()) {
                 Next::Retry(pause) => {
                     self.stats.retries.add(1);
-                    tokio::time::sleep(pause).await;
+                    let wish = after.unwrap_or_default().min(self.routes.limits().backoff_max);
+                    tokio::time::sleep(pause.max(wish)).await;
                 }
                 Next::Switched => self.stats.failovers.add(1),
-                Next::GiveUp => return Err(TransportError { url, reason, corrupt, local: None }),
+                Next::GiveUp => return Err(TransportError { url, reason, tried, corrupt, local: None }),
             }
         }
     }
 
     async fn attempt(
         &self,
-        route: Route,
+        route: &Route,
         url: &str,
         range: Option<(u64, u64)>,
         no_cache: bool,
         sink: &mut dyn Sink,
     ) -> Result<(), Failure> {
-        let proxy = self.routes.proxy(route);
+        let through_proxy = route.proxy.is_some();
+        let transfer = if through_proxy { Fault::ProxyTransfer } else { Fault::HostTransfer };
         let limits = self.routes.limits();
-        let patience = if proxy.is_some() { limits.timeout_proxy } else { limits.timeout_direct };
-        let client = self.client(proxy, patience)?;
+        let patience = if through_proxy { limits.timeout_proxy } else { limits.timeout_direct };
+        let client = self.client(&route.proxy, patience)?;
         let mut request = client.get(url);
         if no_cache {
             request = request.header(PRAGMA, "no-cache").header(CACHE_CONTROL, "no-cache");
         }
         if let Some((first, length)) = range {
-            request = request.header(RANGE, format!("bytes={first}-{}", first + length.saturating_sub(1)));
+            request =
+                request.header(RANGE, format!("bytes={first}-{}", first.saturating_add(length).saturating_sub(1)));
         }
         sink.restart().map_err(sink_failure)?;
-        // The connection has its own timeout; the first byte of the answer gets the same time again.
+        // The connection has a limit of its own; the first byte of the answer gets the same time after it.
+        let stalled = |what, time| network(transfer, format!("{what} for {time:?}"));
         let answer = timeout(patience * 2, request.send()).await.map_err(|_| stalled("no answer", patience * 2))?;
-        let mut answer = answer.map_err(|e| connection_failure(&e))?;
+        let mut answer = answer.map_err(|e| connection_failure(&e, route))?;
         let status = answer.status();
-        let wanted = if range.is_some() { 206 } else { 200 };
-        if status.as_u16() != wanted {
-            let fault = classify(status.as_u16(), answer.headers(), proxy.is_some());
-            return Err(Failure::Network(fault, format!("the server answers {status}")));
+        let right =
+            if range.is_some() { status.as_u16() == 206 } else { status.is_success() && status.as_u16() != 206 };
+        if !right {
+            let fault = classify(status.as_u16(), answer.headers(), through_proxy);
+            let after = answer.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.trim().parse().ok());
+            let reason = format!("the server answers {status}");
+            return Err(Failure::Network { fault, reason, after: after.map(Duration::from_secs) });
         }
-        let (mut since, mut window) = (Instant::now(), 0);
+        let (mut waited, mut window) = (Duration::ZERO, 0);
         loop {
+            // What the sink takes to write is not the network's fault.
+            let asked = Instant::now();
             let piece = timeout(patience, answer.chunk()).await.map_err(|_| stalled("nothing more comes", patience))?;
-            let Some(piece) = piece.map_err(|e| Failure::Network(Fault::Transfer, chain(&e)))? else { break };
+            waited += asked.elapsed();
+            let Some(piece) = piece.map_err(|e| network(transfer, chain(&e)))? else { break };
             self.stats.received.add(piece.len() as u64);
             window += piece.len() as u64;
             sink.write(&piece).map_err(sink_failure)?;
-            let elapsed = since.elapsed();
-            if elapsed > patience {
-                if window < limits.low_speed.saturating_mul(elapsed.as_secs()) {
-                    let reason = format!("slower than {} bytes a second for {elapsed:?}", limits.low_speed);
-                    return Err(Failure::Network(Fault::Transfer, reason));
+            if waited > patience {
+                if window < limits.low_speed.saturating_mul(waited.as_secs()) {
+                    return Err(network(
+                        transfer,
+                        format!("slower than {} bytes a second for {waited:?}", limits.low_speed),
+                    ));
                 }
-                (since, window) = (Instant::now(), 0);
+                (waited, window) = (Duration::ZERO, 0);
             }
         }
         sink.finish().map_err(sink_failure)
     }
 
-    fn client(&self, proxy: Option<&str>, connect_timeout: Duration) -> Result<reqwest::Client, Failure> {
+    fn client(&self, proxy: &Member, connect_timeout: Duration) -> Result<reqwest::Client, Failure> {
+        if let Some(Place::Unknown(reason)) = proxy.as_ref().map(|proxy| &proxy.place) {
+            return Err(network(Fault::Proxy, reason.clone()));
+        }
         let mut clients = self.clients.lock();
-        let key = proxy.map(str::to_owned);
-        if let Some(client) = clients.get(&key) {
+        if let Some(client) = clients.get(proxy) {
             return Ok(client.clone());
         }
-        let local = |e: reqwest::Error| Failure::Local(Box::new(e));
+        let client = self.build_client(proxy.as_deref(), connect_timeout).map_err(|e| Failure::Local(Box::new(e)))?;
+        if clients.len() >= MAX_CLIENTS {
+            clients.clear();
+        }
+        clients.insert(proxy.clone(), client.clone());
+        Ok(client)
+    }
+
+    fn build_client(&self, proxy: Option<&Proxy>, connect_timeout: Duration) -> reqwest::Result<reqwest::Client> {
         let redirect = match self.routes.limits().follow_redirects {
             true => reqwest::redirect::Policy::limited(4),
             false => reqwest::redirect::Policy::none(),
@@ -225,23 +344,28 @@ impl Transport {
             .default_headers(headers)
             .http1_only()
             .tcp_nodelay(true)
-            .pool_max_idle_per_host(KEEP_ALIVE)
+            .pool_max_idle_per_host(MAX_IN_FLIGHT)
             .connect_timeout(connect_timeout)
             .redirect(redirect)
             .referer(false)
             .no_proxy();
-        if let Some(url) = proxy {
-            builder = builder.proxy(reqwest::Proxy::all(url).map_err(local)?);
+        if let Some(proxy) = proxy {
+            builder = builder.proxy(reqwest::Proxy::all(&proxy.url)?);
+            let name = reqwest::Url::parse(&proxy.url).ok().and_then(|url| url.host_str().map(str::to_owned));
+            if let (Place::At(address), Some(name)) = (&proxy.place, name) {
+                // The port is that of the URL.
+                builder = builder.resolve(&name, SocketAddr::new(*address, 0));
+            }
         }
         let network = self.routes.network();
         let mut urls = network.servers.iter().chain(network.proxies.iter().flatten().flatten());
-        if !urls.any(|url| url.starts_with("https:")) {
-            // Nothing needs the system's certificates, so a machine without any will do.
-            builder = builder.tls_certs_only([]);
-        }
-        let client = builder.build().map_err(local)?;
-        clients.insert(key, client.clone());
-        Ok(client)
+        builder = if urls.any(|url| url.starts_with("https:")) || self.routes.limits().follow_redirects {
+            builder.tls_certs_merge(tls::authorities(&self.routes.selection().authorities))
+        } else {
+            // Nothing needs certificates, so a machine without any will do.
+            builder.tls_certs_only([])
+        };
+        builder.build()
     }
 }
 
@@ -276,15 +400,21 @@ fn sink_failure(error: SinkError) -> Failure {
     }
 }
 
-fn stalled(what: &str, patience: Duration) -> Failure {
-    Failure::Network(Fault::Transfer, format!("{what} for {patience:?}"))
-}
-
-fn connection_failure(error: &reqwest::Error) -> Failure {
+/// Who is to blame when there is no answer.
+fn connection_failure(error: &reqwest::Error, route: &Route) -> Failure {
     let reason = chain(error);
-    // The connector gives no type for this; its text is stable.
-    let fault = if reason.contains("dns error") { Fault::Resolve } else { Fault::Transfer };
-    Failure::Network(fault, reason)
+    let proxy = route.proxy.as_ref();
+    // The connector gives no types for these; its texts are stable.
+    let no_name = reason.contains("dns error");
+    let no_trust = reason.contains("invalid peer certificate");
+    let fault = match proxy {
+        // The proxy resolves the names of servers, and leads to their certificates unseen.
+        Some(proxy) if no_name || (no_trust && proxy.url.starts_with("https:")) => Fault::Proxy,
+        _ if no_name || no_trust || error.is_redirect() || error.is_builder() => Fault::Host,
+        Some(_) => Fault::ProxyTransfer,
+        None => Fault::HostTransfer,
+    };
+    network(fault, reason)
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -301,7 +431,7 @@ fn classify(status: u16, headers: &HeaderMap, through_proxy: bool) -> Fault {
     let proxy_says = headers.contains_key("x-squid-error")
         || headers.get_all("proxy-status").iter().any(|v| v.as_bytes().windows(6).any(|w| w == b"error="));
     match status {
-        429 => Fault::Transfer,
+        429 => Fault::HostTransfer,
         400 | 404 | 500..=599 if !(through_proxy && proxy_says) => Fault::Host,
         _ if through_proxy => Fault::Proxy,
         _ => Fault::Host,
@@ -329,7 +459,10 @@ mod tests {
             (403, &none, true, Fault::Proxy),
             (403, &none, false, Fault::Host),
             (302, &none, false, Fault::Host),
-            (429, &none, false, Fault::Transfer),
+            (302, &none, true, Fault::Proxy),
+            (407, &none, true, Fault::Proxy),
+            (429, &none, false, Fault::HostTransfer),
+            (429, &none, true, Fault::HostTransfer),
         ] {
             assert_eq!(classify(code, headers, proxy), fault, "{code} {headers:?} {proxy}");
         }
