@@ -2,6 +2,9 @@
 //!
 //! Two tags are kept automatically: `trunk` names the current root catalog, `trunk-previous` the one before.
 //! At least one tag is on the default branch, or the reference checker complains of a dangling branch.
+//! What may be done with tags, and how a rollback changes them, is in `edit.rs`.
+
+mod edit;
 
 use std::path::Path;
 
@@ -9,6 +12,8 @@ use rusqlite::Connection;
 
 use crate::catalog::reader::open_immutable;
 use crate::hash::ContentHash;
+
+pub use self::edit::{TagError, is_tag_name};
 
 /// Tag of the current revision.
 pub const TRUNK: &str = "trunk";

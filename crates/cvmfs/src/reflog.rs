@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension as _};
 
 use crate::catalog::reader::open_immutable;
 use crate::hash::ContentHash;
@@ -75,6 +75,37 @@ pub fn append(file: &Path, fqrn: &str, refs: &[Ref]) -> rusqlite::Result<()> {
     db.close().map_err(|(_, e)| e)
 }
 
+/// Takes references out of the database at `file`.
+pub fn remove(file: &Path, refs: &[Ref]) -> rusqlite::Result<()> {
+    let mut db = Connection::open(file)?;
+    db.execute_batch("PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF;")?;
+    let transaction = db.transaction()?;
+    for reference in refs {
+        let key = (reference.hash.to_string(), reference.kind.number());
+        transaction.execute("DELETE FROM refs WHERE hash = ?1 AND type = ?2", key)?;
+    }
+    transaction.commit()?;
+    db.execute_batch("VACUUM")?;
+    db.close().map_err(|(_, e)| e)
+}
+
+/// Root catalogs in the order in which they were entered: a publish adds to the end, only a collection takes away.
+pub fn roots(file: &Path) -> rusqlite::Result<Vec<ContentHash>> {
+    let db = open_immutable(file)?;
+    let mut statement = db.prepare("SELECT hash FROM refs WHERE type = 0 ORDER BY rowid")?;
+    let rows = statement.query_map((), |row| {
+        let hash: String = row.get(0)?;
+        hash.parse().map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e)))
+    })?;
+    rows.collect()
+}
+
+/// The repository whose reflog this is, if it says so.
+pub fn repository(file: &Path) -> rusqlite::Result<Option<String>> {
+    let db = open_immutable(file)?;
+    db.query_row("SELECT value FROM properties WHERE key = 'fqrn'", (), |row| row.get(0)).optional()
+}
+
 /// Reads all references; rows that are no reference are an error.
 pub fn read(file: &Path) -> rusqlite::Result<Vec<Ref>> {
     let db = open_immutable(file)?;
@@ -110,5 +141,10 @@ mod tests {
         let later = make(1, RefKind::Catalog, 9);
         append(&file, "x.example.org", &[later]).unwrap();
         assert_eq!(read(&file).unwrap(), [refs[1], refs[2], later]);
+        let fourth = make(4, RefKind::Catalog, 2);
+        append(&file, "x.example.org", &[fourth]).unwrap();
+        assert_eq!(roots(&file).unwrap(), [later.hash, fourth.hash], "as they were entered, not by time");
+        remove(&file, &[refs[1], later, Ref { kind: RefKind::History, ..fourth }]).unwrap();
+        assert_eq!(read(&file).unwrap(), [fourth, refs[2]], "the kind belongs to it");
     }
 }

@@ -3,6 +3,9 @@
 //! States are types: a [`Repository`] exists only after trust was established, and only it can begin a
 //! [`crate::transaction::Transaction`].
 
+mod forget;
+mod retag;
+
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,6 +28,8 @@ use crate::reflog::{self, Ref, RefKind};
 use crate::signature::{PrivateKey, Scheme, SignatureError, seal};
 use crate::store::{DATABASE_LIMIT, Store, StoreError, fetch, names, put_stream};
 use crate::trust::{Anchor, TrustError};
+
+pub use self::retag::{Retag, RetagError, Revision};
 
 /// Largest certificate or meta info object.
 const SMALL_OBJECT: u64 = 1 << 20;
@@ -285,12 +290,11 @@ impl Repository {
     /// manifest last: whatever stands between them, the reflog matches one of the two.
     pub(crate) fn finish(
         self,
-        mut manifest: Manifest,
+        manifest: Manifest,
         signer: &Signer,
         scratch: &Path,
         checksum: Option<&Path>,
     ) -> Result<Repository, RepositoryError> {
-        let algorithm = manifest.root_catalog.algorithm;
         let file = scratch_file(scratch)?;
         if let Some(old) = self.store.read(names::REFLOG)? {
             std::fs::write(file.path(), old).map_err(scratch_error(scratch))?;
@@ -307,7 +311,19 @@ impl Repository {
             .collect();
         reflog::append(file.path(), &self.fqrn, &refs).map_err(self.database("reflog"))?;
         let content = std::fs::read(file.path()).map_err(scratch_error(scratch))?;
-        let hash = ContentHash::of(algorithm, &content);
+        self.replace_manifest(manifest, &content, signer, checksum)
+    }
+
+    /// The last of these steps, for a reflog that is made already.
+    fn replace_manifest(
+        self,
+        mut manifest: Manifest,
+        reflog: &[u8],
+        signer: &Signer,
+        checksum: Option<&Path>,
+    ) -> Result<Repository, RepositoryError> {
+        let algorithm = manifest.root_catalog.algorithm;
+        let hash = ContentHash::of(algorithm, reflog);
         manifest.reflog = Some(hash);
         let sealed = seal(&manifest.print(), algorithm, &signer.key, Scheme::Digest)
             .map_err(|source| RepositoryError::Sign(self.fqrn.clone(), source))?;
@@ -322,15 +338,20 @@ impl Repository {
                 self.store.alias(&names::alternative(id), id)?;
             }
         }
-        self.store.flush()?;
-        if let Some(path) = checksum {
-            write_checksum(path, hash).map_err(scratch_error(path))?;
-        }
-        self.store.replace(names::REFLOG, &content)?;
+        self.replace_reflog(reflog, hash, checksum)?;
         if !self.store.swap(names::MANIFEST, self.sealed.as_deref(), &sealed)? {
             return Err(self.moved(self.store.read(names::MANIFEST)?));
         }
         Ok(Repository { manifest, sealed: Some(sealed), ..self })
+    }
+
+    /// Everything durable, then the hash of the reflog, then the reflog.
+    fn replace_reflog(&self, reflog: &[u8], hash: ContentHash, checksum: Option<&Path>) -> Result<(), RepositoryError> {
+        self.store.flush()?;
+        if let Some(path) = checksum {
+            write_checksum(path, hash).map_err(scratch_error(path))?;
+        }
+        Ok(self.store.replace(names::REFLOG, reflog)?)
     }
 
     fn database(&self, what: &'static str) -> impl Fn(rusqlite::Error) -> RepositoryError + '_ {
