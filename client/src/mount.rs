@@ -179,6 +179,12 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
 }
 
 fn open_session(fuse: Fuse, config: &Config, mountpoint: &Path) -> Result<Session<Fuse>, MountError> {
+    // The binding would only say "permission denied", without saying to what.
+    std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .map_err(system("use /dev/fuse: load the kernel module fuse, and give users access (mode 0666)"))?;
     // The name that `df` shows; scripts of the field look for it.
     let mut options =
         vec![MountOption::FSName("cvmfs2".into()), MountOption::RO, MountOption::NoSuid, MountOption::NoDev];

@@ -299,20 +299,19 @@ fn who_sees_information_is_configured() {
     let open = PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(world.directory.path(), open).unwrap();
     let asked_by = |gid: u32, name: &str| {
-        let script = "import os,sys\ntry: print(os.getxattr(sys.argv[1], sys.argv[2]).decode())\nexcept OSError as e: print('errno', e.errno)";
-        let output = Command::new("setpriv")
-            .args(["--reuid=65534", &format!("--regid={gid}"), "--clear-groups", "python3", "-c", script])
-            .args([mount.path.to_str().unwrap(), name])
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap()
+        let (path, name) = (mount.path.clone(), name.to_owned());
+        let ask = move || {
+            // Of this thread only.
+            nix::unistd::setfsgid(nix::unistd::Gid::from_raw(gid));
+            nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65534));
+            attribute(&path, &name)
+        };
+        std::thread::spawn(ask).join().unwrap()
     };
-    let absent = format!("errno {}\n", libc::ENODATA);
-    assert_eq!(asked_by(65534, "user.pid"), absent);
-    assert_eq!(asked_by(65534, "user.pid~0"), absent, "a page is no way around it");
-    assert_eq!(asked_by(4242, "user.pid"), format!("{}\n", mount.status().pid));
-    assert_eq!(asked_by(65534, "user.revision"), "6\n");
+    assert_eq!(asked_by(65534, "user.pid"), None);
+    assert_eq!(asked_by(65534, "user.pid~0"), None, "a page is no way around it");
+    assert_eq!(asked_by(4242, "user.pid"), Some(mount.status().pid.to_string()));
+    assert_eq!(asked_by(65534, "user.revision").as_deref(), Some("6"));
     assert!(attribute(&mount.path, "user.pid").is_some(), "root");
 }
 
@@ -463,55 +462,68 @@ fn an_ordinary_user_can_mount() {
     std::fs::copy(env!("CARGO_BIN_EXE_cvmfs-client"), &program).unwrap();
     let key = world.directory.path().join("key.pub");
     std::fs::copy(world.key(), &key).unwrap();
-    let run = |arguments: &[&std::ffi::OsStr]| {
-        Command::new("setpriv")
-            .args([format!("--reuid={USER}"), format!("--regid={USER}"), "--clear-groups".into()])
-            .arg(&program)
-            .args(arguments)
-            .current_dir("/")
-            .env("HOME", &home)
-            .env("XDG_RUNTIME_DIR", &home)
-            .env_remove("XDG_CACHE_HOME")
-            .output()
-            .unwrap()
-    };
-    let mount = Mount { path: mountpoint.clone() };
-    let fqrn = world.fqrn();
-    let server = world.server.repository();
-    let mounted = run(&[
-        "mount".as_ref(),
-        fqrn.as_ref(),
-        mountpoint.as_ref(),
-        "--server-url".as_ref(),
-        server.as_ref(),
-        "--public-key".as_ref(),
-        key.as_ref(),
-        "-o".as_ref(),
-        "CVMFS_MAX_RETRIES=0".as_ref(),
-        "--config-dir".as_ref(),
-        "/nonexistent".as_ref(),
-    ]);
-    assert!(mounted.status.success(), "{mounted:?}");
-    assert!(home.join(".cache/cvmfs-client/shared/format").is_file());
-    let status = run(&["status".as_ref(), mountpoint.as_ref()]);
-    assert!(says(&status).contains("revision    6"), "{status:?}");
-    let read = Command::new("setpriv")
-        .args([format!("--reuid={USER}"), format!("--regid={USER}"), "--clear-groups".into()])
-        .arg("cat")
-        .arg(mountpoint.join("sizes/text-65536"))
+    // Everybody may use /dev/fuse on an ordinary machine; here it is made so for this test alone.
+    let script = r#"
+        set -e
+        cd "$1"
+        mknod fuse c 10 229; chmod 666 fuse; mount --bind fuse /dev/fuse
+        user() { setpriv --reuid=65534 --regid=65534 --clear-groups env HOME="$PWD/home" XDG_RUNTIME_DIR="$PWD/home" "$@"; }
+        m="$PWD/home/mnt"
+        user ./cvmfs-client mount "$2" "$m" --server-url "$3" --public-key key.pub -o CVMFS_MAX_RETRIES=0 --config-dir /nonexistent
+        grep " $m " /proc/self/mountinfo
+        user ./cvmfs-client status "$m"
+        user ./cvmfs-client probe "$m"
+        echo "bytes $(user cat "$m/sizes/text-65536" | wc -c)"
+        user ./cvmfs-client umount "$m"
+        echo "left $(ls -A "$m" | wc -l)"
+    "#;
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(world.directory.path())
+        .args([world.fqrn(), world.server.repository()])
+        .env_remove("XDG_CACHE_HOME")
         .output()
         .unwrap();
-    assert_eq!(read.stdout.len(), 65536, "{read:?}");
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let line = table.lines().find(|line| line.split(' ').nth(4) == mountpoint.to_str()).unwrap();
-    for option in ["ro", "nosuid", "nodev"] {
+    let text = says(&output);
+    assert!(output.status.success(), "{text}");
+    for expected in ["revision    6 (", "... OK\n", "bytes 65536\n", "left 0\n"] {
+        assert!(text.contains(expected), "{expected}\n{text}");
+    }
+    let line = text.lines().find(|line| line.contains(" - fuse")).unwrap();
+    for option in ["ro", "nosuid", "nodev", "user_id=65534", "default_permissions"] {
         assert!(line.split([' ', ',']).any(|word| word == option), "{option} in {line}");
     }
-    assert!(says(&run(&["probe".as_ref(), mountpoint.as_ref()])).contains("... OK"));
-    let unmounted = run(&["umount".as_ref(), mountpoint.as_ref()]);
-    assert!(unmounted.status.success(), "{unmounted:?}");
-    assert!(std::fs::read_dir(&mountpoint).unwrap().next().is_none());
-    drop(mount);
+    assert!(home.join(".cache/cvmfs-client/shared/format").is_file());
+}
+
+#[test]
+fn whoever_may_not_use_fuse_is_told() {
+    if !has_fuse() {
+        return;
+    }
+    let world = World::new("hardlinks");
+    let mountpoint = world.directory.path().join("mnt");
+    std::fs::create_dir(&mountpoint).unwrap();
+    std::fs::set_permissions(world.directory.path(), PermissionsExt::from_mode(0o777)).unwrap();
+    let program = world.directory.path().join("cvmfs-client");
+    std::fs::copy(env!("CARGO_BIN_EXE_cvmfs-client"), &program).unwrap();
+    let key = world.directory.path().join("key.pub");
+    std::fs::copy(world.key(), &key).unwrap();
+    let device = world.directory.path().join("fuse");
+    let script = "mknod \"$0\" c 10 229; chmod 600 \"$0\"; mount --bind \"$0\" /dev/fuse; \
+                  exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
+    let mut arguments = world.mount_arguments(&mountpoint, &[]);
+    let at = arguments.iter().position(|argument| argument == "--public-key").unwrap();
+    arguments[at + 1] = key.into();
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script])
+        .args([device, program])
+        .args(arguments)
+        .env("XDG_RUNTIME_DIR", world.directory.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert!(says(&output).contains("cannot use /dev/fuse"), "{output:?}");
 }
 
 #[test]
