@@ -26,6 +26,7 @@ mod top;
 
 use std::path::Path;
 
+pub(crate) use report::chain;
 pub use report::{Finding, MAX_FINDINGS, Report, Severity};
 pub use rule::Rule;
 
@@ -92,7 +93,7 @@ fn fault(error: StoreError) -> Result<String, CheckError> {
     match error {
         StoreError::Missing(_) => Ok("it is missing".into()),
         StoreError::Io { .. } | StoreError::Object(ObjectError::Write(..)) => Err(CheckError::Store(error)),
-        StoreError::Object(error) => Ok(report::chain(&error)),
+        StoreError::Object(error) => Ok(chain(&error)),
     }
 }
 

@@ -15,6 +15,7 @@ pub mod manifest;
 pub mod object;
 pub mod path;
 pub mod reflog;
+pub mod repair;
 pub mod repository;
 pub mod scrub;
 pub mod signature;

@@ -12,6 +12,7 @@
 
 mod edit;
 mod links;
+mod repaired;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -91,13 +92,15 @@ pub struct Transaction {
     base: Manifest,
     options: TransactionOptions,
     open: BTreeMap<RepoPath, OpenCatalog>,
+    /// Tags and reflog are mended with the publish.
+    is_repair: bool,
 }
 
 impl Transaction {
     /// Begins at the repository's current revision.
     pub fn begin(repository: Repository, options: TransactionOptions) -> Result<Transaction, RepositoryError> {
         let base = repository.manifest.clone();
-        let mut transaction = Transaction { repository, base, options, open: BTreeMap::new() };
+        let mut transaction = Transaction { repository, base, options, open: BTreeMap::new(), is_repair: false };
         let root = transaction.load(transaction.base.root_catalog, None)?;
         transaction.open.insert(RepoPath::ROOT, root);
         Ok(transaction)
@@ -149,9 +152,10 @@ impl Transaction {
             }
         }
         let (root_catalog, root_catalog_size) = written.expect("the root catalog is always open");
-        let Transaction { repository, base, options, .. } = self;
+        let mut history = self.repository.history(&self.options.scratch)?;
+        self.mend_history(&mut history)?;
+        let Transaction { repository, base, options, is_repair, .. } = self;
         let algorithm = base.root_catalog.algorithm;
-        let mut history = repository.history(&options.scratch)?;
         let head = Tag {
             name: String::new(),
             root: root_catalog,
@@ -167,7 +171,7 @@ impl Transaction {
         }
         history.advance_trunk(head);
         let previous = base.history.unwrap_or(ContentHash::null(algorithm));
-        let history = repository.write_history(&history, previous, algorithm, &options.scratch)?;
+        let written = repository.write_history(&history, previous, algorithm, &options.scratch)?;
         let mut pem = commit.signer.certificate_pem.as_bytes();
         let (certificate, _) =
             put_stream(&*repository.store, repository.encoding(), ObjectKind::Certificate, &mut pem)?;
@@ -177,11 +181,14 @@ impl Transaction {
             ttl: commit.ttl.unwrap_or(base.ttl),
             revision,
             certificate: Some(certificate),
-            history: Some(history),
+            history: Some(written),
             published: now,
             ..base
         };
         repository.expect_unmoved()?;
+        if is_repair {
+            repaired::mend_reflog(&repository, &options, &history)?;
+        }
         let repository = repository.finish(manifest, commit.signer, &options.scratch, commit.reflog_checksum)?;
         Ok(Published { repository, catalogs, catalog_bytes })
     }

@@ -297,7 +297,7 @@ impl CatalogWriter {
         size.map_err(|e| CatalogError::Corrupt { path: file.clone(), what: format!("cannot examine the file: {e}") })
     }
 
-    fn execute(&self, sql: &str, parameters: impl rusqlite::Params) -> Result<usize, CatalogError> {
+    pub(crate) fn execute(&self, sql: &str, parameters: impl rusqlite::Params) -> Result<usize, CatalogError> {
         let mut statement = self.db.prepare_cached(sql).map_err(self.sqlite("cannot change it"))?;
         statement.execute(parameters).map_err(self.sqlite("cannot change it"))
     }
@@ -374,6 +374,24 @@ impl CatalogWriter {
             Err(_) => Err(self.corrupt(format!("nested catalog {path} has the malformed hash {hash:?}"))),
         })
         .transpose()
+    }
+
+    /// Paths and objects of all registered nested catalogs.
+    pub fn nested_all(&self) -> Result<Vec<(RepoPath, ContentHash)>, CatalogError> {
+        let mut statement =
+            self.db.prepare_cached("SELECT path, sha1 FROM nested_catalogs").map_err(self.sqlite("nested catalogs"))?;
+        let mut rows = statement.query(()).map_err(self.sqlite("nested catalogs"))?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next().map_err(self.sqlite("nested catalogs"))? {
+            let bytes = |i| row.get_ref(i).ok().and_then(|v| v.as_bytes_or_null().ok().flatten()).unwrap_or_default();
+            let path = RepoPath::parse(bytes(0));
+            let hash = std::str::from_utf8(bytes(1)).ok().and_then(|hash| hash.parse().ok());
+            let (Ok(path), Some(hash)) = (path, hash) else {
+                return Err(self.corrupt("a malformed row in nested_catalogs".into()));
+            };
+            found.push((path, hash));
+        }
+        Ok(found)
     }
 
     /// Counters as recorded.

@@ -5,9 +5,10 @@ use crate::catalog::counters::{Counter, Counters, Tally};
 use crate::catalog::reader::{NestedRef, Row};
 use crate::catalog::writer::CatalogWriter;
 use crate::entry::{Chunk, Entry, Flags, Meta};
-use crate::hash::ObjectKind;
+use crate::hash::{ContentHash, ObjectKind};
 use crate::path::RepoPath;
 use crate::repository::{RepositoryError, fetch_to_scratch, scratch_file};
+use crate::store::StoreError;
 use crate::subtree::{Graft, MARKER};
 
 impl Transaction {
@@ -259,8 +260,29 @@ impl Transaction {
             return Ok(catalog.accounted);
         }
         let Some((hash, _)) = self.catalog(home).writer.nested(path)? else { return Ok(Tally::default()) };
+        match self.total_of(hash) {
+            // What is damaged can be removed or replaced: it counted what the others do not count.
+            Err(error) if is_damage(&error) => self.remainder(home, path),
+            other => other,
+        }
+    }
+
+    fn total_of(&self, hash: ContentHash) -> Result<Tally, RepositoryError> {
         let file = fetch_to_scratch(&*self.repository.store, hash.object(ObjectKind::Catalog), &self.options.scratch)?;
         Ok(CatalogWriter::open(file.path())?.counters()?.total())
+    }
+
+    /// What the parent's `subtree` holds besides all its other nested catalogs.
+    fn remainder(&mut self, home: &RepoPath, path: &RepoPath) -> Result<Tally, RepositoryError> {
+        let mut rest = self.catalog(home).counters.subtree;
+        for (other, hash) in self.catalog(home).writer.nested_all()?.into_iter().filter(|(other, _)| other != path) {
+            let total = match self.open.get(&other) {
+                Some(open) => open.accounted,
+                None => self.total_of(hash)?,
+            };
+            rest.add(&total, -1);
+        }
+        Ok(rest)
     }
 
     /// Changes the link count of a directory.
@@ -337,4 +359,10 @@ impl Transaction {
     fn catalog(&mut self, home: &RepoPath) -> &mut OpenCatalog {
         self.open.get_mut(home).expect("homes are open catalogs")
     }
+}
+
+/// Whether it is the object that is wrong, and not reading it.
+fn is_damage(error: &RepositoryError) -> bool {
+    let store = matches!(error, RepositoryError::Store(StoreError::Missing(_) | StoreError::Object(_)));
+    store || matches!(error, RepositoryError::Catalog(_))
 }
