@@ -25,7 +25,7 @@ use crate::content::{Collector, Pool};
 use crate::error::one_line;
 use crate::failure::Failure;
 use crate::flat::flatten;
-use crate::layer::{Base, LayerProgress, Lower, PreparedLayer, StagedLayer, format_record, read_layer};
+use crate::layer::{Base, LayerPlace, LayerProgress, Lower, PreparedLayer, StagedLayer, format_record, read_layer};
 use crate::plan::{ImagePlan, LayerPlan, LayerState, Planner, Wanted, image_name};
 use crate::progress::{Event, Progress};
 use crate::publish::{ReadyImage, publish};
@@ -244,6 +244,7 @@ struct Pass<'a> {
 /// A layer to be fetched.
 struct Fetch<'a> {
     layer: &'a Layer,
+    place: LayerPlace,
     source: &'a ImageSource,
     image: &'a str,
 }
@@ -301,15 +302,16 @@ impl<'a> Pass<'a> {
             outcome.image = Some(image.image.clone());
             outcome.digest = Some(image.document.digest.to_string());
             let count = |state| image.distinct_layers().filter(|l| l.state == state).count() as u64;
-            outcome.layers.known = count(LayerState::Published) + count(LayerState::Prepared);
+            outcome.layers.known =
+                [LayerState::Published, LayerState::Legacy, LayerState::Prepared].into_iter().map(count).sum();
             self.outcomes[place] = Some(outcome);
-            if image.outcome == Outcome::Unchanged {
+            if image.outcome == Outcome::Unchanged && !image.needs_records {
                 continue;
             }
             let total = Some(image.missing_bytes());
             self.tell(Event::ImageStarted { image: &image.image, layers: image.layers.len(), total });
             self.open.push(place);
-            for layer in image.distinct_layers() {
+            for layer in image.distinct_layers().filter(|l| l.state != LayerState::Legacy) {
                 let key = key(&layer.layer);
                 if self.slots.contains_key(&key) {
                     continue;
@@ -321,7 +323,8 @@ impl<'a> Pass<'a> {
                         Slot::Ready(known.clone(), layer.prepared.clone())
                     }
                     None => {
-                        fetches.push(Fetch { layer: &layer.layer, source: &image.wanted.source, image: &image.image });
+                        let (layer, to, source) = (&layer.layer, layer.place, &image.wanted.source);
+                        fetches.push(Fetch { layer, place: to, source, image: &image.image });
                         self.payer.insert(key, place);
                         Slot::Awaited
                     }
@@ -390,7 +393,9 @@ impl<'a> Pass<'a> {
             return Err(what.clone());
         }
         let mut base = Base::default();
-        for (layer, chain) in image.distinct_layers().zip(bases(image)) {
+        let layers = image.distinct_layers().zip(bases(image));
+        // Where anything has to be made, no layer is left as the existing tool wrote it.
+        for (layer, chain) in layers.filter(|(l, _)| l.state != LayerState::Legacy) {
             base.chain = chain;
             let key = key(&layer.layer);
             let slot = match self.slots.remove(&key).unwrap_or(Slot::Awaited) {
@@ -433,7 +438,7 @@ impl<'a> Pass<'a> {
         if fits {
             return Ok(stored);
         }
-        let fetch = Fetch { layer, source: &image.wanted.source, image: &image.image };
+        let fetch = Fetch { layer, place: LayerPlace::Own, source: &image.wanted.source, image: &image.image };
         let arrived = read(self.converter, self.pool, &fetch);
         let variant = match arrived.result? {
             Staged::Waits(staged) => staged.prepare_variant(self.converter.target, self.pool, base)?.reference(),
@@ -486,7 +491,8 @@ impl<'a> Pass<'a> {
         } else {
             None
         };
-        let layers = image.distinct_layers().filter_map(|l| ready(&l.layer).1).collect();
+        let made = image.distinct_layers().filter(|l| l.state != LayerState::Legacy);
+        let layers = made.filter_map(|l| ready(&l.layer).1).collect();
         let variants = variants.into_keys().map(|(digest, _)| digest).collect();
         Ok(ReadyImage { plan: image, layers, flat, variants })
     }
@@ -576,6 +582,7 @@ fn read(converter: &Converter<'_>, pool: &Pool, fetch: &Fetch<'_>) -> Arrived {
     let work = || {
         let blob = converter.sources.layer(fetch.source, descriptor).map_err(|e| e.of_layer(descriptor.digest))?;
         let staged = read_layer(fetch.layer, blob, pool, &collector, &converter.options.limits.layer, &teller)?;
+        let staged = staged.at(fetch.place);
         if staged.depends_on_lower() {
             return Ok(Staged::Waits(Box::new(staged)));
         }

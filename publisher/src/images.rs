@@ -1,4 +1,7 @@
-//! What is published: images from their records, named snapshots from the history.
+//! What is published: images from their records, those of the existing tool from their links; named snapshots from the
+//! history.
+
+use std::collections::BTreeMap;
 
 use cvmfs::entry::Entry;
 use cvmfs::hash::ObjectKind;
@@ -21,54 +24,100 @@ pub struct PublishedImage {
     pub path: String,
     /// Its name in full.
     pub image: String,
-    /// Digest of its manifest.
-    pub digest: String,
+    /// Digest of its manifest; unknown of an image of the existing tool.
+    pub digest: Option<String>,
     /// Digest of its config.
     pub config: String,
-    /// For which machines.
-    pub platform: String,
+    /// For which machines, if that is recorded.
+    pub platform: Option<String>,
     /// Since when.
     pub published: String,
-    /// Revision that brought it.
-    pub revision: u64,
+    /// Revision that brought it, if that is recorded.
+    pub revision: Option<u64>,
+    /// Whether the existing tool published it: there is a link, and none of our records.
+    pub legacy: bool,
 }
 
 /// All published images, by path. An image with an unreadable record is an error, not left out.
 pub fn list(target: &Target) -> Result<Vec<PublishedImage>, Failure> {
     let mut view = target.view(time::UtcDateTime::now())?;
     let layout = Layout::new();
-    let mut found = Vec::new();
+    let mut found = BTreeMap::new();
     let top = RepoPath::parse("/.metadata").expect("a normal path");
-    walk(target, &mut view, &layout, &top, &mut found)?;
-    found.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(found)
+    walk(&mut view, &top, &mut |path, entry| {
+        let text = String::from_utf8_lossy(path.as_bytes());
+        if let Some(OwnedPath::ImageFile { platform, name, file: ImageFile::Status }) = layout.parse(&text) {
+            let status = StatusRecord::parse(&read(target, entry)?)?;
+            let path = layout.print(&OwnedPath::Public { platform, name });
+            let image = PublishedImage {
+                path: path.clone(),
+                image: status.image,
+                digest: Some(status.digest.to_string()),
+                config: status.config.to_string(),
+                platform: Some(status.platform.to_string()),
+                published: status.published,
+                revision: Some(status.revision),
+                legacy: false,
+            };
+            found.insert(path, image);
+        }
+        Ok(())
+    })?;
+    for top in view.list(&RepoPath::ROOT)?.into_iter().filter(|e| is_public(&e.name)) {
+        let path = RepoPath::ROOT.join(&top.name);
+        let mut visit = |path: &RepoPath, entry: &Entry| {
+            if let Some(image) = legacy_image(&layout, path, entry) {
+                found.entry(image.path.clone()).or_insert(image);
+            }
+            Ok(())
+        };
+        match top.is_directory() {
+            true => walk(&mut view, &path, &mut visit)?,
+            false => visit(&path, &top)?,
+        }
+    }
+    Ok(found.into_values().collect())
 }
 
-fn walk(
-    target: &Target,
+/// Whether a name at the top belongs to the tree of public links.
+pub(crate) fn is_public(name: &[u8]) -> bool {
+    !name.starts_with(b".") && name != b"podmanStore" || name == b".multiarch"
+}
+
+/// The image behind a public link, as far as the link tells.
+fn legacy_image(layout: &Layout, path: &RepoPath, entry: &Entry) -> Option<PublishedImage> {
+    let text = std::str::from_utf8(path.as_bytes().strip_prefix(b"/")?).ok()?;
+    let public = layout.parse(text).filter(|p| matches!(p, OwnedPath::Public { .. }))?;
+    let OwnedPath::Flat(config) = layout.parse_link(&public, std::str::from_utf8(&entry.symlink).ok()?)? else {
+        return None;
+    };
+    Some(PublishedImage {
+        path: text.to_owned(),
+        image: text.to_owned(),
+        digest: None,
+        config: config.to_string(),
+        platform: None,
+        published: image::layout::timestamp(entry.mtime),
+        revision: None,
+        legacy: true,
+    })
+}
+
+/// Visits all that is no directory below a directory. Names of images have few components.
+pub(crate) fn walk(
     view: &mut Transaction,
-    layout: &Layout,
     directory: &RepoPath,
-    found: &mut Vec<PublishedImage>,
+    visit: &mut dyn FnMut(&RepoPath, &Entry) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
+    const DEEPEST: usize = 64;
     for entry in view.list(directory)? {
         let path = directory.join(&entry.name);
-        if entry.is_directory() {
-            walk(target, view, layout, &path, found)?;
-            continue;
-        }
-        let text = String::from_utf8_lossy(path.as_bytes()).into_owned();
-        if let Some(OwnedPath::ImageFile { platform, name, file: ImageFile::Status }) = layout.parse(&text) {
-            let status = StatusRecord::parse(&read(target, &entry)?)?;
-            found.push(PublishedImage {
-                path: layout.print(&OwnedPath::Public { platform, name }),
-                image: status.image,
-                digest: status.digest.to_string(),
-                config: status.config.to_string(),
-                platform: status.platform.to_string(),
-                published: status.published,
-                revision: status.revision,
-            });
+        match entry.is_directory() {
+            true if path.components().count() > DEEPEST => {
+                return Err(Failure::Content(format!("{path} lies too deep for the name of an image")));
+            }
+            true => walk(view, &path, visit)?,
+            false => visit(&path, &entry)?,
         }
     }
     Ok(())
@@ -85,7 +134,10 @@ fn read(target: &Target, entry: &Entry) -> Result<Vec<u8>, Failure> {
 
 /// One line an image.
 pub fn to_text(images: &[PublishedImage]) -> String {
-    let line = |i: &PublishedImage| format!("{}  {}  {}  revision {}\n", i.path, i.digest, i.published, i.revision);
+    let line = |i: &PublishedImage| match (&i.digest, i.revision) {
+        (Some(digest), Some(revision)) => format!("{}  {digest}  {}  revision {revision}\n", i.path, i.published),
+        _ => format!("{}  legacy, config {}  {}\n", i.path, i.config, i.published),
+    };
     images.iter().map(line).collect()
 }
 

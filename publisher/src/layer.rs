@@ -52,6 +52,28 @@ pub struct StagedLayer {
     tree: Tree<DatabaseStaging>,
     contents: Contents,
     size: u64,
+    place: LayerPlace,
+}
+
+/// Where a layer goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LayerPlace {
+    /// To its own directory.
+    #[default]
+    Own,
+    /// Beside the content that the existing tool has put there.
+    Beside,
+}
+
+impl LayerPlace {
+    /// The directory of a layer at this place.
+    pub fn path(self, layer: LayerDigest) -> OwnedPath {
+        match self {
+            LayerPlace::Own => OwnedPath::Layer(layer),
+            LayerPlace::Beside => OwnedPath::LayerOverlay(layer),
+        }
+    }
 }
 
 /// A layer whose catalog is stored.
@@ -59,6 +81,8 @@ pub struct StagedLayer {
 pub struct PreparedLayer {
     /// The layer.
     pub digest: LayerDigest,
+    /// Where it goes.
+    pub place: LayerPlace,
     /// How it goes into the repository.
     pub graft: Box<Graft>,
 }
@@ -106,7 +130,7 @@ pub fn read_layer(
             return Err(Failure::DiffId { expected: layer.diff_id, found });
         }
         let contents = collector.finish(pool.algorithm())?;
-        Ok(StagedLayer { layer: layer.clone(), tree, contents, size })
+        Ok(StagedLayer { layer: layer.clone(), tree, contents, size, place: LayerPlace::Own })
     };
     read().map_err(|e: Failure| e.of_layer(digest))
 }
@@ -138,6 +162,12 @@ impl StagedLayer {
         self.layer.descriptor.digest
     }
 
+    /// The same, to be put there.
+    #[must_use]
+    pub fn at(self, place: LayerPlace) -> StagedLayer {
+        StagedLayer { place, ..self }
+    }
+
     /// Settles what depends on the layers below and writes the catalog; keeps it for the next run.
     pub fn prepare(self, target: &Target, pool: &Pool, base: &Base<'_>) -> Result<PreparedLayer, Failure> {
         let prepared = self.prepare_variant(target, pool, base)?;
@@ -160,7 +190,7 @@ impl StagedLayer {
         let now = UtcDateTime::now();
         let layout = Layout::new();
         let digest = self.digest();
-        let path = repo_path(&layout, &OwnedPath::Layer(digest));
+        let path = repo_path(&layout, &self.place.path(digest));
         let algorithm = pool.algorithm();
         let mut encoder = Encoder::new(algorithm, target.codec);
         let rows = self.tree.staging.count().map_err(|e| Failure::Content(format!("rows of the layer: {e}")))?;
@@ -200,7 +230,7 @@ impl StagedLayer {
             writer.add(&relative, entry, group, &chunks).map_err(|e| Visit(e.into()))
         })?;
         let graft = Box::new(writer.finish()?);
-        Ok(PreparedLayer { digest, graft })
+        Ok(PreparedLayer { digest, place: self.place, graft })
     }
 }
 
@@ -312,6 +342,8 @@ pub fn repo_path(layout: &Layout, path: &OwnedPath) -> RepoPath {
 struct Remembered {
     schema: u32,
     fqrn: String,
+    #[serde(default)]
+    place: LayerPlace,
     catalog: String,
     size: u64,
     catalogs: u64,
@@ -331,6 +363,7 @@ impl PreparedLayer {
         let remembered = Remembered {
             schema: PREPARED_SCHEMA,
             fqrn: target.fqrn.clone(),
+            place: self.place,
             catalog: self.graft.catalog.to_string(),
             size: self.graft.size,
             catalogs: self.graft.catalogs,
@@ -345,18 +378,18 @@ impl PreparedLayer {
     }
 
     /// A layer that an earlier run prepared. Every object it needs is proven to be there; anything doubtful is none.
-    pub fn recall(target: &Target, digest: LayerDigest) -> Option<PreparedLayer> {
+    pub fn recall(target: &Target, digest: LayerDigest, place: LayerPlace) -> Option<PreparedLayer> {
         let bytes = fs::read(PreparedLayer::file(target, digest)).ok()?;
         let known: Remembered = serde_json::from_slice(&bytes).ok()?;
-        if known.schema != PREPARED_SCHEMA || known.fqrn != target.fqrn {
+        if known.schema != PREPARED_SCHEMA || known.fqrn != target.fqrn || known.place != place {
             return None;
         }
-        let path = repo_path(&Layout::new(), &OwnedPath::Layer(digest));
+        let path = repo_path(&Layout::new(), &place.path(digest));
         let reference = NestedRef { path, hash: known.catalog.parse().ok()?, size: known.size };
         let loader = Loader::new(&*target.store, target.scratch());
         let mut graft = Box::new(graft_of(loader, &reference).ok()?);
         (graft.catalogs, graft.rows) = (known.catalogs, known.rows);
-        objects_are_present(loader, &*target.store, &reference).ok()?.then_some(PreparedLayer { digest, graft })
+        objects_are_present(loader, &*target.store, &reference).ok()?.then_some(PreparedLayer { digest, place, graft })
     }
 
     /// It is published; nothing needs to be kept.
@@ -391,7 +424,7 @@ pub fn graft_of(loader: Loader<'_>, reference: &NestedRef) -> Result<Graft, Fail
 }
 
 /// Whether all objects that the catalogs name are in the store.
-fn objects_are_present(loader: Loader<'_>, store: &dyn Store, reference: &NestedRef) -> Result<bool, Failure> {
+pub fn objects_are_present(loader: Loader<'_>, store: &dyn Store, reference: &NestedRef) -> Result<bool, Failure> {
     let mut seen: HashSet<ContentHash> = HashSet::new();
     let catalog = loader.load(reference)?;
     let mut present = true;

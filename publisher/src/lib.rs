@@ -21,6 +21,7 @@ pub mod plan;
 pub mod progress;
 pub mod publish;
 pub mod raw_index;
+pub mod repair;
 pub mod report;
 pub mod rows;
 pub mod serve;

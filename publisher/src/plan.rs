@@ -10,7 +10,7 @@ use cvmfs::hash::ObjectKind;
 use cvmfs::store::fetch;
 use cvmfs::transaction::Transaction;
 use image::digest::{LayerDigest, ManifestDigest};
-use image::layout::{ImageFile, IndexKey, Layout, OwnedPath, StatusRecord};
+use image::layout::{ImageFile, IndexKey, LayersJson, Layout, ManifestRecord, OwnedPath, StatusRecord};
 use image::manifest::{Config, Document, Layer, MAX_DOCUMENT, Manifest};
 use image::platform::{Platform, choose};
 use image::reference::{ImageSource, PublicName};
@@ -18,7 +18,8 @@ use serde::Serialize;
 
 use crate::cli::ImageLimits;
 use crate::failure::Failure;
-use crate::layer::{PreparedLayer, repo_path};
+use crate::layer::{LayerPlace, PreparedLayer, repo_path};
+use crate::repair::damaged::Damaged;
 use crate::report::Outcome;
 use crate::source::{RawDocument, Sources};
 use crate::target::Target;
@@ -42,6 +43,9 @@ pub struct Wanted {
 pub enum LayerState {
     /// In the repository.
     Published,
+    /// In the repository as the existing tool wrote it: good for its consumers, not to make anything from, since owners
+    /// and attributes are lost.
+    Legacy,
     /// Stored by an earlier run, not published yet.
     Prepared,
     /// To be fetched.
@@ -59,6 +63,10 @@ pub struct LayerPlan {
     pub known: Option<NestedRef>,
     /// As an earlier run prepared it.
     pub prepared: Option<PreparedLayer>,
+    /// Where it goes if it has to be published.
+    pub place: LayerPlace,
+    /// Whether what is published of it is damaged, and has to be replaced.
+    pub damaged: bool,
 }
 
 /// What has to be done for one image.
@@ -86,6 +94,10 @@ pub struct ImagePlan {
     pub layers: Vec<LayerPlan>,
     /// Whether the flat has to be made.
     pub needs_flat: bool,
+    /// Whether there is a flat that is damaged, and has to be replaced.
+    pub flat_damaged: bool,
+    /// Whether an image that is right lacks records or entries of the index: the existing tool has published it.
+    pub needs_records: bool,
     /// What will have happened when this plan was executed.
     pub outcome: Outcome,
 }
@@ -114,6 +126,7 @@ pub struct Planner<'a> {
     platform: Platform,
     view: Transaction,
     layout: Layout,
+    damaged: Damaged,
 }
 
 impl<'a> Planner<'a> {
@@ -125,7 +138,8 @@ impl<'a> Planner<'a> {
         platform: Platform,
     ) -> Result<Planner<'a>, Failure> {
         let view = target.view(time::UtcDateTime::now())?;
-        Ok(Planner { target, sources, limits, platform, view, layout: Layout::new() })
+        let damaged = Damaged::read(target)?;
+        Ok(Planner { target, sources, limits, platform, view, layout: Layout::new(), damaged })
     }
 
     /// What has to be done for an image whose tag was resolved to `digest`.
@@ -145,7 +159,7 @@ impl<'a> Planner<'a> {
         if !self.platform.runs(&platform) {
             return Err(Failure::Content(format!("the image is for {platform}; {} was asked for", self.platform)));
         }
-        let layers = manifest
+        let mut layers = manifest
             .layers_with(&config)?
             .into_iter()
             .map(|layer| self.plan_layer(layer))
@@ -160,8 +174,14 @@ impl<'a> Planner<'a> {
         for foreign in manifest.foreign() {
             tracing::warn!(image = %wanted.source, layer = %foreign.digest, "foreign layer is in no registry; left out");
         }
-        let needs_flat = self.lookup(&OwnedPath::Flat(manifest.config))?.is_none();
-        let outcome = self.outcome(wanted, &document, &manifest, needs_flat, &layers)?;
+        let flat_damaged = self.damaged.flats.contains(&manifest.config);
+        let needs_flat = flat_damaged || self.lookup(&OwnedPath::Flat(manifest.config))?.is_none();
+        let makes_something =
+            needs_flat || layers.iter().any(|l| !matches!(l.state, LayerState::Published | LayerState::Legacy));
+        for plan in layers.iter_mut().filter(|l| makes_something && l.state == LayerState::Legacy) {
+            *plan = self.to_fetch(plan.layer.clone(), LayerPlace::Beside, false);
+        }
+        let (outcome, needs_records) = self.outcome(wanted, &document, &manifest, needs_flat, &layers)?;
         Ok(ImagePlan {
             image: image_name(&wanted.source),
             name: wanted.name.clone(),
@@ -174,6 +194,8 @@ impl<'a> Planner<'a> {
             platform,
             layers,
             needs_flat,
+            flat_damaged,
+            needs_records,
             outcome,
         })
     }
@@ -245,16 +267,36 @@ impl<'a> Planner<'a> {
 
     fn plan_layer(&mut self, layer: Layer) -> Result<LayerPlan, Failure> {
         let digest = layer.descriptor.digest;
-        let at = repo_path(&self.layout, &OwnedPath::Layer(digest));
-        if let Some(known) = self.view.nested_reference(&at)? {
-            return Ok(LayerPlan { layer, state: LayerState::Published, known: Some(known), prepared: None });
+        if self.damaged.layers.contains(&digest) {
+            return Ok(self.to_fetch(layer, LayerPlace::Own, true));
         }
-        let prepared = PreparedLayer::recall(self.target, digest);
-        let state = if prepared.is_some() { LayerState::Prepared } else { LayerState::Missing };
-        let known = prepared.as_ref().map(PreparedLayer::reference);
-        Ok(LayerPlan { layer, state, known, prepared })
+        for place in [LayerPlace::Own, LayerPlace::Beside] {
+            let at = repo_path(&self.layout, &place.path(digest));
+            if let Some(known) = self.view.nested_reference(&at)? {
+                let (state, known) = (LayerState::Published, Some(known));
+                return Ok(LayerPlan { layer, state, known, prepared: None, place, damaged: false });
+            }
+        }
+        if self.lookup(&OwnedPath::LayerContent(digest))?.is_none_or(|e| !e.is_directory()) {
+            return Ok(self.to_fetch(layer, LayerPlace::Own, false));
+        }
+        let record = self.read(&OwnedPath::LayerRecord(digest))?.and_then(|r| LayersJson::parse(&r).ok());
+        if record.is_some_and(|r| r.diff_id != layer.diff_id) {
+            return Ok(self.to_fetch(layer, LayerPlace::Beside, false));
+        }
+        let state = LayerState::Legacy;
+        Ok(LayerPlan { layer, state, known: None, prepared: None, place: LayerPlace::Beside, damaged: false })
     }
 
+    /// A layer that has to come from the registry, or has come in an earlier run.
+    fn to_fetch(&self, layer: Layer, place: LayerPlace, damaged: bool) -> LayerPlan {
+        let prepared = PreparedLayer::recall(self.target, layer.descriptor.digest, place);
+        let state = if prepared.is_some() { LayerState::Prepared } else { LayerState::Missing };
+        let known = prepared.as_ref().map(PreparedLayer::reference);
+        LayerPlan { layer, state, known, prepared, place, damaged }
+    }
+
+    /// What will have happened, and whether nothing but records is wanting.
     fn outcome(
         &mut self,
         wanted: &Wanted,
@@ -262,17 +304,33 @@ impl<'a> Planner<'a> {
         manifest: &Manifest,
         needs_flat: bool,
         layers: &[LayerPlan],
-    ) -> Result<Outcome, Failure> {
+    ) -> Result<(Outcome, bool), Failure> {
         let public = OwnedPath::Public { platform: None, name: wanted.name.clone() };
         let expected = self.layout.link(&public, &OwnedPath::Flat(manifest.config));
-        let Some(entry) = self.lookup(&public)? else { return Ok(Outcome::Added) };
+        let Some(entry) = self.lookup(&public)? else { return Ok((Outcome::Added, false)) };
         let file = |file| OwnedPath::ImageFile { platform: None, name: wanted.name.clone(), file };
         let status = self.read(&file(ImageFile::Status))?.and_then(|s| StatusRecord::parse(&s).ok());
-        let is_recorded = self.lookup(&file(ImageFile::Manifest))?.is_some();
-        let is_complete = !needs_flat && is_recorded && layers.iter().all(|l| l.state == LayerState::Published);
-        let is_same = entry.symlink == expected.as_bytes() && status.is_some_and(|s| s.digest == document.digest);
-        Ok(if is_same && is_complete { Outcome::Unchanged } else { Outcome::Updated })
+        let record = self.read(&file(ImageFile::Manifest))?.and_then(|m| ManifestRecord::parse(&m).ok());
+        let there = |l: &LayerPlan| matches!(l.state, LayerState::Published | LayerState::Legacy);
+        let is_complete = !needs_flat && record.is_some() && layers.iter().all(there);
+        let is_same = entry.symlink == expected.as_bytes()
+            && match &status {
+                Some(status) => status.digest == document.digest,
+                // Of an image that the existing tool has published, the parts are known and not the manifest.
+                None => record.is_some_and(|r| is_record_of(&r, manifest)),
+            };
+        if !(is_same && is_complete) {
+            return Ok((Outcome::Updated, false));
+        }
+        Ok((Outcome::Unchanged, status.is_none()))
     }
+}
+
+/// Whether a record of the existing tool is about this image.
+fn is_record_of(record: &ManifestRecord, manifest: &Manifest) -> bool {
+    let of_manifest = manifest.record();
+    let layers = |r: &ManifestRecord| r.layers.iter().map(|l| l.digest).collect::<Vec<_>>();
+    record.config.digest == of_manifest.config.digest && layers(record) == layers(&of_manifest)
 }
 
 /// The name of an image in full, as records state it. Of an image on disk only the last part: where the operator keeps

@@ -9,21 +9,28 @@ use cvmfs::entry::Entry;
 use cvmfs::hash::ObjectKind;
 use cvmfs::object::Encoder;
 use cvmfs::path::RepoPath;
-use cvmfs::store::put_content;
+use cvmfs::store::{fetch, put_content};
 use cvmfs::subtree::Graft;
 use cvmfs::transaction::{Published, Transaction};
-use image::digest::{ChainId, LayerDigest};
-use image::layout::{CatalogRule, ImageFile, IndexKey, Layout, OwnedPath, StatusRecord, timestamp};
+use image::digest::{ChainId, DiffId, LayerDigest};
+use image::layout::{
+    CatalogRule, FormatRecord, ImageFile, IndexKey, LayersJson, Layout, OwnedPath, StatusRecord, timestamp,
+};
+use image::manifest::Layer;
 use time::UtcDateTime;
 
 use crate::failure::Failure;
 use crate::flat::PreparedFlat;
 use crate::layer::{PreparedLayer, repo_path};
-use crate::plan::ImagePlan;
+use crate::plan::{ImagePlan, LayerState};
+use crate::repair::damaged::Damaged;
 use crate::target::{Target, directory_meta, file_meta};
 
 /// What wrote the records.
 const GENERATOR: &str = concat!("cvmfs-publisher ", env!("CARGO_PKG_VERSION"));
+
+/// Largest record that is read.
+const RECORD_LIMIT: u64 = 4 << 20;
 
 /// An image with all its parts, none of them visible yet.
 #[derive(Debug)]
@@ -59,7 +66,24 @@ pub fn publish(target: &Target, images: &[ReadyImage<'_>]) -> Result<Published, 
     for layer in images.iter().flat_map(|image| &image.layers) {
         PreparedLayer::forget(target, layer.digest);
     }
+    Damaged::forget(target, images)?;
     Ok(published)
+}
+
+/// What a layer of the existing tool is.
+pub(crate) fn legacy_format(diff_id: DiffId, size: u64) -> FormatRecord {
+    FormatRecord {
+        whiteouts: FormatRecord::LITERAL.to_owned(),
+        xattrs: false,
+        diff_id,
+        size,
+        entries: 0,
+        rows: 0,
+        lost: Vec::new(),
+        lost_more: 0,
+        settled_on: None,
+        implicit: Vec::new(),
+    }
 }
 
 struct Hand<'a> {
@@ -75,10 +99,14 @@ impl Hand<'_> {
     fn hang(&mut self, image: &ReadyImage<'_>) -> Result<(), Failure> {
         let plan = image.plan;
         for layer in &image.layers {
-            self.graft(&OwnedPath::Layer(layer.digest), &layer.graft)?;
+            let damaged = plan.layers.iter().any(|l| l.layer.descriptor.digest == layer.digest && l.damaged);
+            self.graft(&layer.place.path(layer.digest), &layer.graft, damaged)?;
         }
         if let Some(flat) = &image.flat {
-            self.graft(&OwnedPath::Flat(plan.manifest.config), &flat.graft)?;
+            self.graft(&OwnedPath::Flat(plan.manifest.config), &flat.graft, plan.flat_damaged)?;
+        }
+        for layer in plan.distinct_layers().filter(|l| l.state == LayerState::Legacy) {
+            self.mark_legacy(&layer.layer)?;
         }
         self.index(plan, &image.variants)?;
         let record = |file| OwnedPath::ImageFile { platform: None, name: plan.name.clone(), file };
@@ -106,7 +134,10 @@ impl Hand<'_> {
             if variants.contains(&digest) {
                 continue;
             }
-            let to = OwnedPath::Layer(digest);
+            let to = match self.transaction.lookup(&repo_path(&self.layout, &OwnedPath::LayerOverlay(digest)))? {
+                Some(_) => OwnedPath::LayerOverlay(digest),
+                None => OwnedPath::Layer(digest),
+            };
             self.first_link(&OwnedPath::Index(IndexKey::DiffId(layer.layer.diff_id)), &to)?;
             self.first_link(&OwnedPath::Index(IndexKey::ChainId(chain)), &to)?;
         }
@@ -117,9 +148,25 @@ impl Hand<'_> {
         Ok(())
     }
 
-    fn graft(&mut self, path: &OwnedPath, graft: &Graft) -> Result<(), Failure> {
+    /// Says of a layer of the existing tool how it is written.
+    fn mark_legacy(&mut self, layer: &Layer) -> Result<(), Failure> {
+        let digest = layer.descriptor.digest;
+        let format = OwnedPath::LayerFormat(digest);
+        if self.transaction.lookup(&repo_path(&self.layout, &format))?.is_some() {
+            return Ok(());
+        }
+        let record = self.read(&OwnedPath::LayerRecord(digest))?.and_then(|r| LayersJson::parse(&r).ok());
+        self.file(&format, &legacy_format(layer.diff_id, record.map_or(0, |r| r.size)).to_bytes())
+    }
+
+    fn graft(&mut self, path: &OwnedPath, graft: &Graft, replace: bool) -> Result<(), Failure> {
         let at = repo_path(&self.layout, path);
-        if self.transaction.lookup(&at)?.is_some() {
+        let content = match path {
+            // A directory without content is what the existing tool leaves behind when it fails.
+            OwnedPath::Layer(_) => at.join("layerfs"),
+            _ => at.clone(),
+        };
+        if !replace && self.transaction.lookup(&content)?.is_some() {
             return Ok(());
         }
         if !self.target.store.exists(graft.catalog.object(ObjectKind::Catalog))? {
@@ -135,6 +182,7 @@ impl Hand<'_> {
         if let Some(entry) = self.transaction.lookup(&at)? {
             let leads_to = std::str::from_utf8(&entry.symlink).ok().and_then(|t| self.layout.parse_link(path, t));
             if let Some(found) = leads_to
+                && !matches!((found.clone(), to), (OwnedPath::Layer(old), OwnedPath::LayerOverlay(new)) if old == *new)
                 && self.transaction.lookup(&repo_path(&self.layout, &found))?.is_some()
             {
                 return Ok(());
@@ -159,6 +207,15 @@ impl Hand<'_> {
         let meta = cvmfs::entry::Meta { permissions: 0o777, ..file_meta(self.now) };
         self.transaction.put(&at, Entry::symlink(at.name(), meta, target), &[])?;
         self.split_large(path)
+    }
+
+    fn read(&mut self, path: &OwnedPath) -> Result<Option<Vec<u8>>, Failure> {
+        let Some(entry) = self.transaction.lookup(&repo_path(&self.layout, path))? else { return Ok(None) };
+        let Some(hash) = entry.content else { return Ok(None) };
+        let mut bytes = Vec::new();
+        let id = hash.object(ObjectKind::File);
+        fetch(&*self.target.store, id, entry.compression(), RECORD_LIMIT, &mut bytes)?;
+        Ok(Some(bytes))
     }
 
     fn first_file(&mut self, path: &OwnedPath, bytes: &[u8]) -> Result<(), Failure> {

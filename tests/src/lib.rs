@@ -4,4 +4,5 @@ pub mod fixtures;
 pub mod image_builder;
 pub mod naive;
 pub mod repository;
+pub mod takeover;
 pub mod tree;

@@ -74,12 +74,24 @@ impl Site {
         }
     }
 
+    /// A repository that is in a directory already, laid out as ours are there.
+    pub fn existing(fqrn: &str, directory: TempDir) -> Site {
+        Site {
+            target: Target::open(fqrn, paths(&directory)).expect("the repository"),
+            options: options_of_tests(),
+            credentials: Credentials::anonymous(),
+            runtime: Runtime::new().expect("a runtime"),
+            directory,
+        }
+    }
+
     /// The same repository, as the next run of the program finds it.
     #[must_use]
     pub fn reopened(self) -> Site {
         let Site { target, options, credentials, runtime, directory } = self;
+        let fqrn = target.fqrn.clone();
         drop(target);
-        let target = Target::open(FQRN, paths(&directory)).expect("the repository");
+        let target = Target::open(&fqrn, paths(&directory)).expect("the repository");
         Site { target, options, credentials, runtime, directory }
     }
 
@@ -88,7 +100,7 @@ impl Site {
         let directory = tempfile::tempdir().expect("a temporary directory");
         copy(self.directory.path(), directory.path());
         Site {
-            target: Target::open(FQRN, paths(&directory)).expect("the repository"),
+            target: Target::open(&self.target.fqrn, paths(&directory)).expect("the repository"),
             options: self.options.clone(),
             credentials: self.credentials.clone(),
             runtime: Runtime::new().expect("a runtime"),
@@ -171,7 +183,8 @@ impl Site {
         let store = LocalStore::open(self.storage());
         let scratch = tempfile::tempdir().expect("a temporary directory");
         let master_keys = [self.target.master.clone()];
-        let anchor = Anchor { name: FQRN, master_keys: &master_keys, blacklist: &[], now: UtcDateTime::now() };
+        let anchor =
+            Anchor { name: &self.target.fqrn, master_keys: &master_keys, blacklist: &[], now: UtcDateTime::now() };
         let mut options = Options::new(scratch.path());
         options.identity = Identity::Trusted(&anchor);
         options.reflog_checksum = self.reflog_checksum(&store);
@@ -206,7 +219,7 @@ impl Site {
     }
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).expect("a directory").map(|e| e.expect("an entry")) {
         let target = to.join(entry.file_name());
         if entry.file_type().expect("a type").is_dir() {

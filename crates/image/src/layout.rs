@@ -6,6 +6,7 @@
 //! .flat/xx/<config hex>                  complete root, Apptainer files included
 //! .layers/xx/<layer hex>/layerfs         content of a layer
 //! .layers/xx/<layer hex>/.metadata/      layers.json, format.json
+//! .layers/xx/<layer hex>/.overlay/       beside a layer of the existing tool: the same as we write it, layerfs and .metadata
 //! .metadata/REGISTRY/REPO/NAME:TAG/      manifest.json, image-manifest.json, config.json, status.json, startup.json
 //! .metadata/.multiarch/<arch>[:variant]/REGISTRY/…
 //! .metadata/.condemned/{layer,flat}/xx/<hex>.json
@@ -148,6 +149,9 @@ pub enum OwnedPath {
     Layer(LayerDigest),
     /// `.layers/xx/<hex>/layerfs`: its content
     LayerContent(LayerDigest),
+    /// `.layers/xx/<hex>/.overlay`: a layer directory within the layer directory, where `layerfs` was written by the
+    /// existing tool and stays as it is
+    LayerOverlay(LayerDigest),
     /// `.layers/xx/<hex>/.metadata/layers.json`
     LayerRecord(LayerDigest),
     /// `.layers/xx/<hex>/.metadata/format.json`
@@ -225,6 +229,7 @@ impl Layout {
             OwnedPath::Flat(image) => push(&mut text, format_args!(".flat/{}/{}", image.bucket(), image.hex())),
             OwnedPath::Layer(digest) => layer(&mut text, digest, ""),
             OwnedPath::LayerContent(digest) => layer(&mut text, digest, "/layerfs"),
+            OwnedPath::LayerOverlay(digest) => layer(&mut text, digest, "/.overlay"),
             OwnedPath::LayerRecord(digest) => layer(&mut text, digest, "/.metadata/layers.json"),
             OwnedPath::LayerFormat(digest) => layer(&mut text, digest, "/.metadata/format.json"),
             OwnedPath::Image { platform, name } => metadata(&mut text, platform, name),
@@ -265,6 +270,7 @@ impl Layout {
                 match rest {
                     None => Some(OwnedPath::Layer(layer)),
                     Some("layerfs") => Some(OwnedPath::LayerContent(layer)),
+                    Some(".overlay") => Some(OwnedPath::LayerOverlay(layer)),
                     Some(".metadata/layers.json") => Some(OwnedPath::LayerRecord(layer)),
                     Some(".metadata/format.json") => Some(OwnedPath::LayerFormat(layer)),
                     Some(_) => None,

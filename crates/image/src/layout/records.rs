@@ -146,6 +146,9 @@ fn is_zero(number: &u64) -> bool {
 impl FormatRecord {
     /// The only way in which we write deletions: 0:0 character devices and opaque attributes.
     pub const OVERLAY: &'static str = "overlay";
+    /// A layer of the existing tool: deletions are files named `.wh.*`, everything belongs to whoever published,
+    /// extended attributes and hard links are gone. What is not known of it (`entries`, perhaps `size`) is 0.
+    pub const LITERAL: &'static str = "literal";
 }
 record!(FormatRecord, "format.json", schema);
 

@@ -33,6 +33,7 @@ fn every_path() -> Vec<(OwnedPath, String)> {
         (OwnedPath::Flat(image()), format!(".flat/75/{flat}")),
         (OwnedPath::Layer(layer()), format!(".layers/ab/{digits}")),
         (OwnedPath::LayerContent(layer()), format!(".layers/ab/{digits}/layerfs")),
+        (OwnedPath::LayerOverlay(layer()), format!(".layers/ab/{digits}/.overlay")),
         (OwnedPath::LayerRecord(layer()), format!(".layers/ab/{digits}/.metadata/layers.json")),
         (OwnedPath::LayerFormat(layer()), format!(".layers/ab/{digits}/.metadata/format.json")),
         (OwnedPath::Image { platform: None, name: name("r.io/a/b:1") }, ".metadata/r.io/a/b:1".to_owned()),

@@ -1,0 +1,3 @@
+//! `check --fix`: a plan of repairs, shown first, applied in one publish.
+
+pub mod damaged;
