@@ -9,6 +9,7 @@
 //!   nor streams that never inflate fill anything.
 //! - Failures one after another are slowed down.
 
+mod connect;
 mod geo;
 pub mod http;
 mod resolve;

@@ -346,7 +346,6 @@ impl Repository {
         wanted: impl Fn(&Manifest) -> Result<bool, RevisionError>,
     ) -> Result<Option<Manifest>, RevisionError> {
         let transport = self.objects.transport();
-        let route = transport.routes().current(Instant::now());
         let first = self.verify_once(&wanted);
         let second_server_may_help = match &first {
             Err(RevisionError::Trust(error)) => !matches!(error, TrustError::NotListed(_) | TrustError::Blacklisted(_)),
@@ -354,6 +353,8 @@ impl Repository {
             _ => false,
         };
         if second_server_may_help && transport.routes().servers().len() > 1 {
+            // The one in use now is the one that gave it.
+            let route = transport.routes().current(Instant::now());
             transport.routes().attempts().failed(&route, Fault::Host, Instant::now());
             return self.verify_once(&wanted);
         }

@@ -24,10 +24,10 @@ fn all_at_once<T: Sync>(table: &[T], test: impl Fn(&T) + Sync) {
 fn failures() -> Vec<(Act, usize, &'static str)> {
     vec![
         (Act::Close, 2, "error sending request"),
-        (Act::HangBeforeHead, 2, "no answer for 2s"),
+        (Act::HangBeforeHead, 2, "no answer for 1s"),
         (Act::HangInBody, 2, "nothing more comes for 1s"),
         (Act::Truncate, 2, "end of file before message length reached"),
-        (Act::SlowHead, 2, "no answer for 2s"),
+        (Act::SlowHead, 2, "no answer for 1s"),
         (Act::SlowBody, 2, "slower than 1024 bytes a second"),
         (Act::EndlessHead, 2, "error sending request"),
         (Act::Status(429, ""), 2, "429"),

@@ -95,6 +95,8 @@ fn a_mount_is_not_disturbed_by_a_server_that_fell_behind() {
 
 #[test]
 fn whatever_is_wrong_with_the_first_server_the_second_one_is_asked() {
+    let world = World::new("updates-r3");
+    let good = Server::start(&world.directory.path().join("srv"));
     for (name, file, fault, reason) in [
         ("no manifest", MANIFEST, Fault::Status(404), "404"),
         ("server error", MANIFEST, Fault::Status(500), "500"),
@@ -111,9 +113,9 @@ fn whatever_is_wrong_with_the_first_server_the_second_one_is_asked() {
         ("root catalog that never comes", "C", Fault::Stall, "nothing more comes for 1s"),
         ("no root catalog", "C", Fault::Status(404), "404"),
     ] {
-        let world = World::new("updates-r3");
-        let good = Server::start(&world.directory.path().join("srv"));
+        world.server.repair();
         world.server.fault(file, fault);
+        let _ = std::fs::remove_dir_all(world.cache());
         // Alone, with nothing in the cache, there is nothing to show, and the reason is told.
         let said = format!("{:#}", Chain(&mount(&world, &world.server.repository()).err().unwrap()));
         assert!(said.contains(reason), "{name}: {said}");

@@ -22,6 +22,7 @@ use reqwest::header::{CACHE_CONTROL, HeaderMap, HeaderValue, PRAGMA, RANGE, RETR
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::timeout;
 
+use super::connect::{Watch, answered};
 use super::geo;
 use super::resolve::Resolver;
 use super::route::{Attempts, Fault, Member, Next, Place, Proxy, Route, Routes};
@@ -280,9 +281,9 @@ impl Transport {
                 request.header(RANGE, format!("bytes={first}-{}", first.saturating_add(length).saturating_sub(1)));
         }
         sink.restart().map_err(sink_failure)?;
-        // The connection has a limit of its own; the first byte of the answer gets the same time after it.
+        // The connection has a limit of its own; the head of the answer gets the same time after it.
         let stalled = |what, time| network(transfer, format!("{what} for {time:?}"));
-        let answer = timeout(patience * 2, request.send()).await.map_err(|_| stalled("no answer", patience * 2))?;
+        let answer = answered(patience, request.send()).await.ok_or_else(|| stalled("no answer", patience))?;
         let mut answer = answer.map_err(|e| connection_failure(&e, route))?;
         let status = answer.status();
         let right =
@@ -346,6 +347,7 @@ impl Transport {
             .tcp_nodelay(true)
             .pool_max_idle_per_host(MAX_IN_FLIGHT)
             .connect_timeout(connect_timeout)
+            .connector_layer(Watch)
             .redirect(redirect)
             .referer(false)
             .no_proxy();

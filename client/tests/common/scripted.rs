@@ -278,9 +278,10 @@ fn answer(stream: &mut impl Write, shared: &Shared, path: &str, act: Act) -> std
         shared.sent.fetch_add(bytes.len(), Ordering::SeqCst);
         Ok(())
     };
-    let nap = || match shared.stopped.load(Ordering::SeqCst) {
-        true => Err(std::io::Error::from(std::io::ErrorKind::ConnectionAborted)),
-        false => Ok(std::thread::sleep(Duration::from_millis(100))),
+    let nap = || {
+        std::thread::sleep(Duration::from_millis(100));
+        let stopped = shared.stopped.load(Ordering::SeqCst);
+        if stopped { Err(std::io::Error::from(std::io::ErrorKind::ConnectionAborted)) } else { Ok(()) }
     };
     let body = shared.content.lock().unwrap().get(path).cloned();
     let (status, body) = body.map_or((404, Arc::default()), |body| (200, body));
