@@ -122,6 +122,30 @@ pub enum Failure {
         /// The lock.
         path: PathBuf,
     },
+    /// A stratum 0 of the reference tools cannot be published to.
+    #[error(transparent)]
+    Adopt(#[from] crate::adopt::AdoptError),
+    /// Somebody is at work in the repository whom this would disturb.
+    #[error("repository {fqrn} is in use; nothing was changed")]
+    Lease {
+        /// The repository.
+        fqrn: String,
+        /// Who is at work.
+        #[source]
+        source: cvmfs::lease::LeaseError,
+    },
+    /// What was prepared is not in the storage any more.
+    #[error("objects of {what} were collected as garbage meanwhile; nothing of it was published, run again")]
+    Collected {
+        /// What needs them.
+        what: String,
+    },
+    /// A collection failed.
+    #[error(transparent)]
+    Collection(#[from] cvmfs::gc::GcError),
+    /// Tags could not be changed.
+    #[error(transparent)]
+    Retag(#[from] cvmfs::repository::RetagError),
     /// Another part of the same work failed, and said so.
     #[error("{0}")]
     Elsewhere(String),
@@ -163,7 +187,13 @@ impl Failure {
     /// What the program shows, and its exit status.
     pub fn into_command_error(self) -> CommandError {
         let kind = match &self {
-            Failure::Repository(_) | Failure::Locked { .. } | Failure::Key { .. } => ErrorKind::Repository,
+            Failure::Repository(_) | Failure::Locked { .. } | Failure::Lease { .. } | Failure::Key { .. } => {
+                ErrorKind::Repository
+            }
+            Failure::Collection(cvmfs::gc::GcError::NotAllowed(_) | cvmfs::gc::GcError::NoReflog(_)) => {
+                ErrorKind::Repository
+            }
+            Failure::Adopt(error) => error.kind(),
             _ => ErrorKind::Failed,
         };
         CommandError::new(kind, self)

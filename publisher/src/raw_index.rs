@@ -54,6 +54,24 @@ impl RawIndex {
         Ok(RawIndex { path, algorithm, codec, inner: Mutex::new(Inner { db, new: HashMap::new() }) })
     }
 
+    /// Forgets everything, for all codecs: objects were collected. Others who have the index open go on with it.
+    pub fn clear(state: &Path) -> Result<(), Failure> {
+        let path = state.join("objects.db");
+        if !path.exists() {
+            return Ok(());
+        }
+        let cleared = connect(&path, "none").and_then(|(db, _)| db.execute_batch("DELETE FROM objects"));
+        match cleared {
+            // What is damaged is set aside when it is opened.
+            Err(rusqlite::Error::SqliteFailure(e, _))
+                if matches!(e.code, rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) =>
+            {
+                Ok(())
+            }
+            cleared => cleared.map_err(|source| Failure::State { path, source }),
+        }
+    }
+
     /// The object that holds this content, if it was seen.
     pub fn get(&self, raw: &RawHash) -> Result<Option<ContentHash>, Failure> {
         let inner = self.inner.lock();
@@ -135,6 +153,22 @@ mod tests {
         assert_eq!(again.get(&[8; 32]).unwrap(), None);
         let other = RawIndex::open(dir.path(), Algorithm::Sha1, Codec::Libdeflate { level: 1 }).unwrap();
         assert_eq!(other.get(&[7; 32]).unwrap(), None);
+    }
+
+    #[test]
+    fn forgets_everything() {
+        let dir = tempfile::tempdir().unwrap();
+        RawIndex::clear(dir.path()).unwrap();
+        assert!(!dir.path().join("objects.db").exists());
+        let hash = ContentHash::of(Algorithm::Sha1, b"stored");
+        let index = RawIndex::open(dir.path(), Algorithm::Sha1, Codec::default()).unwrap();
+        index.put([7; 32], hash).unwrap();
+        index.flush().unwrap();
+        RawIndex::clear(dir.path()).unwrap();
+        assert_eq!(index.get(&[7; 32]).unwrap(), None);
+        index.put([8; 32], hash).unwrap();
+        index.flush().unwrap();
+        assert_eq!(index.get(&[8; 32]).unwrap(), Some(hash), "whoever has it open goes on with it");
     }
 
     #[test]

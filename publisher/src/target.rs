@@ -1,19 +1,25 @@
 //! The repository that we publish to: its storage, keys, lock and our own state beside it.
 //!
 //! State is never authoritative. `lock` serialises publishes; `reflog.chksum` names the hash of the reflog while a
-//! publish is between its last two steps; `objects.db`, `prepared/` and `tmp/` save work and can be deleted.
+//! publish is between its last two steps; `objects.db`, `prepared/` and `tmp/` save work and can be deleted, as can
+//! `collections.json`, which tells whether what they say may be out of date.
 
+mod collections;
 mod keys;
+mod lease;
 mod lock;
+mod preparation;
 mod scratch;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cvmfs::entry::{Entry, Flags, Meta};
 use cvmfs::hash::{Algorithm, ObjectKind};
 use cvmfs::keys::Signer;
+use cvmfs::lease::{LeaseError, LeaseKind};
 use cvmfs::object::{Codec, Encoder};
 use cvmfs::repository::{CreateOptions, Repository};
 use cvmfs::signature::PublicKey;
@@ -24,9 +30,13 @@ use cvmfs::trust::Anchor;
 use tempfile::TempDir;
 use time::UtcDateTime;
 
+pub use self::collections::{STATUS, Traces};
 use self::keys::KeyFiles;
 pub use self::keys::sign_whitelist_file;
+pub use self::lease::{LeaseGuard, TERM};
 pub use self::lock::Lock;
+use self::lock::{FileLock, PATIENCE};
+pub use self::preparation::Preparation;
 use self::scratch::{remove_leftovers, scratch_directory};
 use crate::cli::Paths;
 use crate::failure::Failure;
@@ -46,6 +56,10 @@ pub struct Target {
     pub master: PublicKey,
     /// How objects are compressed.
     pub codec: Codec,
+    /// How long a lease counts without being renewed.
+    pub lease_term: Duration,
+    /// How long somebody who is in the way is waited for.
+    pub patience: Duration,
     scratch: TempDir,
 }
 
@@ -100,6 +114,8 @@ impl Target {
             signer,
             master: master.public(),
             codec: Codec::default(),
+            lease_term: TERM,
+            patience: PATIENCE,
             scratch,
         })
     }
@@ -121,8 +137,19 @@ impl Target {
         }
         let key = KeyFiles { directory: &paths.keys, fqrn };
         let (signer, master) = (key.signer()?, key.public()?);
-        let target = Target { fqrn: fqrn.to_owned(), paths, store, signer, master, codec: Codec::default(), scratch };
+        let target = Target {
+            fqrn: fqrn.to_owned(),
+            paths,
+            store,
+            signer,
+            master,
+            codec: Codec::default(),
+            lease_term: TERM,
+            patience: PATIENCE,
+            scratch,
+        };
         target.repository()?;
+        target.forget_if_collected()?;
         Ok(target)
     }
 
@@ -145,7 +172,27 @@ impl Target {
 
     /// Takes the lock that serialises publishes; waits for others up to ten minutes.
     pub fn lock(&self) -> Result<Lock, Failure> {
-        Lock::take(&self.fqrn, &self.paths.state)
+        let file = FileLock::take(&self.fqrn, &self.paths.state)?;
+        let lease = self.lease(LeaseKind::Publish, "publish", self.patience)?;
+        Ok(Lock { lease, file })
+    }
+
+    /// Takes the lock that keeps everybody else from publishing, preparing and collecting; waits for others.
+    pub fn lock_to_collect(&self) -> Result<Lock, Failure> {
+        let start = Instant::now();
+        loop {
+            // Whoever prepares something may want to publish it, so nobody is kept from that by waiting.
+            let file = FileLock::take(&self.fqrn, &self.paths.state)?;
+            match self.lease(LeaseKind::Collect, "collect garbage", Duration::ZERO) {
+                Err(Failure::Lease { source: LeaseError::Held(_), .. }) if start.elapsed() < self.patience => drop(file),
+                lease => return Ok(Lock { lease: lease?, file }),
+            }
+            std::thread::sleep(Duration::from_secs(1).min(self.patience));
+        }
+    }
+
+    fn lease(&self, kind: LeaseKind, what: &str, patience: Duration) -> Result<LeaseGuard, Failure> {
+        LeaseGuard::take(&self.fqrn, &self.store, kind, what, self.lease_term, patience)
     }
 
     /// The marker of nested catalogs: an empty file that containers don't see.

@@ -146,7 +146,6 @@ impl Repository {
 
     /// The root catalog of a tag as that of the next revision.
     fn copy_root(&self, target: &Tag, retag: &Retag<'_>) -> Result<NewRoot, RepositoryError> {
-        let algorithm = self.algorithm();
         let (revision, now) = (self.manifest.revision + 1, self.time(retag));
         let file = fetch_to_scratch(&*self.store, target.root.object(ObjectKind::Catalog), retag.scratch)?;
         let writer = CatalogWriter::open(file.path())?;
