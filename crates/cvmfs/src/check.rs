@@ -28,7 +28,7 @@ use std::path::Path;
 
 pub(crate) use report::chain;
 pub use report::{Finding, MAX_FINDINGS, Report, Severity};
-pub use rule::Rule;
+pub use rule::{Origin, Rule};
 
 use crate::hash::ContentHash;
 use crate::object::ObjectError;

@@ -5,6 +5,8 @@
 mod fixtures;
 
 mod broken;
+mod damage;
+mod document;
 mod hostile;
 mod laboratory;
 mod reading;
