@@ -9,8 +9,8 @@ use cvmfs::keys::Signer;
 use cvmfs::object::{Codec, Compression, Encoder};
 use cvmfs::path::RepoPath;
 use cvmfs::repository::{CreateOptions, Repository};
-use cvmfs::signature::PrivateKey;
-use cvmfs::store::{LocalStore, Store, put_content};
+use cvmfs::signature::{PrivateKey, Scheme, seal};
+use cvmfs::store::{LocalStore, Store, put_content, put_stream};
 use cvmfs::transaction::{Commit, Transaction, TransactionOptions};
 use cvmfs::xattr::Xattrs;
 use time::{Duration, UtcDateTime};
@@ -86,6 +86,33 @@ impl Published {
         }
         let commit = Commit { signer: &self.signer, reflog_checksum: None, tags: &[], ttl: None };
         self.repository = Some(transaction.commit(&commit).unwrap().repository);
+    }
+}
+
+impl Published {
+    /// Changes the database of the root catalog itself, and signs the result as the next revision. The last thing to
+    /// be done: nothing can be published over it.
+    pub fn rewrite_root(&mut self, edit: impl FnOnce(&rusqlite::Connection)) {
+        let repository = self.repository.take().unwrap();
+        let mut manifest = repository.manifest().clone();
+        let place = self.served().join(FQRN);
+        let object = manifest.root_catalog.object(ObjectKind::Catalog);
+        let stored = std::fs::read(place.join(object.path())).unwrap();
+        let plain = cvmfs::object::decode(object, Compression::Zlib, &stored, 1 << 30).unwrap();
+        let file = self.directory.path().join("root-catalog");
+        std::fs::write(&file, plain).unwrap();
+        let database = rusqlite::Connection::open(&file).unwrap();
+        manifest.revision += 1;
+        let revision = manifest.revision.to_string();
+        database.execute("UPDATE properties SET value = ?1 WHERE key = 'revision'", [revision]).unwrap();
+        edit(&database);
+        drop(database);
+        let mut plain = std::fs::File::open(&file).unwrap();
+        manifest.root_catalog_size = plain.metadata().unwrap().len();
+        let (hash, _) = put_stream(&**repository.store(), Algorithm::Sha1, ObjectKind::Catalog, &mut plain).unwrap();
+        manifest.root_catalog = hash;
+        let sealed = seal(&manifest.print(), Algorithm::Sha1, &self.signer.key, Scheme::Digest).unwrap();
+        std::fs::write(place.join(".cvmfspublished"), sealed).unwrap();
     }
 }
 
