@@ -1,5 +1,6 @@
 //! Where the repository is kept, as the operator writes it (`--storage`), and opening it.
 
+pub mod s3;
 pub mod settings;
 
 use std::fmt;
@@ -9,7 +10,9 @@ use std::sync::Arc;
 
 use cvmfs::store::{Listing, LocalStore};
 
+use self::s3::S3Store;
 pub use self::settings::{S3Access, S3Settings, Secret, SettingsError};
+use crate::adopt::Stratum0;
 use crate::cli::values;
 use crate::failure::Failure;
 
@@ -18,6 +21,10 @@ use crate::failure::Failure;
 pub enum Location {
     /// A directory of this machine.
     Directory(PathBuf),
+    /// Whatever the reference tools of this machine publish into.
+    Stratum0(Arc<Stratum0>),
+    /// A bucket of an S3 server.
+    S3(S3Settings),
 }
 
 impl Location {
@@ -25,15 +32,26 @@ impl Location {
     pub fn open(&self) -> Result<Arc<dyn Listing>, Failure> {
         match self {
             Location::Directory(root) => Ok(Arc::new(LocalStore::open(root))),
+            Location::Stratum0(stratum0) => stratum0.storage.open(),
+            Location::S3(settings) => Ok(Arc::new(S3Store::open(settings)?)),
         }
     }
 
     /// Opens the storage of a repository that is to be made, with the directories that it needs.
     pub fn create(&self) -> Result<Arc<dyn Listing>, Failure> {
         match self {
+            Location::Stratum0(stratum0) => Err(Failure::Content(format!(
+                "{} describes a repository of this name already; a new one is never made over it",
+                stratum0.config.display()
+            ))),
             Location::Directory(root) => {
                 std::fs::create_dir_all(root).map_err(Failure::io("create directory", root))?;
                 Ok(Arc::new(LocalStore::create(root)?))
+            }
+            Location::S3(settings) => {
+                let store = S3Store::open(settings)?;
+                store.probe()?;
+                Ok(Arc::new(store))
             }
         }
     }
@@ -42,6 +60,8 @@ impl Location {
     pub fn directory(&self) -> Option<&Path> {
         match self {
             Location::Directory(root) => Some(root),
+            Location::Stratum0(stratum0) => stratum0.storage.directory(),
+            Location::S3(_) => None,
         }
     }
 }
@@ -56,6 +76,10 @@ impl FromStr for Location {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Location, String> {
+        if text.starts_with("s3://") {
+            let variable = |name: &str| std::env::var(name).ok();
+            return S3Settings::from_url(text, variable).map(Location::S3).map_err(|e| e.to_string());
+        }
         values::directory(text).map(Location::Directory)
     }
 }
@@ -64,6 +88,8 @@ impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Location::Directory(root) => root.display().fmt(f),
+            Location::Stratum0(stratum0) => stratum0.storage.fmt(f),
+            Location::S3(settings) => settings.fmt(f),
         }
     }
 }
