@@ -7,6 +7,7 @@
 // The comments on commands and options are help texts for a terminal, not documentation in Markdown.
 #![allow(rustdoc::bare_urls, rustdoc::broken_intra_doc_links)]
 
+mod history;
 mod limits;
 mod paths;
 pub(crate) mod values;
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use image::reference::{PublicName, Wish};
 
+pub use self::history::{Gc, Rollback, Tag, TagAction, When, duration};
 pub use self::limits::{ArchiveLimits, ImageLimits};
 pub use self::paths::{Environment, NoDefault, PathOptions, Paths};
 pub use self::values::fqrn;
@@ -241,14 +243,57 @@ Examples:
     cvmfs-publisher --json lint wishlist.yaml")]
     Lint(Lint),
 
-    /// List the named snapshots of a repository
+    /// List, add or remove named snapshots of a repository
     ///
-    /// Prints name, revision, time and root hash of each snapshot in the history, the newest first.
+    /// A name keeps the revision that it names: clients can mount it (CVMFS_REPOSITORY_TAG), and no collection takes its
+    /// objects. The list shows name, revision, time and root hash, the newest first. The names trunk and trunk-previous
+    /// are kept by every publish. Adding and removing names publishes no new revision.
     #[command(after_long_help = "\
 Examples:
   Which snapshots are there:
-    cvmfs-publisher tag images.example.org list")]
+    cvmfs-publisher tag images.example.org
+
+  Name the present revision, and an earlier one:
+    cvmfs-publisher tag images.example.org add before-upgrade --message \"known to work\"
+    cvmfs-publisher tag images.example.org add v41 --revision 41
+
+  Give names up:
+    cvmfs-publisher tag images.example.org remove before-upgrade v41")]
     Tag(Tag),
+
+    /// Go back to an earlier revision of a repository
+    ///
+    /// Publishes the content of a tag again, as a new revision: running clients move to it like to any other. Later tags
+    /// are removed, and the tag moves to the new revision. Without a tag it goes back to the revision before the present
+    /// one, which works once in a row. Content is only lost by a later collection.
+    #[command(after_long_help = "\
+Examples:
+  Undo the last publish:
+    cvmfs-publisher rollback images.example.org
+
+  Back to a named revision:
+    cvmfs-publisher rollback images.example.org before-upgrade")]
+    Rollback(Rollback),
+
+    /// Remove what no kept revision refers to
+    ///
+    /// With --objects it removes objects from the storage: those of revisions that are neither tagged nor within the
+    /// threshold, and those that runs stored and never published. Everything that kept revisions refer to is found
+    /// first; if one catalog of theirs cannot be read, nothing is removed. Readers are not disturbed. Others who publish
+    /// or convert are waited for up to ten minutes. Killed at any moment, the next collection completes it.
+    ///
+    /// The repository has to be made collectable (init without --no-gc).
+    #[command(after_long_help = "\
+Examples:
+  What would go:
+    cvmfs-publisher gc images.example.org --objects --dry-run
+
+  Once a week, with all revisions of the last month kept:
+    cvmfs-publisher gc images.example.org --objects --keep-since 30d
+
+  Only the present revision, the ten before it, and tags:
+    cvmfs-publisher gc images.example.org --objects --keep-revisions 10")]
+    Gc(Gc),
 
     /// Renew the whitelist of a repository
     ///
@@ -446,26 +491,6 @@ pub struct Lint {
     /// The wish list, a YAML file
     #[arg(value_name = "WISHLIST")]
     pub wishlist: PathBuf,
-}
-
-/// Arguments of `tag`.
-#[derive(Debug, Clone, Args)]
-pub struct Tag {
-    /// Name of the repository, fully qualified
-    #[arg(value_name = "FQRN", value_parser = values::fqrn)]
-    pub fqrn: String,
-
-    /// What to do
-    #[arg(value_enum, value_name = "ACTION", default_value_t)]
-    pub action: TagAction,
-}
-
-/// What to do with named snapshots.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum TagAction {
-    /// print them
-    #[default]
-    List,
 }
 
 /// Arguments of `sign`.

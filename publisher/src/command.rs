@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use cvmfs::check::{CheckError, Identity, Options, check};
 use cvmfs::hash::{Algorithm, ContentHash};
+use cvmfs::repository::Revision;
 use cvmfs::scrub::scrub;
 use cvmfs::store::{Store, names};
 use cvmfs::trust::Anchor;
@@ -13,16 +14,18 @@ use registry::{Client, ClientConfig, Credentials};
 use time::UtcDateTime;
 
 use crate::check_report;
-use crate::cli::{self, Conversion, Environment, Global, HashName, Paths, print_result};
+use crate::cli::{self, Conversion, Environment, Global, HashName, Paths, TagAction, print_result};
 use crate::convert::{ConvertOptions, Converter, Plan, Request};
 use crate::error::{CommandError, ExitStatus};
 use crate::failure::Failure;
+use crate::gc::{self, CollectOptions};
 use crate::images;
 use crate::ingest::ingest;
 use crate::progress::{Event, Progress};
 use crate::report::WishOutcome;
 use crate::serve::serve;
 use crate::source::Sources;
+use crate::tags::{self, Retagged};
 use crate::target::{InitOptions, Target, sign_whitelist_file};
 use crate::wishlist::{Lint, WishList};
 
@@ -103,8 +106,43 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
         }
         cli::Command::Tag(arguments) => {
             let target = open(&arguments.fqrn)?;
-            let tags = images::tags(&target).map_err(Failure::into_command_error)?;
-            print_result(&if global.json { images::tags_to_json(&tags) } else { images::tags_to_text(&tags) })?;
+            let changed = match &arguments.action {
+                None | Some(TagAction::List) => {
+                    let tags = images::tags(&target).map_err(Failure::into_command_error)?;
+                    let json = global.json;
+                    print_result(&if json { images::tags_to_json(&tags) } else { images::tags_to_text(&tags) })?;
+                    return Ok(ExitStatus::Success);
+                }
+                Some(TagAction::Add { name, message, root_hash, revision }) => {
+                    let revision = match (root_hash, revision) {
+                        (Some(root), _) => Revision::Root(*root),
+                        (None, Some(number)) => Revision::Number(*number),
+                        (None, None) => Revision::Head,
+                    };
+                    tags::add(&target, name, message, revision)
+                }
+                Some(TagAction::Remove { names }) => tags::remove(&target, names),
+            };
+            print_retagged(changed, &arguments.fqrn, global.json)
+        }
+        cli::Command::Rollback(arguments) => {
+            let target = open(&arguments.fqrn)?;
+            print_retagged(tags::roll_back(&target, arguments.tag.as_deref()), &arguments.fqrn, global.json)
+        }
+        cli::Command::Gc(arguments) => {
+            if !arguments.objects {
+                let what = "only objects can be collected yet: gc FQRN --objects";
+                return Err(CommandError::usage(std::io::Error::other(what)));
+            }
+            let target = open(&arguments.fqrn)?;
+            let options = CollectOptions {
+                keep: arguments.keep(UtcDateTime::now()),
+                minimal_age: arguments.min_age,
+                dry_run: arguments.dry_run,
+            };
+            let report = gc::collect(&target, &options)
+                .map_err(|e| e.into_command_error().context(format!("cannot collect {}", arguments.fqrn)))?;
+            print_result(&if global.json { report.to_json() } else { report.to_text() })?;
             Ok(ExitStatus::Success)
         }
         cli::Command::Sign(arguments) => {
@@ -133,6 +171,13 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
             Ok(lint.exit_status())
         }
     }
+}
+
+fn print_retagged(changed: Result<Retagged, Failure>, fqrn: &str, json: bool) -> Result<ExitStatus, CommandError> {
+    let changed =
+        changed.map_err(|e| e.into_command_error().context(format!("cannot change the history of {fqrn}")))?;
+    print_result(&if json { changed.to_json() } else { changed.to_text() })?;
+    Ok(ExitStatus::Success)
 }
 
 #[expect(clippy::too_many_arguments, reason = "the shared tail of two commands")]

@@ -173,6 +173,11 @@ impl Plan {
         })
     }
 
+    /// Number of the present revision.
+    pub fn revision(&self) -> u64 {
+        self.repository.manifest().revision
+    }
+
     /// Rewrites the reflog without what is to be forgotten; with a signer the manifest names its new hash, in the same
     /// revision. Comes before [`Plan::sweep`].
     pub fn forget(&mut self, signer: Option<&Signer>, now: u64, checksum: Option<&Path>) -> Result<(), GcError> {
