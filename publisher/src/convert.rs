@@ -32,12 +32,16 @@ use crate::publish::{ReadyImage, publish};
 use crate::raw_index::RawIndex;
 use crate::report::{Outcome, Report, WishOutcome};
 use crate::source::Sources;
-use crate::target::Target;
+use crate::target::{Preparation, Target};
 
 /// Tags resolved at the same time.
 const RESOLVERS: usize = 16;
 /// Images published together at most.
 const BATCH: usize = 64;
+/// What a conversion is called by those who have to wait for it.
+const CONVERTING: &str = "convert images";
+/// How often a pass makes images again whose objects were collected by somebody who does not wait.
+const AGAIN: u32 = 3;
 
 /// How images are converted.
 #[derive(Debug, Clone)]
@@ -160,9 +164,15 @@ impl Converter<'_> {
         report.revision = Some(repository.manifest().revision);
         let algorithm = repository.algorithm();
         let index = Arc::new(RawIndex::open(&self.target.paths.state, algorithm, self.target.codec)?);
+        let work = |image: &Result<ImagePlan, _>| image.as_ref().is_ok_and(ImagePlan::has_work);
+        // A pass with nothing new changes nothing, not even this.
+        let preparation = match plan.images.iter().any(work) {
+            true => Some(self.target.prepare(CONVERTING)?),
+            false => None,
+        };
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
         let pool = Pool::start(self.target.store.clone(), index.clone(), algorithm, self.target.codec, threads);
-        let mut pass = Pass::new(self, &pool, plan);
+        let mut pass = Pass::new(self, &pool, plan, preparation);
         pass.run();
         index.flush()?;
         if let Some(revision) = pass.revision {
@@ -239,6 +249,10 @@ struct Pass<'a> {
     variants: HashMap<(LayerKey, Option<ChainId>), NestedRef>,
     start: Instant,
     revision: Option<u64>,
+    /// Keeps collectors away; none if there is nothing to prepare.
+    preparation: Option<Preparation>,
+    /// How often images were made again.
+    again: u32,
 }
 
 /// A layer to be fetched.
@@ -250,7 +264,7 @@ struct Fetch<'a> {
 }
 
 impl<'a> Pass<'a> {
-    fn new(converter: &'a Converter<'a>, pool: &'a Pool, plan: &'a Plan) -> Pass<'a> {
+    fn new(converter: &'a Converter<'a>, pool: &'a Pool, plan: &'a Plan, preparation: Option<Preparation>) -> Pass<'a> {
         Pass {
             converter,
             pool,
@@ -264,6 +278,8 @@ impl<'a> Pass<'a> {
             variants: HashMap::new(),
             start: Instant::now(),
             revision: None,
+            preparation,
+            again: 0,
         }
     }
 
@@ -305,7 +321,7 @@ impl<'a> Pass<'a> {
             outcome.layers.known =
                 [LayerState::Published, LayerState::Legacy, LayerState::Prepared].into_iter().map(count).sum();
             self.outcomes[place] = Some(outcome);
-            if image.outcome == Outcome::Unchanged && !image.needs_records {
+            if !image.has_work() {
                 continue;
             }
             let total = Some(image.missing_bytes());
@@ -517,7 +533,12 @@ impl<'a> Pass<'a> {
         for image in &images {
             self.tell(Event::ImageStage { image: &image.plan.image, stage: "publishing" });
         }
-        match publish(self.converter.target, &images) {
+        let preparation = self.preparation.as_ref().expect("there was something to prepare");
+        match publish(self.converter.target, &images, preparation) {
+            Err(Failure::Collected { .. }) if self.again < AGAIN => {
+                self.again += 1;
+                self.make_again(&places);
+            }
             Ok(published) => {
                 self.revision = Some(published.repository.manifest().revision);
                 tracing::info!(
@@ -537,6 +558,50 @@ impl<'a> Pass<'a> {
                     self.fail(place, &image.plan.image, &what);
                 }
             }
+        }
+    }
+
+    /// Somebody removed objects of these images, which were ready: fetches what is gone and publishes.
+    fn make_again(&mut self, places: &[usize]) {
+        let target = self.converter.target;
+        let renewed = self.preparation.as_mut().map_or(Ok(()), |p| p.renew(target, CONVERTING));
+        self.variants.clear();
+        for place in places {
+            let Ok(image) = &self.plan.images[*place] else { continue };
+            let made = match &renewed {
+                Ok(()) => self.make(image),
+                Err(e) => Err(one_line(e)),
+            };
+            match made {
+                Ok(ready) => self.ready.push((*place, ready)),
+                Err(what) => self.fail(*place, &image.image, &what),
+            }
+        }
+        self.publish_ready();
+    }
+
+    fn make(&mut self, image: &'a ImagePlan) -> Result<ReadyImage<'a>, String> {
+        let plain = |e: Failure| one_line(&e);
+        for layer in image.distinct_layers() {
+            let prepared = match self.slots.get(&key(&layer.layer)) {
+                Some(Slot::Ready(reference, Some(_))) => reference.clone(),
+                // What is published no collection takes.
+                _ => continue,
+            };
+            if !self.converter.target.is_present(&prepared).map_err(plain)? {
+                let fetch = Fetch {
+                    layer: &layer.layer,
+                    place: layer.place,
+                    source: &image.wanted.source,
+                    image: &image.image,
+                };
+                let arrived = read(self.converter, self.pool, &fetch);
+                self.take(arrived);
+            }
+        }
+        match self.settle(image)? {
+            true => self.complete(image).map_err(plain),
+            false => Err("a layer of the image did not arrive".into()),
         }
     }
 

@@ -47,6 +47,13 @@ pub struct PreparedFlat {
     pub first_unreadable: Option<TreePath>,
 }
 
+impl PreparedFlat {
+    /// Its catalog.
+    pub fn reference(&self) -> NestedRef {
+        NestedRef { path: self.graft.path.clone(), hash: self.graft.catalog, size: self.graft.size }
+    }
+}
+
 type Row = (TreePath, Entry, u64, Vec<Chunk>);
 type LayerRow = Result<(TreePath, Node<FileContent>), Failure>;
 

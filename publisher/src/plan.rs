@@ -103,6 +103,11 @@ pub struct ImagePlan {
 }
 
 impl ImagePlan {
+    /// Whether anything has to be published for it.
+    pub fn has_work(&self) -> bool {
+        self.outcome != Outcome::Unchanged || self.needs_records
+    }
+
     /// Compressed bytes to be fetched.
     pub fn missing_bytes(&self) -> u64 {
         let mut seen = HashSet::new();

@@ -24,7 +24,7 @@ use crate::flat::PreparedFlat;
 use crate::layer::{PreparedLayer, repo_path};
 use crate::plan::{ImagePlan, LayerState};
 use crate::repair::damaged::Damaged;
-use crate::target::{Target, directory_meta, file_meta};
+use crate::target::{Preparation, Target, directory_meta, file_meta};
 
 /// What wrote the records.
 const GENERATOR: &str = concat!("cvmfs-publisher ", env!("CARGO_PKG_VERSION"));
@@ -45,10 +45,27 @@ pub struct ReadyImage<'a> {
     pub variants: HashSet<LayerDigest>,
 }
 
-/// Publishes images in one transaction.
-pub fn publish(target: &Target, images: &[ReadyImage<'_>]) -> Result<Published, Failure> {
+impl ReadyImage<'_> {
+    /// Fails unless everything that the new parts refer to is in the storage.
+    fn prove(&self, target: &Target) -> Result<(), Failure> {
+        let flat = self.flat.as_ref().map(PreparedFlat::reference);
+        for reference in self.layers.iter().map(PreparedLayer::reference).chain(flat) {
+            if !target.is_present(&reference)? {
+                return Err(Failure::Collected { what: self.plan.image.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Publishes images in one transaction. If objects may have been collected since they were prepared, all are proven to
+/// be there still.
+pub fn publish(target: &Target, images: &[ReadyImage<'_>], preparation: &Preparation) -> Result<Published, Failure> {
     let now = UtcDateTime::now();
     let lock = target.lock()?;
+    if !preparation.is_undisturbed(target)? {
+        images.iter().try_for_each(|image| image.prove(target))?;
+    }
     let mut transaction = target.begin(&lock, now)?;
     let repository = target.repository()?;
     let mut hand = Hand {
