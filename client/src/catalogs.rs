@@ -124,6 +124,12 @@ impl Attached {
         mountpoint: RepoPath,
         file: &Arc<File>,
     ) -> Result<Attached, CatalogError> {
+        // Without its root entry the rows belong elsewhere, and every directory would look empty.
+        let root = catalog.lookup(catalog.root_prefix().key())?;
+        if !root.is_some_and(|row| row.entry.is_directory()) {
+            let what = format!("it has no entry for the directory {} where it is mounted", catalog.root_prefix());
+            return Err(CatalogError::Corrupt { path: catalog.file().to_owned(), what });
+        }
         let mut attached = Attached {
             catalog,
             hash,
