@@ -295,6 +295,23 @@ Examples:
     cvmfs-publisher gc images.example.org --objects --keep-revisions 10")]
     Gc(Gc),
 
+    /// Copy a repository from a server, or bring a copy up to date
+    ///
+    /// Makes a stratum 1: a directory that any web server can export, with everything that clients and further copies
+    /// read. Each object is verified before it has a name, and the manifest is replaced last; so the copy always shows
+    /// a complete revision. The next run fetches what is new. Stopped at any moment, it goes on where it was.
+    ///
+    /// The server has to allow it (.cvmfs_master_replica), and the public master key of the repository is needed.
+    #[command(after_long_help = "\
+Examples:
+  A copy below the root of a web server; again from cron, every few minutes:
+    cvmfs-publisher replicate http://s0.example.org/cvmfs/images.example.org \\
+        /srv/cvmfs/images.example.org --public-key images.example.org.pub
+
+  What a run moved:
+    cvmfs-publisher --json replicate http://s0.example.org/cvmfs/images.example.org ./copy | jq .received")]
+    Replicate(Replicate),
+
     /// Renew the whitelist of a repository
     ///
     /// Signs the whitelist again with the master key. Clients refuse a repository whose whitelist has expired. The
@@ -491,6 +508,44 @@ pub struct Lint {
     /// The wish list, a YAML file
     #[arg(value_name = "WISHLIST")]
     pub wishlist: PathBuf,
+}
+
+/// Arguments of `replicate`.
+#[derive(Debug, Clone, Args)]
+pub struct Replicate {
+    /// URL of the repository on the server: what stands before /.cvmfspublished
+    #[arg(value_name = "URL", value_parser = values::repository_url)]
+    pub url: reqwest::Url,
+
+    /// Directory of the copy
+    #[arg(value_name = "DIR", value_parser = values::directory)]
+    pub directory: PathBuf,
+
+    /// Name of the repository, fully qualified
+    ///
+    /// [default: the last component of the URL]
+    #[arg(long, value_name = "FQRN", value_parser = values::fqrn)]
+    pub fqrn: Option<String>,
+
+    /// Public master key of the repository; may be repeated, one that matches suffices
+    ///
+    /// [default: FQRN.pub in the key directory]
+    #[arg(long, value_name = "FILE")]
+    pub public_key: Vec<PathBuf>,
+
+    /// Certificates and revisions that are refused, in the format of /etc/cvmfs/blacklist
+    #[arg(long, value_name = "FILE", default_value = "/etc/cvmfs/blacklist")]
+    pub blacklist: PathBuf,
+
+    /// Requests in flight
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub connections: u16,
+
+    /// HTTP or SOCKS proxy
+    ///
+    /// [default: what the variables HTTP_PROXY, HTTPS_PROXY and NO_PROXY say]
+    #[arg(long, value_name = "URL")]
+    pub proxy: Option<String>,
 }
 
 /// Arguments of `sign`.

@@ -22,6 +22,7 @@ use crate::gc::{self, CollectOptions};
 use crate::images;
 use crate::ingest::ingest;
 use crate::progress::{Event, Progress};
+use crate::replicate;
 use crate::report::WishOutcome;
 use crate::serve::serve;
 use crate::source::Sources;
@@ -142,6 +143,15 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
             };
             let report = gc::collect(&target, &options)
                 .map_err(|e| e.into_command_error().context(format!("cannot collect {}", arguments.fqrn)))?;
+            print_result(&if global.json { report.to_json() } else { report.to_text() })?;
+            Ok(ExitStatus::Success)
+        }
+        cli::Command::Replicate(arguments) => {
+            let options = replicate::Options::from_arguments(arguments, paths)?;
+            let report = replicate::replicate(&options, &*progress).map_err(|e| {
+                let (url, directory) = (&arguments.url, arguments.directory.display());
+                CommandError::from(e).context(format!("cannot replicate {url} into {directory}"))
+            })?;
             print_result(&if global.json { report.to_json() } else { report.to_text() })?;
             Ok(ExitStatus::Success)
         }

@@ -23,6 +23,7 @@ pub mod progress;
 pub mod publish;
 pub mod raw_index;
 pub mod repair;
+pub mod replicate;
 pub mod report;
 pub mod rows;
 pub mod serve;

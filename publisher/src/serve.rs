@@ -227,7 +227,7 @@ struct Opened {
 impl Site {
     async fn send(&self, resource: Resource<'_>, method: &Method, headers: &HeaderMap) -> Response {
         let (kind, path) = match resource {
-            Resource::Repositories => return self.repositories(),
+            Resource::Repositories => return self.repositories().await,
             Resource::File { kind, path } => (kind, self.root.join(path)),
         };
         let with_content = method == Method::GET;
@@ -279,14 +279,14 @@ impl Site {
         response.body(body).expect("all header values are made of digits and constants")
     }
 
-    /// The list of repositories on this server: one.
-    fn repositories(&self) -> Response {
-        let Self { fqrn, .. } = self;
-        let list = serde_json::json!({
-            "schema": 1,
-            "repositories": [{"name": fqrn, "url": format!("/cvmfs/{fqrn}")}],
-            "replicas": [],
-        });
+    /// The list of repositories on this server: one, published here or copied.
+    async fn repositories(&self) -> Response {
+        let Self { fqrn, root } = self;
+        let this = serde_json::json!([{"name": fqrn, "url": format!("/cvmfs/{fqrn}")}]);
+        let is_copy = tokio::fs::try_exists(root.join(".cvmfs_last_snapshot")).await.unwrap_or(false);
+        let (repositories, replicas) =
+            if is_copy { (serde_json::json!([]), this) } else { (this, serde_json::json!([])) };
+        let list = serde_json::json!({"schema": 1, "repositories": repositories, "replicas": replicas});
         let kind = names::Kind::Json;
         let headers = [(header::CONTENT_TYPE, kind.content_type()), (header::CACHE_CONTROL, kind.cache_control())];
         (headers, list.to_string()).into_response()

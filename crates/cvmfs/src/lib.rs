@@ -2,6 +2,7 @@
 //!
 //! No network, no FUSE, no clock, no container words: storage, time and keys come in as arguments.
 
+pub mod blacklist;
 pub mod catalog;
 pub mod check;
 pub mod chunk;

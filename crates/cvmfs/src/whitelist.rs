@@ -90,7 +90,7 @@ fn print_time(t: UtcDateTime) -> String {
     format!("{year:04}{:02}{day:02}{:02}{:02}{:02}", u8::from(month), t.hour(), t.minute(), t.second())
 }
 
-fn parse_fingerprint(line: &str) -> Option<ContentHash> {
+pub(crate) fn parse_fingerprint(line: &str) -> Option<ContentHash> {
     let end = line.find([' ', '\t', '#']).unwrap_or(line.len());
     line[..end].replace(':', "").to_ascii_lowercase().parse().ok()
 }

@@ -110,7 +110,7 @@ impl Attempts {
 }
 
 /// `Retry-After` (RFC 9110, 10.2.3): seconds or an HTTP date; a date in the past is zero, nonsense is nothing.
-pub(crate) fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+pub fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
         return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));

@@ -47,6 +47,15 @@ pub fn size(text: &str) -> Result<u64, String> {
     bytes.ok_or_else(|| "write a number of bytes, for example 500G, 64Mi or 1048576".to_owned())
 }
 
+/// The URL of a repository on a web server.
+pub fn repository_url(text: &str) -> Result<reqwest::Url, String> {
+    let url = reqwest::Url::parse(text).map_err(|e| format!("{e}; write http://HOST/cvmfs/FQRN"))?;
+    if !matches!(url.scheme(), "http" | "https") || url.query().is_some() || url.fragment().is_some() {
+        return Err("write http://HOST/cvmfs/FQRN or the same with https".to_owned());
+    }
+    Ok(url)
+}
+
 /// A directory on this machine. URLs are refused by name: they would otherwise become odd directories.
 pub fn directory(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() {

@@ -1,0 +1,48 @@
+//! Certificates and revisions that must not be trusted any more, as administrators list them.
+//!
+//! Facts: a line is a fingerprint in the syntax of whitelists, or `<FQRN N`: revisions of that repository below N are
+//! refused. Other lines mean nothing. The blacklist wins over the whitelist.
+
+use crate::hash::ContentHash;
+use crate::whitelist::parse_fingerprint;
+
+/// What is refused of one repository.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Blacklist {
+    /// Hashes of certificates in DER form.
+    pub fingerprints: Vec<ContentHash>,
+    /// Lowest revision allowed.
+    pub least_revision: u64,
+}
+
+impl Blacklist {
+    /// Adds what a text says about the repository `fqrn`.
+    pub fn add(&mut self, text: &str, fqrn: &str) {
+        for line in text.lines() {
+            let Some(rule) = line.strip_prefix('<') else {
+                self.fingerprints.extend(parse_fingerprint(line));
+                continue;
+            };
+            let mut words = rule.split_whitespace();
+            if let (Some(name), Some(Ok(least)), None) = (words.next(), words.next().map(str::parse), words.next())
+                && name == fqrn
+            {
+                self.least_revision = self.least_revision.max(least);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_certificates_and_revisions() {
+        let mut list = Blacklist::default();
+        list.add("# words\nE8:B6:D7:DD:4F:65:5E:8F:4E:39:B8:19:80:48:9A:99:AA:5A:F7:0D # stolen\n", "a.b");
+        list.add("<a.b 7\n<a.b 5\n<c.d 9\n<a.b 99 more\n<a.b x\nnonsense\n", "a.b");
+        assert_eq!((list.fingerprints.len(), list.least_revision), (1, 7));
+        assert_eq!(list.fingerprints[0].to_string(), "e8b6d7dd4f655e8f4e39b81980489a99aa5af70d");
+    }
+}
