@@ -22,7 +22,7 @@ use image::reference::{PublicName, Wish};
 
 pub use self::history::{Gc, Rollback, Tag, TagAction, When, duration};
 pub use self::limits::{ArchiveLimits, ImageLimits};
-pub use self::paths::{Environment, NoDefault, PathOptions, Paths};
+pub use self::paths::{Environment, NoDefault, PathOptions, Paths, Unresolved};
 pub use self::values::fqrn;
 use crate::error::CommandError;
 use crate::progress::ProgressMode;

@@ -3,10 +3,14 @@
 //! Files are cut where the format says; a file without a cut is one object. Bytes in flight are bounded, whatever the
 //! size of a file: who brings content waits until there is room.
 //!
+//! In a repository that others write too, a large file may be there as one object; then that one is used ([`whole`]).
+//!
 //! Two pools of work never mix: [`Pool`] owns the threads, a [`Collector`] gathers the results of one layer.
 
+mod whole;
+
 use std::collections::HashMap;
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -15,19 +19,22 @@ use crossbeam_channel::{Sender, bounded};
 use cvmfs::chunk::{ChunkSizes, Chunker};
 use cvmfs::entry::Chunk;
 use cvmfs::hash::{Algorithm, ContentHash, DIGEST_LEN, ObjectKind};
-use cvmfs::object::{Codec, Compression, Encoder};
+use cvmfs::object::{Codec, Compression, Encoder, Encoding, encode_file};
 use cvmfs::store::{Store, Stored};
 use parking_lot::{Condvar, Mutex};
 use sha2::{Digest as _, Sha256};
 
 use crate::failure::Failure;
 use crate::raw_index::RawIndex;
+pub use whole::WholeFiles;
 
 /// Plain bytes that wait for compression or are being compressed, for all layers together.
 const IN_FLIGHT: u64 = 64 << 20;
 /// Scratch memory a compressor keeps between objects.
 const KEEP: usize = 4 << 20;
 const READ: usize = 256 << 10;
+/// Where files are not cut: larger ones are not taken into memory.
+const IN_MEMORY: u64 = 16 << 20;
 
 /// Content of one file, in the order in which it was brought.
 pub type Ticket = u32;
@@ -52,13 +59,29 @@ pub struct Cost {
     pub objects: AtomicU64,
 }
 
+impl Cost {
+    fn count(&self, stored: Stored, plain: u64) {
+        match stored {
+            Stored::New(size) => {
+                self.stored.fetch_add(size, Ordering::Relaxed);
+                self.objects.fetch_add(1, Ordering::Relaxed);
+            }
+            Stored::Present => drop(self.deduplicated.fetch_add(plain, Ordering::Relaxed)),
+        }
+    }
+}
+
 /// Threads that turn content into objects.
 #[derive(Debug)]
 pub struct Pool {
     tasks: Option<Sender<Task>>,
     workers: Vec<JoinHandle<()>>,
     room: Arc<Room>,
-    sizes: ChunkSizes,
+    /// Where files are cut, if they are.
+    sizes: Option<ChunkSizes>,
+    whole: Option<WholeFiles>,
+    store: Arc<dyn Store>,
+    index: Arc<RawIndex>,
     algorithm: Algorithm,
     codec: Codec,
 }
@@ -99,7 +122,24 @@ impl Pool {
             })
         };
         let workers = (0..threads.max(1)).map(|_| work()).collect();
-        Pool { tasks: Some(tasks), workers, room: Arc::default(), sizes: ChunkSizes::default(), algorithm, codec }
+        Pool {
+            tasks: Some(tasks),
+            workers,
+            room: Arc::default(),
+            sizes: Some(ChunkSizes::default()),
+            whole: None,
+            store,
+            index,
+            algorithm,
+            codec,
+        }
+    }
+
+    /// The same pool with other chunks, or none; and with large files that are perhaps there as a whole.
+    #[must_use]
+    pub fn with_chunks(mut self, sizes: Option<ChunkSizes>, whole: Option<WholeFiles>) -> Pool {
+        (self.sizes, self.whole) = (sizes, whole);
+        self
     }
 
     /// Compression that catalogs record for content of this pool.
@@ -116,24 +156,85 @@ impl Pool {
     /// ticket. Returns when the last byte was read, not when it is stored.
     pub fn store_file(&self, into: &Arc<Collector>, source: &mut dyn Read, size: u64) -> Result<Ticket, Failure> {
         let ticket = into.open()?;
-        if size <= self.sizes.min {
+        if size <= self.sizes.map_or(IN_MEMORY, |sizes| sizes.min) {
             let permit = self.room.take(size);
             let mut bytes = Vec::with_capacity(size as usize);
             source.read_to_end(&mut bytes).map_err(Failure::read("the content of a file"))?;
             self.send(into, ticket, 0, ObjectKind::File, bytes, permit);
             return Ok(ticket);
         }
-        let mut chunker = Chunker::new(self.sizes);
+        match (self.sizes, &self.whole) {
+            (None, _) => self.store_whole(into, ticket, source, size)?,
+            (Some(sizes), Some(whole)) if whole.may_have(size) => {
+                let mut kept = whole.keep(source)?;
+                match self.find_whole(&mut kept)? {
+                    Some(hash) => {
+                        into.cost.deduplicated.fetch_add(size, Ordering::Relaxed);
+                        into.begin();
+                        into.end(ticket, ObjectKind::File, 0, size, Ok(Some(hash)));
+                    }
+                    None => self.store_pieces(into, ticket, kept.rewound()?, size, sizes)?,
+                }
+            }
+            (Some(sizes), _) => self.store_pieces(into, ticket, source, size, sizes)?,
+        }
+        Ok(ticket)
+    }
+
+    /// The object of a whole file, if it is there.
+    fn find_whole(&self, kept: &mut whole::Kept) -> Result<Option<ContentHash>, Failure> {
+        let is_there = |hash: ContentHash| self.store.exists(hash.object(ObjectKind::File));
+        if let Some(hash) = self.index.get(&kept.raw)?
+            && is_there(hash)?
+        {
+            return Ok(Some(hash));
+        }
+        let hash = kept.hash(Encoding { algorithm: self.algorithm, codec: self.codec })?;
+        if !is_there(hash)? {
+            return Ok(None);
+        }
+        self.index.put(kept.raw, hash)?;
+        Ok(Some(hash))
+    }
+
+    /// Stores a file of any size as one object, on the thread that brings it.
+    fn store_whole(
+        &self,
+        into: &Arc<Collector>,
+        ticket: Ticket,
+        source: &mut dyn Read,
+        size: u64,
+    ) -> Result<(), Failure> {
+        let mut staged = self.store.stage()?;
+        let encoding = Encoding { algorithm: self.algorithm, codec: self.codec };
+        let (hash, _) =
+            encode_file(encoding, source, &mut staged).map_err(Failure::read("or store the content of a file"))?;
+        into.cost.count(staged.commit(hash.object(ObjectKind::File))?, size);
+        into.begin();
+        into.end(ticket, ObjectKind::File, 0, size, Ok(Some(hash)));
+        Ok(())
+    }
+
+    /// Cuts a file and has the pieces stored.
+    fn store_pieces(
+        &self,
+        into: &Arc<Collector>,
+        ticket: Ticket,
+        source: &mut dyn Read,
+        size: u64,
+        sizes: ChunkSizes,
+    ) -> Result<(), Failure> {
+        let mut chunker = Chunker::new(sizes);
         let (mut offset, mut is_cut) = (0, false);
         // The longest chunk is the most that a piece can take.
-        let mut permit = self.room.take(self.sizes.max.min(size));
+        let mut permit = self.room.take(sizes.max.min(size));
         let mut piece = Vec::new();
         let mut buffer = vec![0; READ];
         loop {
             let read = match source.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(read) => read,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(Failure::read("the content of a file")(e)),
             };
             let mut rest = &buffer[..read];
@@ -144,13 +245,13 @@ impl Pool {
                 let len = piece.len() as u64;
                 self.send(into, ticket, offset, ObjectKind::Chunk, std::mem::take(&mut piece), permit);
                 offset += len;
-                permit = self.room.take(self.sizes.max.min(size.saturating_sub(offset)));
+                permit = self.room.take(sizes.max.min(size.saturating_sub(offset)));
             }
             piece.extend_from_slice(rest);
         }
         let kind = if is_cut { ObjectKind::Chunk } else { ObjectKind::File };
         self.send(into, ticket, offset, kind, piece, permit);
-        Ok(ticket)
+        Ok(())
     }
 
     fn send(&self, into: &Arc<Collector>, ticket: Ticket, offset: u64, kind: ObjectKind, bytes: Vec<u8>, room: Permit) {
@@ -188,13 +289,7 @@ impl Worker {
             return Ok(hash);
         }
         let (hash, encoded) = self.encoder.encode(bytes);
-        match self.store.put(hash.object(kind), encoded)? {
-            Stored::New(size) => {
-                cost.stored.fetch_add(size, Ordering::Relaxed);
-                cost.objects.fetch_add(1, Ordering::Relaxed);
-            }
-            Stored::Present => drop(cost.deduplicated.fetch_add(bytes.len() as u64, Ordering::Relaxed)),
-        }
+        cost.count(self.store.put(hash.object(kind), encoded)?, bytes.len() as u64);
         self.encoder.shrink(KEEP);
         self.index.put(raw, hash)?;
         Ok(hash)

@@ -171,7 +171,7 @@ impl Converter<'_> {
             false => None,
         };
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
-        let pool = Pool::start(self.target.store.clone(), index.clone(), algorithm, self.target.codec, threads);
+        let pool = self.target.pool(index.clone(), threads)?;
         let mut pass = Pass::new(self, &pool, plan, preparation);
         pass.run();
         index.flush()?;

@@ -122,6 +122,9 @@ pub enum Failure {
         /// The lock.
         path: PathBuf,
     },
+    /// A stratum 0 of the reference tools cannot be published to.
+    #[error(transparent)]
+    Adopt(#[from] crate::adopt::AdoptError),
     /// Somebody is at work in the repository whom this would disturb.
     #[error("repository {fqrn} is in use; nothing was changed")]
     Lease {
@@ -190,6 +193,7 @@ impl Failure {
             Failure::Collection(cvmfs::gc::GcError::NotAllowed(_) | cvmfs::gc::GcError::NoReflog(_)) => {
                 ErrorKind::Repository
             }
+            Failure::Adopt(error) => error.kind(),
             _ => ErrorKind::Failed,
         };
         CommandError::new(kind, self)

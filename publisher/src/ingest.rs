@@ -44,7 +44,7 @@ use serde::Serialize;
 use time::UtcDateTime;
 
 use crate::cli;
-use crate::content::{Collector, Pool};
+use crate::content::Collector;
 use crate::decompress::Unpacked;
 use crate::error::printable;
 use crate::failure::Failure;
@@ -218,7 +218,7 @@ impl Incoming {
         let algorithm = target.repository()?.algorithm();
         let index = Arc::new(RawIndex::open(&target.paths.state, algorithm, target.codec)?);
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
-        let pool = Pool::start(target.store.clone(), index.clone(), algorithm, target.codec, threads);
+        let pool = target.pool(index.clone(), threads)?;
         let collector = Arc::new(Collector::default());
         let unpacked = Unpacked::new(source, &arguments.limits)?;
         let read = Archive::read(unpacked, &base, &pool, &collector, &arguments.limits);

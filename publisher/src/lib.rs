@@ -3,6 +3,7 @@
 //! The binary `cvmfs-publisher` parses its arguments ([`cli`]), runs one command and turns the result into an exit
 //! status ([`error`], [`report`]). Everything that can be tested is in this library.
 
+pub mod adopt;
 pub mod check_report;
 pub mod cli;
 pub mod command;

@@ -1,5 +1,7 @@
 //! The repository that we publish to: its storage, keys, lock and our own state beside it.
 //!
+//! It is one of our own, or a stratum 0 of the reference tools ([`crate::adopt`]) with locks and settings of its own.
+//!
 //! State is never authoritative. `lock` serialises publishes; `reflog.chksum` names the hash of the reflog while a
 //! publish is between its last two steps; `objects.db`, `prepared/` and `tmp/` save work and can be deleted, as can
 //! `collections.json`, which tells whether what they say may be out of date.
@@ -38,8 +40,11 @@ pub use self::lock::Lock;
 use self::lock::{FileLock, PATIENCE};
 pub use self::preparation::Preparation;
 use self::scratch::{remove_leftovers, scratch_directory};
+use crate::adopt::{AdoptError, Policy};
 use crate::cli::Paths;
+use crate::content::{Pool, WholeFiles};
 use crate::failure::Failure;
+use crate::raw_index::RawIndex;
 
 /// A repository with everything that publishing needs.
 #[derive(Debug)]
@@ -56,6 +61,8 @@ pub struct Target {
     pub master: PublicKey,
     /// How objects are compressed.
     pub codec: Codec,
+    /// What else the repository wants of a publish.
+    pub policy: Policy,
     /// How long a lease counts without being renewed.
     pub lease_term: Duration,
     /// How long somebody who is in the way is waited for.
@@ -114,6 +121,7 @@ impl Target {
             signer,
             master: master.public(),
             codec: Codec::default(),
+            policy: Policy::default(),
             lease_term: TERM,
             patience: PATIENCE,
             scratch,
@@ -137,18 +145,27 @@ impl Target {
         }
         let key = KeyFiles { directory: &paths.keys, fqrn };
         let (signer, master) = (key.signer()?, key.public()?);
+        let (codec, policy) = match paths.storage.stratum0() {
+            Some(stratum0) => (stratum0.codec, stratum0.policy.clone()),
+            None => (Codec::default(), Policy::default()),
+        };
         let target = Target {
             fqrn: fqrn.to_owned(),
             paths,
             store,
             signer,
             master,
-            codec: Codec::default(),
+            codec,
+            policy,
             lease_term: TERM,
             patience: PATIENCE,
             scratch,
         };
-        target.repository()?;
+        let algorithm = target.repository()?.algorithm();
+        if let Some(stratum0) = target.paths.storage.stratum0() {
+            stratum0.expect_ours(algorithm)?;
+        }
+        keys::warn_of_expiry(&*target.store, &target.paths.keys, fqrn);
         target.forget_if_collected()?;
         Ok(target)
     }
@@ -157,7 +174,11 @@ impl Target {
     pub fn repository(&self) -> Result<Repository, Failure> {
         let master_keys = [self.master.clone()];
         let anchor = Anchor { name: &self.fqrn, master_keys: &master_keys, blacklist: &[], now: UtcDateTime::now() };
-        Ok(Repository::open(self.store.clone(), &anchor)?)
+        let repository = Repository::open(self.store.clone(), &anchor)?.with_codec(self.codec);
+        Ok(match self.policy.garbage_collectable {
+            Some(yes) => repository.with_garbage_collection(yes),
+            None => repository,
+        })
     }
 
     /// Directory for scratch files of this run; removed at its end.
@@ -167,7 +188,8 @@ impl Target {
 
     /// File that names the hash of the reflog.
     pub fn reflog_checksum(&self) -> PathBuf {
-        self.paths.state.join("reflog.chksum")
+        let stratum0 = self.paths.storage.stratum0();
+        stratum0.map_or(&self.paths.state, |s| &s.spool).join("reflog.chksum")
     }
 
     /// Takes the lock that serialises publishes; waits for others up to ten minutes.
@@ -184,7 +206,11 @@ impl Target {
             // Whoever prepares something may want to publish it, so nobody is kept from that by waiting.
             let file = FileLock::take(&self.fqrn, &self.paths.state)?;
             match self.lease(LeaseKind::Collect, "collect garbage", Duration::ZERO) {
-                Err(Failure::Lease { source: LeaseError::Held(_), .. }) if start.elapsed() < self.patience => drop(file),
+                Err(Failure::Lease { source: LeaseError::Held(_), .. } | Failure::Adopt(AdoptError::Busy { .. }))
+                    if start.elapsed() < self.patience =>
+                {
+                    drop(file)
+                }
                 lease => return Ok(Lock { lease: lease?, file }),
             }
             std::thread::sleep(Duration::from_secs(1).min(self.patience));
@@ -192,7 +218,29 @@ impl Target {
     }
 
     fn lease(&self, kind: LeaseKind, what: &str, patience: Duration) -> Result<LeaseGuard, Failure> {
-        LeaseGuard::take(&self.fqrn, &self.store, kind, what, self.lease_term, patience)
+        // Those who share a stratum 0 with the reference tools lock as they do, too.
+        let stock = match self.paths.storage.stratum0() {
+            Some(stratum0) => {
+                let stock = stratum0.hold(kind, &self.store, patience)?;
+                if stock.is_publishing() {
+                    stratum0.expect_reflog(&*self.store, self.repository()?.manifest())?;
+                }
+                Some(stock)
+            }
+            None => None,
+        };
+        Ok(LeaseGuard::take(&self.fqrn, &self.store, kind, what, self.lease_term, patience)?.with_stock(stock))
+    }
+
+    /// Threads that store content as the repository wants it.
+    pub fn pool(&self, index: Arc<RawIndex>, threads: usize) -> Result<Pool, Failure> {
+        let repository = self.repository()?;
+        let whole = match self.policy.chunks.filter(|_| self.policy.reuse_whole) {
+            Some(sizes) => Some(WholeFiles::look(&repository, &self.paths.state, self.scratch(), sizes.min)?),
+            None => None,
+        };
+        let pool = Pool::start(self.store.clone(), index, repository.algorithm(), self.codec, threads);
+        Ok(pool.with_chunks(self.policy.chunks, whole))
     }
 
     /// The marker of nested catalogs: an empty file that containers don't see.
@@ -220,8 +268,12 @@ impl Target {
     /// Publishes a transaction.
     pub fn commit(&self, transaction: Transaction) -> Result<Published, Failure> {
         let checksum = self.reflog_checksum();
-        let commit = Commit { signer: &self.signer, reflog_checksum: Some(&checksum), tags: &[], ttl: None };
-        Ok(transaction.commit(&commit)?)
+        let tags = match self.paths.storage.stratum0() {
+            Some(stratum0) => stratum0.tag_edits(&self.repository()?.history(self.scratch())?, UtcDateTime::now())?,
+            None => Vec::new(),
+        };
+        let (signer, ttl) = (&self.signer, self.policy.ttl);
+        Ok(transaction.commit(&Commit { signer, reflog_checksum: Some(&checksum), tags: &tags, ttl })?)
     }
 }
 

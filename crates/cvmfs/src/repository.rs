@@ -6,8 +6,9 @@
 mod forget;
 mod retag;
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -248,6 +249,13 @@ impl Repository {
         Repository { codec, ..self }
     }
 
+    /// The same repository, whose next revision allows garbage collection or does not.
+    #[must_use]
+    pub fn with_garbage_collection(mut self, garbage_collectable: bool) -> Repository {
+        self.manifest.garbage_collectable = garbage_collectable;
+        self
+    }
+
     /// How its objects are named and made.
     pub fn encoding(&self) -> Encoding {
         Encoding { algorithm: self.algorithm(), codec: self.codec }
@@ -363,6 +371,12 @@ fn write_checksum(path: &Path, hash: ContentHash) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut file = NamedTempFile::new_in(directory)?;
     io::Write::write_all(&mut file, hash.to_string().as_bytes())?;
+    file.as_file().set_permissions(Permissions::from_mode(0o644))?;
+    // Who publishes as root leaves the file to whom the directory belongs.
+    let owner = std::fs::metadata(directory)?;
+    if nix::unistd::geteuid().is_root() && owner.uid() != 0 {
+        fchown(file.as_file(), Some(owner.uid()), Some(owner.gid()))?;
+    }
     file.as_file().sync_all()?;
     file.persist(path)?;
     // It has to be there before the reflog that it names.

@@ -52,10 +52,27 @@ pub struct Commit<'a> {
     pub signer: &'a Signer,
     /// File beside the repository with the hash of the reflog.
     pub reflog_checksum: Option<&'a Path>,
-    /// Further tags for the new revision: name and description.
-    pub tags: &'a [(String, String)],
+    /// What changes of the tags besides those of the present and the previous revision.
+    pub tags: &'a [TagEdit],
     /// Time to live to be set, if not the present one.
     pub ttl: Option<u64>,
+}
+
+/// A change of the tags that comes with a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TagEdit {
+    /// A tag of the new revision; one of this name moves.
+    Add {
+        /// Its name.
+        name: String,
+        /// Words for people.
+        description: String,
+    },
+    /// A tag that goes, if it is there.
+    Remove {
+        /// Its name.
+        name: String,
+    },
 }
 
 /// What a commit did.
@@ -165,9 +182,12 @@ impl Transaction {
             size: root_catalog_size,
             branch: String::new(),
         };
-        for (name, description) in commit.tags {
+        for edit in commit.tags {
+            let (TagEdit::Add { name, .. } | TagEdit::Remove { name }) = edit;
             history.tags.retain(|t| t.name != *name);
-            history.tags.push(Tag { name: name.clone(), description: description.clone(), ..head.clone() });
+            if let TagEdit::Add { name, description } = edit {
+                history.tags.push(Tag { name: name.clone(), description: description.clone(), ..head.clone() });
+            }
         }
         history.advance_trunk(head);
         let previous = base.history.unwrap_or(ContentHash::null(algorithm));

@@ -8,11 +8,14 @@
 //!
 //! The XDG base directory specification gives `$HOME/.local/share` and `$HOME/.local/state` for absent variables, and
 //! has relative values ignored. Directories given as options are taken as they are: `--storage` is the repository root
-//! itself. The environment comes in as a value, so that two publishers can live in one test process.
+//! itself. Without it, a repository that the reference tools describe in `/etc/cvmfs/repositories.d/FQRN/` is theirs: its
+//! storage is where they have it and its keys are in `/etc/cvmfs/keys`, whoever we are. The variable
+//! `CVMFS_PUBLISHER_CONFIG_DIR` names another directory than `/etc/cvmfs`. The environment comes in as a value, so that two publishers can live in one test process.
 
 use std::env;
 use std::path::PathBuf;
 
+use crate::adopt::{AdoptError, Stratum0};
 use crate::storage::Location;
 
 /// The part of the environment that decides about directories.
@@ -26,6 +29,8 @@ pub struct Environment {
     pub data_home: Option<PathBuf>,
     /// `XDG_STATE_HOME`
     pub state_home: Option<PathBuf>,
+    /// Where the reference tools are configured; they are not asked without.
+    pub stock: Option<PathBuf>,
 }
 
 impl Environment {
@@ -37,6 +42,7 @@ impl Environment {
             home: variable("HOME"),
             data_home: variable("XDG_DATA_HOME"),
             state_home: variable("XDG_STATE_HOME"),
+            stock: Some(variable("CVMFS_PUBLISHER_CONFIG_DIR").unwrap_or_else(|| PathBuf::from("/etc/cvmfs"))),
         }
     }
 
@@ -86,6 +92,18 @@ pub struct Paths {
     pub state: PathBuf,
 }
 
+/// The directories of a repository are not to be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unresolved {
+    /// One of them has no default.
+    #[error(transparent)]
+    NoDefault(#[from] NoDefault),
+    /// The repository belongs to the reference tools, and cannot be published to.
+    #[error(transparent)]
+    Adopt(#[from] AdoptError),
+}
+
 /// A default directory is wanted and can't be derived.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("no place for the {what}: neither {variable} nor HOME is an absolute path; set one of them, or give {option}")]
@@ -97,7 +115,11 @@ pub struct NoDefault {
 
 impl Paths {
     /// The directories of the repository `fqrn`.
-    pub fn resolve(fqrn: &str, options: &PathOptions, environment: &Environment) -> Result<Self, NoDefault> {
+    pub fn resolve(fqrn: &str, options: &PathOptions, environment: &Environment) -> Result<Self, Unresolved> {
+        let stratum0 = match (&options.storage, &environment.stock) {
+            (None, Some(stock)) => Stratum0::find(stock, fqrn)?.map(|found| (found, stock.join("keys"))),
+            _ => None,
+        };
         let data = || environment.base(&environment.data_home, ".local/share");
         let state = || environment.base(&environment.state_home, ".local/state");
         let default = |system: PathBuf, user: Option<PathBuf>, missing: NoDefault| {
@@ -107,16 +129,17 @@ impl Paths {
             given.clone().map_or_else(|| default(system, user, missing), Ok)
         };
         Ok(Self {
-            storage: match &options.storage {
-                Some(location) => location.clone(),
-                None => Location::Directory(default(
+            storage: match (&options.storage, &stratum0) {
+                (Some(location), _) => location.clone(),
+                (None, Some((stratum0, _))) => Location::Stratum0(stratum0.clone()),
+                (None, None) => Location::Directory(default(
                     PathBuf::from("/srv/cvmfs").join(fqrn),
                     data().map(|base| base.join("repositories").join(fqrn)),
                     NoDefault { what: "repository", variable: "XDG_DATA_HOME", option: "--storage" },
                 )?),
             },
             keys: choose(
-                &options.keys,
+                &options.keys.clone().or(stratum0.map(|(_, keys)| keys)),
                 PathBuf::from("/etc/cvmfs/keys"),
                 data().map(|base| base.join("keys")),
                 NoDefault { what: "keys", variable: "XDG_DATA_HOME", option: "--keys" },
@@ -145,12 +168,8 @@ mod tests {
     fn root_has_system_directories() {
         let environment = Environment { superuser: true, home: Some("/root".into()), ..Environment::default() };
         assert_eq!(
-            Paths::resolve(FQRN, &PathOptions::default(), &environment),
-            Ok(paths(
-                "/srv/cvmfs/images.example.org",
-                "/etc/cvmfs/keys",
-                "/var/lib/cvmfs-publisher/images.example.org"
-            ))
+            Paths::resolve(FQRN, &PathOptions::default(), &environment).unwrap(),
+            paths("/srv/cvmfs/images.example.org", "/etc/cvmfs/keys", "/var/lib/cvmfs-publisher/images.example.org")
         );
     }
 
@@ -162,19 +181,19 @@ mod tests {
             "/home/u/.local/share/cvmfs-publisher/keys",
             "/home/u/.local/state/cvmfs-publisher/images.example.org",
         );
-        assert_eq!(Paths::resolve(FQRN, &PathOptions::default(), &home), Ok(below_home.clone()));
+        assert_eq!(Paths::resolve(FQRN, &PathOptions::default(), &home).unwrap(), below_home.clone());
 
         let relative = Environment { data_home: Some("data".into()), ..home.clone() };
-        assert_eq!(Paths::resolve(FQRN, &PathOptions::default(), &relative), Ok(below_home));
+        assert_eq!(Paths::resolve(FQRN, &PathOptions::default(), &relative).unwrap(), below_home);
 
         let xdg = Environment { data_home: Some("/d".into()), state_home: Some("/s".into()), ..home };
         assert_eq!(
-            Paths::resolve(FQRN, &PathOptions::default(), &xdg),
-            Ok(paths(
+            Paths::resolve(FQRN, &PathOptions::default(), &xdg).unwrap(),
+            paths(
                 "/d/cvmfs-publisher/repositories/images.example.org",
                 "/d/cvmfs-publisher/keys",
                 "/s/cvmfs-publisher/images.example.org"
-            ))
+            )
         );
     }
 
@@ -184,7 +203,7 @@ mod tests {
             PathOptions { storage: Some(PathBuf::from("a").into()), keys: Some("b".into()), state: Some("c".into()) };
         for superuser in [true, false] {
             let environment = Environment { superuser, ..Environment::default() };
-            assert_eq!(Paths::resolve(FQRN, &options, &environment), Ok(paths("a", "b", "c")));
+            assert_eq!(Paths::resolve(FQRN, &options, &environment).unwrap(), paths("a", "b", "c"));
         }
     }
 
@@ -194,5 +213,27 @@ mod tests {
         let options = PathOptions { storage: Some(PathBuf::from("a").into()), keys: Some("b".into()), state: None };
         let error = Paths::resolve(FQRN, &options, &environment).unwrap_err().to_string();
         assert!(error.contains("--state") && error.contains("XDG_STATE_HOME"), "{error}");
+    }
+
+    #[test]
+    fn a_repository_of_the_reference_tools_is_theirs_unless_the_storage_is_named() {
+        let etc = tempfile::tempdir().unwrap();
+        let directory = etc.path().join("repositories.d").join(FQRN);
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join("server.conf"), "CVMFS_UPSTREAM_STORAGE=local,/x/data/txn,/x\n").unwrap();
+        let stock = Some(etc.path().to_owned());
+        let environment = Environment { stock, home: Some("/home/u".into()), ..Environment::default() };
+        let found = Paths::resolve(FQRN, &PathOptions::default(), &environment).unwrap();
+        assert!(found.storage.stratum0().is_some());
+        assert_eq!(found.storage.directory(), Some(std::path::Path::new("/x")));
+        assert_eq!(found.keys, etc.path().join("keys"));
+        assert_eq!(found.state, PathBuf::from("/home/u/.local/state/cvmfs-publisher/images.example.org"));
+
+        let options = PathOptions { storage: Some(PathBuf::from("a").into()), ..PathOptions::default() };
+        let named = Paths::resolve(FQRN, &options, &environment).unwrap();
+        assert_eq!(named.storage, PathBuf::from("a").into());
+        assert_eq!(named.keys, PathBuf::from("/home/u/.local/share/cvmfs-publisher/keys"));
+        let other = Paths::resolve("other.example.org", &PathOptions::default(), &environment).unwrap();
+        assert!(other.storage.stratum0().is_none());
     }
 }

@@ -7,11 +7,19 @@ use std::path::{Path, PathBuf};
 
 use cvmfs::hash::Algorithm;
 use cvmfs::keys::{Signer, sign_whitelist};
-use cvmfs::signature::{PrivateKey, PublicKey};
+use cvmfs::signature::{Envelope, PrivateKey, PublicKey, Scheme, seal};
 use cvmfs::store::{Store, names};
+use cvmfs::whitelist::Whitelist;
 use time::UtcDateTime;
 
 use crate::failure::Failure;
+
+/// The list, if this key has signed it, whether or not it is still good.
+fn signed_by(document: &[u8], master: &PublicKey) -> Option<Whitelist> {
+    let envelope = Envelope::open(document).ok()?;
+    envelope.verify(master, Scheme::Raw).ok()?;
+    Whitelist::parse(envelope.text).ok()
+}
 
 /// The key files of one repository.
 #[derive(Debug)]
@@ -91,7 +99,26 @@ impl KeyFiles<'_> {
     }
 }
 
-/// Signs the whitelist of a repository anew; does not need the old one to be valid.
+/// When too little is left of a whitelist to wait any longer.
+const NEAR: time::Duration = time::Duration::days(3);
+
+/// Says that the whitelist ends soon, and who can do what about it.
+pub(super) fn warn_of_expiry(store: &dyn Store, keys: &Path, fqrn: &str) {
+    let list = store.read(names::WHITELIST).ok().flatten().and_then(|list| Whitelist::parse(&list).ok());
+    let Some(expires) = list.map(|list| list.expires).filter(|expires| *expires - UtcDateTime::now() < NEAR) else {
+        return;
+    };
+    let master = KeyFiles { directory: keys, fqrn }.file("masterkey");
+    match master.exists() {
+        true => tracing::warn!(fqrn, %expires, "the whitelist ends soon; renew it: cvmfs-publisher sign {fqrn}"),
+        false => {
+            tracing::warn!(fqrn, %expires, master = %master.display(), "the whitelist ends soon, and there is no master key here: renew it where the key is (cvmfs_server resign)");
+        }
+    }
+}
+
+/// Signs the whitelist of a repository anew; does not need the old one to be valid. Certificates that the old one
+/// allows, signed by the same key, stay allowed.
 pub fn sign_whitelist_file(
     store: &dyn Store,
     fqrn: &str,
@@ -104,8 +131,29 @@ pub fn sign_whitelist_file(
     let manifest = store.read(names::MANIFEST)?.and_then(|m| cvmfs::manifest::Manifest::parse(&m).ok());
     let algorithm = manifest.map_or(Algorithm::Sha1, |m| m.root_catalog.algorithm);
     let expires = now + validity;
-    let document = sign_whitelist(fqrn, algorithm, &signer.certificate_pem, &master, now, expires)
-        .map_err(|source| Failure::Key { path: key.file("masterkey"), source })?;
+    let bad = |source| Failure::Key { path: key.file("masterkey"), source };
+    let old = match store.read(names::WHITELIST)? {
+        Some(old) => signed_by(&old, &master.public()),
+        None => None,
+    };
+    if let Some(what) = old.as_ref().and_then(|old| old.unsupported.as_ref()) {
+        return Err(Failure::Content(format!(
+            "the whitelist of {fqrn} asks for a verification that is not made here ({what}); renew it with cvmfs_server resign"
+        )));
+    }
+    let document = sign_whitelist(fqrn, algorithm, &signer.certificate_pem, &master, now, expires).map_err(bad)?;
+    let document = match old {
+        Some(old) => {
+            let mut list = Envelope::open(&document)
+                .ok()
+                .and_then(|new| Whitelist::parse(new.text).ok())
+                .expect("what was just signed");
+            let others = old.fingerprints.into_iter().filter(|f| !list.fingerprints.contains(f)).collect::<Vec<_>>();
+            list.fingerprints.extend(others);
+            seal(&list.print(), algorithm, &master, Scheme::Raw).map_err(bad)?
+        }
+        None => document,
+    };
     store.replace(names::WHITELIST, &document)?;
     Ok(expires)
 }

@@ -17,6 +17,7 @@ use cvmfs::store::Listing;
 use parking_lot::Mutex;
 use time::UtcDateTime;
 
+use crate::adopt::StockLock;
 use crate::failure::Failure;
 
 /// How long a lease counts without being renewed.
@@ -31,6 +32,8 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 /// A lease that is held.
 #[derive(Debug)]
 pub struct LeaseGuard {
+    /// The same of the reference tools, where they are at work too.
+    stock: Option<StockLock>,
     held: Arc<Held>,
     // Both are taken when this is dropped.
     stop: Option<Sender<()>>,
@@ -116,7 +119,14 @@ impl LeaseGuard {
             }
         });
         // Without the thread it ends with its term, which `is_lost` sees.
-        Ok(LeaseGuard { held, stop: Some(stop), thread: thread.ok() })
+        Ok(LeaseGuard { stock: None, held, stop: Some(stop), thread: thread.ok() })
+    }
+
+    /// The same lease with the locks of the reference tools, which go when it is given back.
+    #[must_use]
+    pub(super) fn with_stock(mut self, stock: Option<StockLock>) -> LeaseGuard {
+        self.stock = stock;
+        self
     }
 
     /// Whether it may have ended: others may be at work whom it excluded.

@@ -2,10 +2,12 @@
 //!
 //! Objects are written below `data/txn/` under unique names and renamed into place. They are not synced one
 //! by one: [`Store::flush`] syncs the whole file system once, before the manifest is replaced.
+//!
+//! The storage may belong to somebody else than root. What root writes then belongs to the owner of `data/txn/`.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, fchown};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -19,13 +21,18 @@ use crate::hash::{ContentHash, ObjectId};
 pub struct LocalStore {
     root: PathBuf,
     txn: PathBuf,
+    /// Who gets what is written: user and group.
+    owner: Option<(u32, u32)>,
 }
 
 impl LocalStore {
     /// An existing repository directory.
     pub fn open(root: impl Into<PathBuf>) -> LocalStore {
         let root = root.into();
-        LocalStore { txn: root.join("data/txn"), root }
+        let txn = root.join("data/txn");
+        let owner = fs::metadata(&txn).ok().map(|m| (m.uid(), m.gid()));
+        let ours = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        LocalStore { owner: owner.filter(|owner| ours.0 == 0 && *owner != ours), txn, root }
     }
 
     /// Makes the directories of a new repository: `data/00` to `data/ff` and `data/txn`.
@@ -50,11 +57,20 @@ impl LocalStore {
     }
 
     fn temporary(&self, what: &str) -> Result<NamedTempFile, StoreError> {
-        tempfile::Builder::new()
+        let file = tempfile::Builder::new()
             .prefix("new.")
             .permissions(fs::Permissions::from_mode(0o666))
             .tempfile_in(&self.txn)
-            .map_err(self.io("cannot create a temporary file for", what))
+            .map_err(self.io("cannot create a temporary file for", what))?;
+        if let Some((user, group)) = self.owner {
+            fchown(file.as_file(), Some(user), Some(group)).map_err(self.io("cannot change the owner of", what))?;
+        }
+        Ok(file)
+    }
+
+    fn create_bucket(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir_all(path)?;
+        self.owner.map_or(Ok(()), |(user, group)| chown(path, Some(user), Some(group)))
     }
 
     fn publish(&self, file: NamedTempFile, id: ObjectId) -> Result<(), StoreError> {
@@ -62,7 +78,7 @@ impl LocalStore {
         let Err(failed) = file.persist(&path) else { return Ok(()) };
         // Repositories of others may lack a bucket; ours have all from the start.
         if failed.error.kind() == io::ErrorKind::NotFound
-            && path.parent().is_some_and(|p| fs::create_dir_all(p).is_ok())
+            && path.parent().is_some_and(|p| self.create_bucket(p).is_ok())
         {
             return failed.file.persist(&path).map(drop).map_err(|e| self.io("cannot write", &id.to_string())(e.error));
         }

@@ -20,6 +20,20 @@ impl Catalog {
         self.object_rows(chunks, ObjectKind::Chunk, &mut visit)
     }
 
+    /// The plain sizes of files above `min` bytes whose content is one object of this repository's.
+    pub fn whole_sizes(&self, min: u64) -> Result<Vec<u64>, CatalogError> {
+        let db = self.lock();
+        let mut statement = self.statement(
+            &db,
+            "SELECT DISTINCT size FROM catalog WHERE size > ?1 AND hash IS NOT NULL AND flags & ?2 = ?3",
+        )?;
+        let others = Flags::CHUNKED | Flags::EXTERNAL;
+        let min = i64::try_from(min).unwrap_or(i64::MAX);
+        let sizes = statement.query_map((min, Flags::FILE | others, Flags::FILE), |row| row.get::<_, i64>(0));
+        let sizes = sizes.and_then(Iterator::collect::<rusqlite::Result<Vec<i64>>>).map_err(self.sqlite("sizes"))?;
+        Ok(sizes.into_iter().map(|size| size as u64).collect())
+    }
+
     fn object_rows<E: From<CatalogError>>(
         &self,
         sql: &str,
