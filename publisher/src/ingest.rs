@@ -34,6 +34,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use cvmfs::catalog::NestedRef;
 use cvmfs::path::RepoPath;
 use cvmfs::subtree::MARKER;
 use cvmfs::transaction::Transaction;
@@ -139,11 +140,19 @@ impl Ingested {
 pub fn ingest(target: &Target, arguments: &cli::Ingest) -> Result<Ingested, Failure> {
     let start = Instant::now();
     let delete = arguments.delete.iter().map(|path| path_to_delete(path)).collect::<Result<Vec<_>, _>>()?;
-    let mut incoming = match (&arguments.tar, &arguments.base) {
-        (Some(tar), Some(base)) => Some(Incoming::read(target, arguments, tar, base, &delete)?),
-        _ => None,
+    let (mut incoming, preparation) = match (&arguments.tar, &arguments.base) {
+        (Some(tar), Some(base)) => {
+            let preparation = target.prepare("ingest an archive")?;
+            (Some(Incoming::read(target, arguments, tar, base, &delete)?), Some(preparation))
+        }
+        _ => (None, None),
     };
     let lock = target.lock()?;
+    if let Some((incoming, preparation)) = incoming.as_ref().zip(preparation)
+        && !preparation.is_undisturbed(target)?
+    {
+        incoming.prove(target)?;
+    }
     let now = UtcDateTime::now();
     let mut transaction = target.begin(&lock, now)?;
     let revision_before = target.repository()?.manifest().revision;
@@ -235,6 +244,20 @@ impl Incoming {
             *graft = Some(place::write_subtree(target, archive, base, root, &pool)?);
         }
         Ok(incoming)
+    }
+}
+
+impl Incoming {
+    /// Fails unless all that was stored is in the storage.
+    fn prove(&self, target: &Target) -> Result<(), Failure> {
+        let is_present = match &self.graft {
+            Some(graft) => {
+                let (path, hash, size) = (graft.path.clone(), graft.catalog, graft.size);
+                target.is_present(&NestedRef { path, hash, size })?
+            }
+            None => self.archive.is_present(&*target.store)?,
+        };
+        if is_present { Ok(()) } else { Err(Failure::Collected { what: "the archive".into() }) }
     }
 }
 

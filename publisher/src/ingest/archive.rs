@@ -7,8 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use cvmfs::hash::{ObjectId, ObjectKind};
 use cvmfs::object::Compression;
 use cvmfs::path::RepoPath;
+use cvmfs::store::Store;
 use cvmfs::subtree::MARKER;
 use image::layer::{Staging as _, owner_and_time};
 use image::layout::LostRecord;
@@ -282,6 +284,27 @@ impl Archive {
     pub fn row_after(&self, path: Option<&TreePath>) -> Result<Option<(TreePath, Node<FileContent>)>, Failure> {
         let row = self.staging.after(path).map_err(rows_failed)?;
         Ok(row.map(|(path, node)| (path, node.map_content(|content| self.stored(content)))))
+    }
+
+    /// Whether the content of all files is in the storage.
+    pub fn is_present(&self, store: &dyn Store) -> Result<bool, Failure> {
+        let mut after = None;
+        while let Some((path, node)) = self.row_after(after.as_ref())? {
+            let objects: Vec<ObjectId> = match node.kind {
+                NodeKind::Regular { content: FileContent::Whole(hash, _), .. } => vec![hash.object(ObjectKind::File)],
+                NodeKind::Regular { content: FileContent::Chunks(chunks, ..), .. } => {
+                    chunks.into_iter().map(|chunk| chunk.hash.object(ObjectKind::Chunk)).collect()
+                }
+                _ => Vec::new(),
+            };
+            for id in objects {
+                if !store.exists(id)? {
+                    return Ok(false);
+                }
+            }
+            after = Some(path);
+        }
+        Ok(true)
     }
 
     fn stored(&self, content: Pending) -> FileContent {
