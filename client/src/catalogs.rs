@@ -28,6 +28,12 @@ use crate::fetch::{FetchError, Objects, Source, Wait, Want};
 /// Largest plain catalog that is read. The reference tools warn above 1 GiB.
 const MAX_CATALOG: u64 = 16 << 30;
 
+/// Bytes accepted of a catalog of which somebody trusted says that it has `size`; 0 when nobody does. The number
+/// may be wrong, and the catalog is used all the same; but what inflates without end is not.
+fn limit(size: u64) -> u64 {
+    if size == 0 { MAX_CATALOG } else { size.saturating_mul(2).saturating_add(1 << 20).min(MAX_CATALOG) }
+}
+
 /// A catalog, or what it should hold, cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -107,7 +113,10 @@ impl Attached {
             };
             match opened {
                 Ok(attached) => return Ok(attached),
-                Err(error) if last => return Err(catalog(error)),
+                Err(error) if last => {
+                    objects.discard(want);
+                    return Err(catalog(error));
+                }
                 Err(error) => {
                     // The object was right when it came, so perhaps the file was damaged since.
                     tracing::warn!(%hash, %error, "unusable catalog in the cache; fetching it again");
@@ -237,6 +246,8 @@ pub enum Side {
 pub struct RootRef {
     /// Its hash.
     pub hash: ContentHash,
+    /// Bytes of the plain database; 0 when unknown.
+    pub size: u64,
     /// Whether it is fetched under an alternative name outside of `data/`.
     pub alternative: bool,
 }
@@ -255,7 +266,7 @@ impl Catalogs {
     /// Opens the revision with this root catalog.
     pub fn open(objects: &Arc<Objects>, root: RootRef, watermark: usize) -> Result<Catalogs, AttachError> {
         let object = root.hash.object(ObjectKind::Catalog);
-        let mut want = Want::bounded(object, MAX_CATALOG);
+        let mut want = Want::bounded(object, limit(root.size));
         if root.alternative {
             want.source = Source::Alternative;
         }
@@ -335,7 +346,7 @@ impl Catalogs {
     fn attach(&self, parent: &Attached, mountpoint: &[u8], wait: Wait) -> Result<Arc<Attached>, AttachError> {
         let (reference, binding) = &parent.nested[mountpoint];
         let outer = RepoPath::parse(mountpoint).expect("it was a path when it became a key");
-        let want = Want::bounded(reference.hash.object(ObjectKind::Catalog), MAX_CATALOG);
+        let want = Want::bounded(reference.hash.object(ObjectKind::Catalog), limit(reference.size));
         let inner = match binding {
             Binding::Nested => reference.path.clone(),
             Binding::Bind => RepoPath::ROOT,

@@ -240,7 +240,7 @@ impl Repository {
             "mounting the revision known from before"
         );
         self.check_revision(known.revision)?;
-        match self.catalogs(RootRef { hash: known.root, alternative: false }) {
+        match self.catalogs(RootRef { hash: known.root, size: 0, alternative: false }) {
             Ok(catalogs) => {
                 let Breadcrumb { published, revision, tag, .. } = known;
                 let revision = Revision { number: revision, published, tag, manifest: None, catalogs };
@@ -253,7 +253,7 @@ impl Repository {
 
     /// Whoever names a root catalog by its hash trusts it; nothing is left to verify but the hash.
     fn mount_root(&self, hash: ContentHash) -> Result<Mounted, RevisionError> {
-        let catalogs = self.catalogs(RootRef { hash, alternative: false })?;
+        let catalogs = self.catalogs(RootRef { hash, size: 0, alternative: false })?;
         let root = catalogs.root();
         let number = root.catalog().revision().map_err(|e| root.error(e))?;
         let published = root.catalog().last_modified().map_err(|e| root.error(e))?;
@@ -270,7 +270,7 @@ impl Repository {
         let tag = tags::choose(&history, chosen)
             .map_err(|reason| RevisionError::NoSnapshot { fqrn: self.fqrn.clone(), reason })?;
         self.check_revision(tag.revision)?;
-        let catalogs = self.catalogs(RootRef { hash: tag.root, alternative: false })?;
+        let catalogs = self.catalogs(RootRef { hash: tag.root, size: tag.size, alternative: false })?;
         let (number, published) = (tag.revision, tag.timestamp);
         Ok(Revision { number, published, tag: Some(tag.name.clone()), manifest: Some(manifest), catalogs })
     }
@@ -412,7 +412,11 @@ impl Repository {
     }
 
     fn open(&self, manifest: Manifest) -> Result<Revision, RevisionError> {
-        let root = RootRef { hash: manifest.root_catalog, alternative: manifest.alternative_paths };
+        let root = RootRef {
+            hash: manifest.root_catalog,
+            size: manifest.root_catalog_size,
+            alternative: manifest.alternative_paths,
+        };
         let catalogs = self.catalogs(root)?;
         let (number, published) = (manifest.revision, manifest.published);
         Ok(Revision { number, published, tag: None, manifest: Some(manifest), catalogs })

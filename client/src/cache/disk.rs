@@ -136,14 +136,14 @@ impl DiskCache {
             .tempfile_in(&directory);
         let file = file.map_err(io_error("create a file in", &directory))?;
         self.sharing.give(file.as_file()).map_err(io_error("share a file in", directory))?;
-        Ok(Partial { file, reservation })
+        Ok(Partial { file, reservation, written: 0 })
     }
 
     /// Puts a completely written and verified object under its name and gives it back for reading.
     pub fn commit(&self, partial: Partial<'_>, key: CacheKey) -> Result<File, CacheError> {
         let path = self.directory.join(key.path());
         let size = partial.file.as_file().metadata().map_err(io_error("examine", &path))?.len();
-        let Partial { file, reservation } = partial;
+        let Partial { file, reservation, .. } = partial;
         reservation.commit(size)?;
         match file.persist(&path) {
             Ok(file) => Ok(file),
@@ -172,11 +172,16 @@ impl DiskCache {
 pub struct Partial<'a> {
     file: tempfile::NamedTempFile,
     reservation: Reservation<'a>,
+    written: u64,
 }
 
 impl Write for Partial<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.as_file_mut().write(bytes)
+        // More than was announced, or nothing was: it still has to fit.
+        self.reservation.cover(self.written.saturating_add(bytes.len() as u64)).map_err(io::Error::other)?;
+        let count = self.file.as_file_mut().write(bytes)?;
+        self.written += count as u64;
+        Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -329,6 +334,18 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let cache = DiskCache::open(directory.path(), Some(4096)).unwrap();
         assert!(matches!(put(&cache, &[1; 5000]), Err(CacheError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn an_object_of_unknown_size_cannot_outgrow_the_cache() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = DiskCache::open(directory.path(), Some(4 << 20)).unwrap();
+        let mut endless = cache.begin(None).unwrap();
+        let piece = vec![0; 1 << 16];
+        let written = (0..1000).take_while(|_| endless.write_all(&piece).is_ok()).count();
+        assert!((32..=64).contains(&written), "{written} pieces of 64 KiB in a cache of 4 MiB");
+        drop(endless);
+        put(&cache, &[7; 3 << 20]).unwrap();
     }
 
     #[test]

@@ -199,7 +199,31 @@ pub struct Reservation<'a> {
     reserved: u64,
 }
 
+/// Room taken at once for an object that grows.
+const STEP: u64 = 1 << 20;
+
 impl Reservation<'_> {
+    /// Takes more room if `size` bytes need more.
+    pub fn cover(&mut self, size: u64) -> Result<(), CacheError> {
+        if size <= self.reserved {
+            return Ok(());
+        }
+        let step = STEP.min(self.quota.limit.map_or(STEP, |limit| limit / 16));
+        let more = blocks((size - self.reserved).max(step));
+        let whole = self.reserved.saturating_add(more);
+        self.quota.change(|account| {
+            if let Some(limit) = self.quota.limit.filter(|limit| whole > *limit) {
+                return Err(CacheError::TooLarge { size: whole, limit });
+            }
+            self.quota.make_room(account, more)?;
+            account.reserved = account.reserved.saturating_add(more);
+            account.clean = false;
+            Ok(())
+        })?;
+        self.reserved = whole;
+        Ok(())
+    }
+
     /// The object has this size and comes into the cache.
     pub fn commit(mut self, size: u64) -> Result<(), CacheError> {
         let (reserved, size) = (self.reserved, blocks(size));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cvmfs::entry::{Chunk, Entry, Flags, Meta};
 use cvmfs::hash::{Algorithm, ObjectKind};
 use cvmfs::keys::Signer;
+use cvmfs::manifest::Manifest;
 use cvmfs::object::{Codec, Compression, Encoder};
 use cvmfs::path::RepoPath;
 use cvmfs::repository::{CreateOptions, Repository};
@@ -94,25 +95,39 @@ impl Published {
     /// be done: nothing can be published over it.
     pub fn rewrite_root(&mut self, edit: impl FnOnce(&rusqlite::Connection)) {
         let repository = self.repository.take().unwrap();
-        let mut manifest = repository.manifest().clone();
-        let place = self.served().join(FQRN);
-        let object = manifest.root_catalog.object(ObjectKind::Catalog);
-        let stored = std::fs::read(place.join(object.path())).unwrap();
+        let object = repository.manifest().root_catalog.object(ObjectKind::Catalog);
+        let stored = std::fs::read(self.served().join(FQRN).join(object.path())).unwrap();
         let plain = cvmfs::object::decode(object, Compression::Zlib, &stored, 1 << 30).unwrap();
         let file = self.directory.path().join("root-catalog");
         std::fs::write(&file, plain).unwrap();
         let database = rusqlite::Connection::open(&file).unwrap();
-        manifest.revision += 1;
-        let revision = manifest.revision.to_string();
+        let revision = (repository.manifest().revision + 1).to_string();
         database.execute("UPDATE properties SET value = ?1 WHERE key = 'revision'", [revision]).unwrap();
         edit(&database);
         drop(database);
-        let mut plain = std::fs::File::open(&file).unwrap();
-        manifest.root_catalog_size = plain.metadata().unwrap().len();
-        let (hash, _) = put_stream(&**repository.store(), Algorithm::Sha1, ObjectKind::Catalog, &mut plain).unwrap();
-        manifest.root_catalog = hash;
+        self.repository = Some(repository);
+        self.replace_root(&mut std::fs::File::open(&file).unwrap());
+    }
+
+    /// Stores anything as root catalog, and signs it as the next revision. The last thing to be done, too.
+    pub fn replace_root(&mut self, plain: &mut dyn std::io::Read) {
+        let repository = self.repository.as_ref().unwrap();
+        let (root, _) = put_stream(&**repository.store(), Algorithm::Sha1, ObjectKind::Catalog, plain).unwrap();
+        self.sign_next(|manifest| {
+            manifest.root_catalog = root;
+            // Not known.
+            manifest.root_catalog_size = 0;
+        });
+    }
+
+    /// Signs another manifest as the next revision.
+    pub fn sign_next(&self, edit: impl FnOnce(&mut Manifest)) {
+        let mut manifest = self.repository.as_ref().unwrap().manifest().clone();
+        manifest.revision += 1;
+        manifest.published += 1;
+        edit(&mut manifest);
         let sealed = seal(&manifest.print(), Algorithm::Sha1, &self.signer.key, Scheme::Digest).unwrap();
-        std::fs::write(place.join(".cvmfspublished"), sealed).unwrap();
+        std::fs::write(self.served().join(FQRN).join(".cvmfspublished"), sealed).unwrap();
     }
 }
 
