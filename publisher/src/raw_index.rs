@@ -72,6 +72,13 @@ impl RawIndex {
         }
     }
 
+    /// Whether nothing was seen.
+    pub fn is_empty(&self) -> Result<bool, Failure> {
+        let inner = self.inner.lock();
+        let any = inner.db.query_row("SELECT EXISTS (SELECT 1 FROM objects)", (), |row| row.get::<_, bool>(0));
+        Ok(inner.new.is_empty() && !any.map_err(|e| self.failed(e))?)
+    }
+
     /// The object that holds this content, if it was seen.
     pub fn get(&self, raw: &RawHash) -> Result<Option<ContentHash>, Failure> {
         let inner = self.inner.lock();
