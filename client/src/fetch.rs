@@ -7,7 +7,7 @@
 //!   written to a file of the cache, which gets its name only when everything was right.
 //! - An answer is read no further than its object can be long, so neither streams that inflate without end
 //!   nor streams that never inflate fill anything.
-//! - Failures one after another are slowed down.
+//! - Files that cannot be had, one after another, are slowed down.
 
 mod connect;
 mod geo;
@@ -24,7 +24,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cvmfs::hash::ObjectId;
+use cvmfs::hash::{ObjectId, ObjectKind};
 use cvmfs::object::{Compression, Inflater, ObjectError};
 use parking_lot::{Condvar, Mutex};
 
@@ -228,8 +228,11 @@ impl Objects {
         let result = self.download(want).map(Arc::new).map_err(Arc::new);
         if let Err(error) = &result {
             tracing::debug!(object = %want.object, %error, "download failed");
-            // Whoever asks for it now waits with us.
-            std::thread::sleep(self.throttle.failed(Instant::now()));
+            // Programs that open what cannot be had again and again must not wear servers out. Whoever asks for
+            // it meanwhile waits with us. A catalog fails for a whole tree at once and is no sign of that.
+            if matches!(want.object.kind, ObjectKind::File | ObjectKind::Chunk) {
+                std::thread::sleep(self.throttle.failed(Instant::now()));
+            }
         }
         landing.land(result)
     }
@@ -310,7 +313,10 @@ impl Sink for ObjectSink<'_> {
 
 fn object_failure(error: ObjectError) -> SinkError {
     match error {
-        ObjectError::Write(..) => SinkError::Local(Box::new(error)),
+        ObjectError::Write(object, source) => match source.downcast::<CacheError>() {
+            Ok(full) => SinkError::Local(Box::new(full)),
+            Err(source) => SinkError::Local(Box::new(ObjectError::Write(object, source))),
+        },
         error => SinkError::Corrupt(error.to_string()),
     }
 }
@@ -356,7 +362,7 @@ impl Landing<'_> {
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
         self.objects.flights.lock().remove(&self.key);
-        let object = self.key.hash.object(cvmfs::hash::ObjectKind::File);
+        let object = self.key.hash.object(ObjectKind::File);
         self.flight.result.lock().get_or_insert_with(|| Err(Arc::new(FetchError::Abandoned(object))));
         self.flight.landed.notify_all();
     }
