@@ -200,13 +200,22 @@ Examples:
     /// Follows the chain of trust, then every catalog of the current revision: rows, counters, nested catalogs, and the
     /// presence of every object. Prints what is wrong. The exit status is 0 for a sound repository, 1 for an unsound
     /// one and 4 for one that can't be read.
+    ///
+    /// With --fix, what can be repaired without the registry is repaired: wrong counters and link counts, rows that
+    /// nobody sees, tags and reflog, and what other publishers of images leave behind. The plan is printed, then applied
+    /// in one publish, then the repository is checked again. The exit status is 1 if something remains; the reason is
+    /// printed. Layers and flats whose content is gone are fetched by the next convert.
     #[command(after_long_help = "\
 Examples:
   Structure, and presence of all objects:
     cvmfs-publisher check images.example.org
 
   Read every byte as well:
-    cvmfs-publisher check images.example.org --data")]
+    cvmfs-publisher check images.example.org --data
+
+  What would be repaired, and the repair:
+    cvmfs-publisher check images.example.org --fix --dry-run
+    cvmfs-publisher check images.example.org --fix")]
     Check(Check),
 
     /// Serve a repository over HTTP
@@ -488,6 +497,21 @@ pub struct Check {
     /// Read every object and compare it with its hash
     #[arg(long)]
     pub data: bool,
+
+    /// Repair what can be repaired, in one publish
+    #[arg(long)]
+    pub fix: bool,
+
+    /// Print the plan of the repair and change nothing
+    #[arg(long, requires = "fix")]
+    pub dry_run: bool,
+
+    /// Repair layers in place that running containers may hold open
+    ///
+    /// Layers whose deletions are files named .wh.* stay as they are, and a copy with whiteouts is written beside.
+    /// With this option they are changed where they are: containers that run on them see deleted files vanish.
+    #[arg(long, requires = "fix")]
+    pub yes_change_live_layers: bool,
 }
 
 /// Arguments of `serve`.

@@ -22,6 +22,7 @@ use crate::gc::{self, CollectOptions};
 use crate::images;
 use crate::ingest::ingest;
 use crate::progress::{Event, Progress};
+use crate::repair::fix;
 use crate::replicate;
 use crate::report::WishOutcome;
 use crate::serve::serve;
@@ -92,6 +93,7 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
             print_result(&if global.json { images::to_json(&list) } else { images::to_text(&list) })?;
             Ok(ExitStatus::Success)
         }
+        cli::Command::Check(arguments) if arguments.fix => fix(arguments, &open(&arguments.fqrn)?, global.json),
         cli::Command::Check(arguments) => check_repository(arguments, &paths(&arguments.fqrn)?, global.json),
         cli::Command::Ingest(arguments) => {
             let target = open(&arguments.fqrn)?;
@@ -339,7 +341,7 @@ fn check_repository(arguments: &cli::Check, paths: &Paths, json: bool) -> Result
 
 /// The hash of the reflog kept in our state, while a publish stands between its last two steps: it counts only if
 /// the reflog is really the one it names.
-fn reflog_checksum(store: &dyn Store, paths: &Paths) -> Option<ContentHash> {
+pub(crate) fn reflog_checksum(store: &dyn Store, paths: &Paths) -> Option<ContentHash> {
     let text = std::fs::read_to_string(paths.state.join("reflog.chksum")).ok()?;
     let kept: ContentHash = text.trim().parse().ok()?;
     let reflog = store.read(names::REFLOG).ok()??;

@@ -40,7 +40,7 @@ use crate::target::{Target, directory_meta, file_meta};
 
 /// Rows from which a directory of a layer gets a catalog of its own. Layers are mounted as a whole and looked up in,
 /// not listed, so they are split later than flats.
-const LAYER_BUDGET: u64 = 50_000;
+pub(crate) const LAYER_BUDGET: u64 = 50_000;
 /// Version of the files in `prepared/`.
 const PREPARED_SCHEMA: u32 = 1;
 const FORMAT_LIMIT: u64 = 64 << 20;

@@ -6,11 +6,13 @@
 use std::collections::{HashMap, HashSet};
 
 use cvmfs::catalog::NestedRef;
+use cvmfs::entry::Entry;
 use cvmfs::hash::ObjectKind;
+use cvmfs::path::RepoPath;
 use cvmfs::store::fetch;
 use cvmfs::transaction::Transaction;
 use image::digest::{LayerDigest, ManifestDigest};
-use image::layout::{ImageFile, IndexKey, LayersJson, Layout, ManifestRecord, OwnedPath, StatusRecord};
+use image::layout::{FormatRecord, ImageFile, IndexKey, LayersJson, Layout, ManifestRecord, OwnedPath, StatusRecord};
 use image::manifest::{Config, Document, Layer, MAX_DOCUMENT, Manifest};
 use image::platform::{Platform, choose};
 use image::reference::{ImageSource, PublicName};
@@ -65,8 +67,8 @@ pub struct LayerPlan {
     pub prepared: Option<PreparedLayer>,
     /// Where it goes if it has to be published.
     pub place: LayerPlace,
-    /// Whether what is published of it is damaged, and has to be replaced.
-    pub damaged: bool,
+    /// Whether what is published of it at that place has to be replaced: it is damaged, or was made without the blob.
+    pub replaces: bool,
 }
 
 /// What has to be done for one image.
@@ -184,7 +186,7 @@ impl<'a> Planner<'a> {
         let makes_something =
             needs_flat || layers.iter().any(|l| !matches!(l.state, LayerState::Published | LayerState::Legacy));
         for plan in layers.iter_mut().filter(|l| makes_something && l.state == LayerState::Legacy) {
-            *plan = self.to_fetch(plan.layer.clone(), LayerPlace::Beside, false);
+            *plan = self.to_fetch(plan.layer.clone(), plan.place, plan.replaces);
         }
         let (outcome, needs_records) = self.outcome(wanted, &document, &manifest, needs_flat, &layers)?;
         Ok(ImagePlan {
@@ -258,7 +260,13 @@ impl<'a> Planner<'a> {
     }
 
     fn read(&mut self, path: &OwnedPath) -> Result<Option<Vec<u8>>, Failure> {
-        let Some(entry) = self.lookup(path)? else { return Ok(None) };
+        match self.lookup(path)? {
+            Some(entry) => self.content(&entry),
+            None => Ok(None),
+        }
+    }
+
+    fn content(&self, entry: &Entry) -> Result<Option<Vec<u8>>, Failure> {
         let Some(hash) = entry.content else { return Ok(None) };
         let mut bytes = Vec::new();
         let id = hash.object(ObjectKind::File);
@@ -266,7 +274,7 @@ impl<'a> Planner<'a> {
         Ok(Some(bytes))
     }
 
-    fn lookup(&mut self, path: &OwnedPath) -> Result<Option<cvmfs::entry::Entry>, Failure> {
+    fn lookup(&mut self, path: &OwnedPath) -> Result<Option<Entry>, Failure> {
         Ok(self.view.lookup(&repo_path(&self.layout, path))?)
     }
 
@@ -275,11 +283,17 @@ impl<'a> Planner<'a> {
         if self.damaged.layers.contains(&digest) {
             return Ok(self.to_fetch(layer, LayerPlace::Own, true));
         }
+        let mut replaces = false;
         for place in [LayerPlace::Own, LayerPlace::Beside] {
             let at = repo_path(&self.layout, &place.path(digest));
             if let Some(known) = self.view.nested_reference(&at)? {
+                // What was made beside without the blob serves its consumers; nothing is made from it.
+                if place == LayerPlace::Beside && !self.has_owners(&at)? {
+                    replaces = true;
+                    continue;
+                }
                 let (state, known) = (LayerState::Published, Some(known));
-                return Ok(LayerPlan { layer, state, known, prepared: None, place, damaged: false });
+                return Ok(LayerPlan { layer, state, known, prepared: None, place, replaces });
             }
         }
         if self.lookup(&OwnedPath::LayerContent(digest))?.is_none_or(|e| !e.is_directory()) {
@@ -287,18 +301,24 @@ impl<'a> Planner<'a> {
         }
         let record = self.read(&OwnedPath::LayerRecord(digest))?.and_then(|r| LayersJson::parse(&r).ok());
         if record.is_some_and(|r| r.diff_id != layer.diff_id) {
-            return Ok(self.to_fetch(layer, LayerPlace::Beside, false));
+            return Ok(self.to_fetch(layer, LayerPlace::Beside, replaces));
         }
-        let state = LayerState::Legacy;
-        Ok(LayerPlan { layer, state, known: None, prepared: None, place: LayerPlace::Beside, damaged: false })
+        let (state, place) = (LayerState::Legacy, LayerPlace::Beside);
+        Ok(LayerPlan { layer, state, known: None, prepared: None, place, replaces })
+    }
+
+    fn has_owners(&mut self, layer: &RepoPath) -> Result<bool, Failure> {
+        let record = self.view.lookup(&layer.join(".metadata").join("format.json"))?;
+        let bytes = record.map(|entry| self.content(&entry)).transpose()?.flatten();
+        Ok(bytes.and_then(|b| FormatRecord::parse(&b).ok()).is_some_and(|r| r.owners))
     }
 
     /// A layer that has to come from the registry, or has come in an earlier run.
-    fn to_fetch(&self, layer: Layer, place: LayerPlace, damaged: bool) -> LayerPlan {
+    fn to_fetch(&self, layer: Layer, place: LayerPlace, replaces: bool) -> LayerPlan {
         let prepared = PreparedLayer::recall(self.target, layer.descriptor.digest, place);
         let state = if prepared.is_some() { LayerState::Prepared } else { LayerState::Missing };
         let known = prepared.as_ref().map(PreparedLayer::reference);
-        LayerPlan { layer, state, known, prepared, place, damaged }
+        LayerPlan { layer, state, known, prepared, place, replaces }
     }
 
     /// What will have happened, and whether nothing but records is wanting.

@@ -98,6 +98,7 @@ pub(crate) fn legacy_format(diff_id: DiffId, size: u64) -> FormatRecord {
         rows: 0,
         lost: Vec::new(),
         lost_more: 0,
+        owners: false,
         settled_on: None,
         implicit: Vec::new(),
     }
@@ -116,7 +117,7 @@ impl Hand<'_> {
     fn hang(&mut self, image: &ReadyImage<'_>) -> Result<(), Failure> {
         let plan = image.plan;
         for layer in &image.layers {
-            let damaged = plan.layers.iter().any(|l| l.layer.descriptor.digest == layer.digest && l.damaged);
+            let damaged = plan.layers.iter().any(|l| l.layer.descriptor.digest == layer.digest && l.replaces);
             self.graft(&layer.place.path(layer.digest), &layer.graft, damaged)?;
         }
         if let Some(flat) = &image.flat {

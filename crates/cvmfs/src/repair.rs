@@ -213,6 +213,8 @@ impl Mender<'_> {
             Ok(read) => read,
             Err(Unreadable::Repository(error)) => return Err(error),
             Err(Unreadable::Database(why)) => {
+                // The private copy is nobody's business.
+                let why = why.replace(&*file.path().to_string_lossy(), &reference.hash.to_string());
                 let why = format!("{why}; {}", advice(Rule::CatalogDatabase));
                 self.findings.refuse(Rule::CatalogDatabase, path, why);
                 return Ok(None);

@@ -29,6 +29,7 @@ use crate::history::Tag;
 use crate::keys::Signer;
 use crate::manifest::Manifest;
 use crate::path::RepoPath;
+use crate::repair::mend_history;
 use crate::repository::{Repository, RepositoryError, fetch_to_scratch, scratch_error};
 use crate::store::{Stored, put_stream};
 
@@ -169,10 +170,9 @@ impl Transaction {
             }
         }
         let (root_catalog, root_catalog_size) = written.expect("the root catalog is always open");
-        let mut history = self.repository.history(&self.options.scratch)?;
-        self.mend_history(&mut history)?;
         let Transaction { repository, base, options, is_repair, .. } = self;
         let algorithm = base.root_catalog.algorithm;
+        let mut history = repository.history(&options.scratch)?;
         let head = Tag {
             name: String::new(),
             root: root_catalog,
@@ -190,6 +190,9 @@ impl Transaction {
             }
         }
         history.advance_trunk(head);
+        if is_repair {
+            mend_history(&mut history, &*repository.store, &repository.fqrn)?;
+        }
         let previous = base.history.unwrap_or(ContentHash::null(algorithm));
         let written = repository.write_history(&history, previous, algorithm, &options.scratch)?;
         let mut pem = commit.signer.certificate_pem.as_bytes();

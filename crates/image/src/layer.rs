@@ -339,6 +339,7 @@ impl<S> Layer<S> {
             entries: self.counts.entries,
             rows,
             lost: self.lost.iter().map(lost).collect(),
+            owners: true,
             lost_more: self.counts.lost_more,
             settled_on: None,
             implicit: self.implicit().filter_map(|path| String::from_utf8(path.as_bytes().to_vec()).ok()).collect(),

@@ -76,7 +76,7 @@ impl Damaged {
     /// These images are published: what was damaged of them was replaced.
     pub(crate) fn forget(target: &Target, images: &[ReadyImage<'_>]) -> Result<(), Failure> {
         let plans = || images.iter().map(|image| image.plan);
-        if !plans().any(|p| p.flat_damaged || p.layers.iter().any(|l| l.damaged)) {
+        if !plans().any(|p| p.flat_damaged || p.layers.iter().any(|l| l.replaces)) {
             return Ok(());
         }
         let mut damaged = Damaged::read(target)?;

@@ -31,6 +31,12 @@ impl Transaction {
         }
     }
 
+    /// Closes catalogs that were only read: whoever looks at much of a repository has few of them open.
+    pub fn close_unchanged(&mut self) {
+        let changed: Vec<RepoPath> = self.open.iter().filter(|(_, c)| c.dirty).map(|(p, _)| p.clone()).collect();
+        self.open.retain(|path, _| path.is_root() || changed.iter().any(|c| path.contains(c)));
+    }
+
     /// The nested catalog whose root is exactly `path`, as it stands in the revision that the transaction began with.
     pub fn nested_reference(&mut self, path: &RepoPath) -> Result<Option<NestedRef>, RepositoryError> {
         let Some(parent) = path.parent() else { return Ok(None) };

@@ -9,7 +9,7 @@ use crate::history::History;
 use crate::manifest::Manifest;
 use crate::path::RepoPath;
 use crate::reflog;
-use crate::repair::{Findings, Tools, apply, mend, mend_history, reflog_refs};
+use crate::repair::{Findings, Tools, apply, mend, reflog_refs};
 use crate::repository::{Repository, RepositoryError, scratch_error, scratch_file};
 use crate::store::names;
 
@@ -48,14 +48,6 @@ impl Transaction {
         let catalog = OpenCatalog { writer, file: root.file, parent: None, previous, counters, accounted, dirty: true };
         let open = BTreeMap::from([(RepoPath::ROOT, catalog)]);
         Ok((Transaction { repository, base, options, open, is_repair: true }, findings))
-    }
-
-    /// Tags as they should be, if this is a repair.
-    pub(super) fn mend_history(&self, history: &mut History) -> Result<(), RepositoryError> {
-        match self.is_repair {
-            true => Ok(mend_history(history, &*self.repository.store, &self.repository.fqrn)?),
-            false => Ok(()),
-        }
     }
 }
 

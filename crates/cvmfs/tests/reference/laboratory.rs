@@ -58,6 +58,21 @@ impl<'a> Laboratory<'a> {
         laboratory
     }
 
+    /// The same for files that somebody has damaged: signed anew, and nothing put right on the way.
+    pub fn with_faults(files: &Files, keys: &'a Keys) -> Laboratory<'a> {
+        let store = MemoryStore::default();
+        store.content().clone_from(files);
+        let manifest = Manifest::parse(&files[names::MANIFEST]).unwrap();
+        let mut laboratory = Laboratory { store, manifest, keys, scratch: tempfile::tempdir().unwrap() };
+        let algorithm = laboratory.algorithm();
+        let mut pem = keys.signer.certificate_pem.as_bytes();
+        let (certificate, _) = put_stream(&laboratory.store, algorithm, ObjectKind::Certificate, &mut pem).unwrap();
+        laboratory.manifest.certificate = Some(certificate);
+        laboratory.whitelist(&keys.signer.certificate_pem, &keys.master, NOW + Duration::days(30));
+        laboratory.sign();
+        laboratory
+    }
+
     pub fn algorithm(&self) -> Algorithm {
         self.manifest.root_catalog.algorithm
     }

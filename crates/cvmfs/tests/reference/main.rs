@@ -10,6 +10,7 @@ mod document;
 mod hostile;
 mod laboratory;
 mod reading;
+mod repairs;
 mod soundness;
 mod walking;
 

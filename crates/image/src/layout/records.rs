@@ -128,6 +128,9 @@ pub struct FormatRecord {
     /// how many more were lost beyond the limit
     #[serde(default, skip_serializing_if = "is_zero")]
     pub lost_more: u64,
+    /// are owners kept? Only layers of the existing tool, and what was made of them without the blob, lost them
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub owners: bool,
     /// chain ID of the layers below from which content was copied (hard links) or whose links moved rows: on other
     /// layers the same blob is another tree. Nothing if the tree is the same everywhere
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -141,6 +144,15 @@ pub struct FormatRecord {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde asks for")]
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+const fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde asks for")]
+const fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 impl FormatRecord {

@@ -224,6 +224,7 @@ fn writes_the_records_of_the_design() {
         rows: 4,
         lost: vec![LostRecord { path: "a".to_owned(), what: "xattr user.x".to_owned() }],
         lost_more: 0,
+        owners: true,
         settled_on: None,
         implicit: Vec::new(),
     };
