@@ -55,6 +55,7 @@ demo: scenarios ## publish a real image and run it from the mount (any other: IM
 smoke-engines: PROFILE = dev
 smoke-engines: scenarios ## one test an engine; today the demo with every result checked, engines come with their issues
 	integration/demo/demo.py $(BIN) --check
+	@$(MAKE) --no-print-directory test-proxies PROFILE=$(PROFILE)
 	@$(MAKE) --no-print-directory test-second-reader PROFILE=$(PROFILE)
 
 .PHONY: test-second-reader

@@ -157,6 +157,29 @@ fn a_dead_proxy_and_a_dead_server_cost_one_switch_each() {
 }
 
 #[test]
+fn a_machine_that_does_not_answer_at_all_costs_the_timeout_and_no_more() {
+    // A listener that nobody accepts from, its queue full: further connections hang.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let connect = |_| std::net::TcpStream::connect_timeout(&address, Duration::from_millis(300));
+    let queued: Vec<_> = (0..10_000).map_while(|i| connect(i).ok()).collect();
+    assert!(queued.len() < 10_000, "the queue has no end");
+    let object = Object::new(16, 30_000);
+    let good = Scripted::new(Act::Serve).having(&object);
+    for (servers, proxies) in [
+        (format!("http://{address}/repo;{}", good.repository()), "DIRECT".to_owned()),
+        (good.repository(), format!("http://{address};{}", good.url())),
+    ] {
+        let getter = Getter::new(&servers, &proxies, &[]);
+        let started = Instant::now();
+        getter.gets(&object);
+        let seconds = started.elapsed().as_secs_f64();
+        assert!((1.9..4.0).contains(&seconds), "two attempts of a second each took {seconds} s");
+        assert_eq!((getter.stats.retries.get(), getter.stats.failovers.get()), (1, 1));
+    }
+}
+
+#[test]
 fn names_that_nobody_knows_are_left_at_once() {
     let object = Object::new(6, 30_000);
     let good = Scripted::new(Act::Serve).having(&object);
