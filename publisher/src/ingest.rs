@@ -50,7 +50,7 @@ use crate::decompress::Unpacked;
 use crate::error::printable;
 use crate::failure::Failure;
 use crate::raw_index::RawIndex;
-use crate::target::Target;
+use crate::target::{Target, until_first};
 use archive::Archive;
 use place::Base;
 
@@ -147,23 +147,26 @@ pub fn ingest(target: &Target, arguments: &cli::Ingest) -> Result<Ingested, Fail
         }
         _ => (None, None),
     };
-    let lock = target.lock()?;
-    if let Some((incoming, preparation)) = incoming.as_ref().zip(preparation)
-        && !preparation.is_undisturbed(target)?
-    {
-        incoming.prove(target)?;
-    }
-    let now = UtcDateTime::now();
-    let mut transaction = target.begin(&lock, now)?;
-    let revision_before = target.repository()?.manifest().revision;
-    let (deleted, missing) = remove(&mut transaction, &delete)?;
-    if let Some(incoming) = &mut incoming {
-        place::place(&mut transaction, incoming, now)?;
-    }
-    let revision = match transaction.is_empty() {
-        true => revision_before,
-        false => target.commit(transaction)?.repository.manifest().revision,
-    };
+    let (revision_before, revision, deleted, missing) = until_first(|| {
+        let lock = target.lock()?;
+        if let Some((incoming, preparation)) = incoming.as_ref().zip(preparation.as_ref())
+            && !preparation.is_undisturbed(target)?
+        {
+            incoming.prove(target)?;
+        }
+        let now = UtcDateTime::now();
+        let mut transaction = target.begin(&lock, now)?;
+        let revision_before = target.repository()?.manifest().revision;
+        let (deleted, missing) = remove(&mut transaction, &delete)?;
+        if let Some(incoming) = &mut incoming {
+            place::place(&mut transaction, incoming, now)?;
+        }
+        let revision = match transaction.is_empty() {
+            true => revision_before,
+            false => target.commit(transaction)?.repository.manifest().revision,
+        };
+        Ok((revision_before, revision, deleted, missing))
+    })?;
     let shown = |paths: Vec<RepoPath>| paths.iter().map(ToString::to_string).collect();
     let mut report = Ingested {
         schema: 1,

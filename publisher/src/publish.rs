@@ -24,7 +24,7 @@ use crate::flat::PreparedFlat;
 use crate::layer::{PreparedLayer, repo_path};
 use crate::plan::{ImagePlan, LayerState};
 use crate::repair::damaged::Damaged;
-use crate::target::{Preparation, Target, directory_meta, file_meta};
+use crate::target::{Preparation, Target, directory_meta, file_meta, until_first};
 
 /// What wrote the records.
 const GENERATOR: &str = concat!("cvmfs-publisher ", env!("CARGO_PKG_VERSION"));
@@ -61,6 +61,15 @@ impl ReadyImage<'_> {
 /// Publishes images in one transaction. If objects may have been collected since they were prepared, all are proven to
 /// be there still.
 pub fn publish(target: &Target, images: &[ReadyImage<'_>], preparation: &Preparation) -> Result<Published, Failure> {
+    let published = until_first(|| publish_once(target, images, preparation))?;
+    for layer in images.iter().flat_map(|image| &image.layers) {
+        PreparedLayer::forget(target, layer.digest);
+    }
+    Damaged::forget(target, images)?;
+    Ok(published)
+}
+
+fn publish_once(target: &Target, images: &[ReadyImage<'_>], preparation: &Preparation) -> Result<Published, Failure> {
     let now = UtcDateTime::now();
     let lock = target.lock()?;
     if !preparation.is_undisturbed(target)? {
@@ -79,12 +88,7 @@ pub fn publish(target: &Target, images: &[ReadyImage<'_>], preparation: &Prepara
     for image in images {
         hand.hang(image)?;
     }
-    let published = target.commit(transaction)?;
-    for layer in images.iter().flat_map(|image| &image.layers) {
-        PreparedLayer::forget(target, layer.digest);
-    }
-    Damaged::forget(target, images)?;
-    Ok(published)
+    target.commit(transaction)
 }
 
 /// What a layer of the existing tool is.

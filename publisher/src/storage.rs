@@ -24,7 +24,7 @@ pub enum Location {
     /// Whatever the reference tools of this machine publish into.
     Stratum0(Arc<Stratum0>),
     /// A bucket of an S3 server.
-    S3(S3Settings),
+    S3(Box<S3Settings>),
 }
 
 impl Location {
@@ -72,13 +72,19 @@ impl From<PathBuf> for Location {
     }
 }
 
+impl From<S3Settings> for Location {
+    fn from(settings: S3Settings) -> Location {
+        Location::S3(Box::new(settings))
+    }
+}
+
 impl FromStr for Location {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Location, String> {
         if text.starts_with("s3://") {
             let variable = |name: &str| std::env::var(name).ok();
-            return S3Settings::from_url(text, variable).map(Location::S3).map_err(|e| e.to_string());
+            return S3Settings::from_url(text, variable).map(Location::from).map_err(|e| e.to_string());
         }
         values::directory(text).map(Location::Directory)
     }

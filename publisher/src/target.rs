@@ -10,6 +10,7 @@ mod collections;
 mod keys;
 mod lease;
 mod lock;
+mod overtaken;
 mod preparation;
 mod scratch;
 
@@ -38,6 +39,7 @@ pub use self::keys::sign_whitelist_file;
 pub use self::lease::{LeaseGuard, TERM};
 pub use self::lock::Lock;
 use self::lock::{FileLock, PATIENCE};
+pub use self::overtaken::until_first;
 pub use self::preparation::Preparation;
 use self::scratch::{remove_leftovers, scratch_directory};
 use crate::adopt::{AdoptError, Policy};

@@ -304,7 +304,8 @@ impl Repository {
         checksum: Option<&Path>,
     ) -> Result<Repository, RepositoryError> {
         let file = scratch_file(scratch)?;
-        if let Some(old) = self.store.read(names::REFLOG)? {
+        let old = self.store.read(names::REFLOG)?;
+        if let Some(old) = &old {
             std::fs::write(file.path(), old).map_err(scratch_error(scratch))?;
         }
         let entries = [
@@ -319,13 +320,14 @@ impl Repository {
             .collect();
         reflog::append(file.path(), &self.fqrn, &refs).map_err(self.database("reflog"))?;
         let content = std::fs::read(file.path()).map_err(scratch_error(scratch))?;
-        self.replace_manifest(manifest, &content, signer, checksum)
+        self.replace_manifest(manifest, old.as_deref(), &content, signer, checksum)
     }
 
     /// The last of these steps, for a reflog that is made already.
     fn replace_manifest(
         self,
         mut manifest: Manifest,
+        old_reflog: Option<&[u8]>,
         reflog: &[u8],
         signer: &Signer,
         checksum: Option<&Path>,
@@ -346,20 +348,30 @@ impl Repository {
                 self.store.alias(&names::alternative(id), id)?;
             }
         }
-        self.replace_reflog(reflog, hash, checksum)?;
+        self.replace_reflog(old_reflog, reflog, hash, checksum)?;
         if !self.store.swap(names::MANIFEST, self.sealed.as_deref(), &sealed)? {
             return Err(self.moved(self.store.read(names::MANIFEST)?));
         }
         Ok(Repository { manifest, sealed: Some(sealed), ..self })
     }
 
-    /// Everything durable, then the hash of the reflog, then the reflog.
-    fn replace_reflog(&self, reflog: &[u8], hash: ContentHash, checksum: Option<&Path>) -> Result<(), RepositoryError> {
+    /// Everything durable, then the hash of the reflog, then the reflog, if it is still the old one: of two publishers,
+    /// none may take out what the other added.
+    fn replace_reflog(
+        &self,
+        old: Option<&[u8]>,
+        new: &[u8],
+        hash: ContentHash,
+        checksum: Option<&Path>,
+    ) -> Result<(), RepositoryError> {
         self.store.flush()?;
         if let Some(path) = checksum {
             write_checksum(path, hash).map_err(scratch_error(path))?;
         }
-        Ok(self.store.replace(names::REFLOG, reflog)?)
+        if !self.store.swap(names::REFLOG, old, new)? {
+            return Err(self.moved(self.store.read(names::MANIFEST)?));
+        }
+        Ok(())
     }
 
     fn database(&self, what: &'static str) -> impl Fn(rusqlite::Error) -> RepositoryError + '_ {

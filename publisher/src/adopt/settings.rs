@@ -147,7 +147,7 @@ impl Reader<'_> {
                 let (alias, file) = place.split_once('@').ok_or_else(|| refuse("ALIAS@FILE is wanted at its end"))?;
                 let settings = shell::read(Path::new(file))?;
                 S3Settings::from_cvmfs(alias, |name| settings.get(name).cloned())
-                    .map(Location::S3)
+                    .map(Location::from)
                     .map_err(|e| AdoptError::Config { config: PathBuf::from(file), what: e.to_string() })
             }
             "gw" => Err(refuse(

@@ -37,8 +37,8 @@ impl Repository {
         self.expect_unmoved()?;
         let algorithm = self.algorithm();
         let file = scratch_file(scratch)?;
-        let old = self.store.read(names::REFLOG)?.unwrap_or_default();
-        std::fs::write(file.path(), old).map_err(scratch_error(scratch))?;
+        let old = self.store.read(names::REFLOG)?;
+        std::fs::write(file.path(), old.as_deref().unwrap_or_default()).map_err(scratch_error(scratch))?;
         let certificate = match signer {
             Some(signer) => {
                 let mut pem = signer.certificate_pem.as_bytes();
@@ -54,11 +54,11 @@ impl Repository {
         }
         let content = std::fs::read(file.path()).map_err(scratch_error(scratch))?;
         let Some((signer, certificate)) = signer.zip(certificate) else {
-            self.replace_reflog(&content, ContentHash::of(algorithm, &content), checksum)?;
+            self.replace_reflog(old.as_deref(), &content, ContentHash::of(algorithm, &content), checksum)?;
             return Ok((self, Vec::new()));
         };
         let manifest = Manifest { published, certificate: Some(certificate), ..self.manifest.clone() };
-        let repository = self.replace_manifest(manifest, &content, signer, checksum)?;
+        let repository = self.replace_manifest(manifest, old.as_deref(), &content, signer, checksum)?;
         Ok((repository, vec![certificate.object(ObjectKind::Certificate)]))
     }
 }

@@ -51,8 +51,8 @@ impl Explainer {
                 PermissionDenied,
                 format!("{server} refuses the signature{key}: the secret key is wrong (AWS_SECRET_ACCESS_KEY)"),
             ),
-            (Some("InvalidAccessKeyId"), _) => {
-                (PermissionDenied, format!("{server} doesn't know the access key{key} (AWS_ACCESS_KEY_ID)"))
+            (Some("InvalidAccessKeyId" | "NotSignedUp"), _) => {
+                (PermissionDenied, format!("{server} doesn't know the key{key} (AWS_ACCESS_KEY_ID)"))
             }
             (Some("ExpiredToken" | "InvalidToken"), _) => {
                 (PermissionDenied, "the session token is not valid any more: get new credentials".to_owned())
