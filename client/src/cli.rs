@@ -304,6 +304,9 @@ fn describe(status: &Status) -> String {
         ),
         ("I/O errors", status.io_errors.to_string()),
     ];
+    if let Some(tag) = &status.tag {
+        lines.insert(3, ("snapshot", tag.clone()));
+    }
     if let Some(why) = &status.offline {
         lines.insert(3, ("OFFLINE", why.clone()));
     }

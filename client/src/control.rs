@@ -41,6 +41,9 @@ pub struct Status {
     pub revision: u64,
     /// Root catalog of it.
     pub root_hash: String,
+    /// Named snapshot, when it was chosen by name or date.
+    #[serde(default)]
+    pub tag: Option<String>,
     /// Why the servers' state is not known, if so.
     pub offline: Option<String>,
     /// Seconds to the next check; none when the revision is fixed.
@@ -185,6 +188,7 @@ fn status(mountpoint: &Path, fs: &FileSystem, updater: &Updater) -> Status {
         uptime: fs.info().since.elapsed().as_secs(),
         revision: view.revision.number,
         root_hash: view.revision.root_hash().to_string(),
+        tag: view.revision.tag.clone(),
         offline: updater.offline(),
         next_check: next.map(|at| at.saturating_duration_since(Instant::now()).as_secs()),
         host: current_host(objects.transport()),

@@ -56,7 +56,9 @@ fn every_tag_can_be_mounted() {
             assert_eq!(attribute(&mount.path, name).as_deref(), Some(value), "{tag}");
         }
         assert_eq!(mount.remount(), Outcome::Fixed { revision });
-        assert_eq!(mount.status().next_check, None);
+        assert_eq!((mount.status().next_check, mount.status().tag.as_deref()), (None, Some(tag)));
+        let output = client().arg("status").arg(&mount.path).output().unwrap();
+        assert!(says(&output).contains(&format!("\nsnapshot    {tag}\n")), "{output:?}");
         mount.unmount();
     }
     let output = world.try_mount(&["CVMFS_REPOSITORY_TAG=v4"]).err().unwrap();
@@ -524,6 +526,59 @@ fn whoever_may_not_use_fuse_is_told() {
         .unwrap();
     assert_eq!(output.status.code(), Some(4), "{output:?}");
     assert!(says(&output).contains("cannot use /dev/fuse"), "{output:?}");
+}
+
+#[test]
+fn the_process_obeys_its_parameters() {
+    if !has_fuse() {
+        return;
+    }
+    let world = World::new("hardlinks");
+    let log = world.directory.path().join("client.log");
+    let log_option = format!("CVMFS_USYSLOG={}", log.display());
+    let options = ["CVMFS_OOM_SCORE_ADJ=321", "CVMFS_CPU_AFFINITY=0", "CVMFS_NFILES=4321", "CVMFS_FUSE3_MAX_THREADS=3"];
+    let mount = world.mount(&[&options[..], &[&log_option, "CVMFS_QUOTALIMIT=9"]].concat());
+    let about = |name: &str| {
+        let pid = mount.status().pid;
+        std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap()
+    };
+    assert_eq!(about("oom_score_adj").trim(), "321");
+    assert!(about("status").lines().any(|line| line == "Cpus_allowed_list:\t0"));
+    let limits = about("limits");
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let soft: u64 = files.split_whitespace().nth(3).unwrap().parse().unwrap();
+    assert!(soft >= 4321, "{files}");
+    assert_eq!(attribute(&mount.path, "user.maxfd"), Some(soft.to_string()));
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(text.contains("mounted") && text.contains("did you mean CVMFS_QUOTA_LIMIT?"), "{text}");
+}
+
+#[test]
+fn a_damaged_file_of_the_cache_shows_in_its_hash() {
+    if !has_fuse() {
+        return;
+    }
+    // zlib, not compressed, and the two other algorithms.
+    for fixture in ["basic", "plain", "rmd", "shake"] {
+        let world = World::new(fixture);
+        let mount = world.mount(&[]);
+        let wanted = |facts: &common::listing::Facts| {
+            facts["type"] == "file" && facts.contains_key("object") && facts["size"].as_u64() > Some(100)
+        };
+        let path = expected(fixture).into_iter().find(|(_, facts)| wanted(facts)).unwrap().0;
+        let path = String::from_utf8(path).unwrap();
+        let file = mount.join(&path);
+        read(&file).unwrap();
+        let (hash, again) = (attribute(&file, "user.hash"), attribute(&file, "user.lhash"));
+        assert_eq!(hash, again, "{fixture} {path}");
+        let hash = hash.unwrap();
+        let bucket = std::fs::read_dir(world.cache().join(&hash[..2])).unwrap();
+        let object = bucket.map(|e| e.unwrap().path()).find(|p| p.to_str().unwrap().contains(&hash[2..])).unwrap();
+        let mut bytes = std::fs::read(&object).unwrap();
+        bytes[50] ^= 1;
+        std::fs::write(&object, bytes).unwrap();
+        assert_ne!(attribute(&file, "user.lhash").as_deref(), Some(hash.as_str()), "{fixture} {path}");
+    }
 }
 
 #[test]

@@ -332,7 +332,8 @@ fn signed_root_catalogs_that_are_none_are_refused_and_not_kept() {
         make(&mut published);
         let error = client.repository.newer(&shown).expect_err(what);
         assert!(Chain(&error).to_string().contains(says), "{what}: {}", Chain(&error));
-        assert_eq!(cached(&place.join("cache")).len(), before, "{what}");
+        // Room was made for what turned out to be too large, so there may be less.
+        assert!(cached(&place.join("cache")).len() <= before, "{what}");
         let mounted = open("cache").mount().unwrap();
         assert_eq!((mounted.revision.number, mounted.offline.is_some()), (shown.number, true), "{what}");
         // Without anything known before there is nothing to show.
@@ -374,7 +375,7 @@ fn a_nested_catalog_that_refers_to_itself_or_outside_is_an_error_and_ends() {
         .unwrap();
     // Either refused as a whole, or shown without an end to its loop.
     if output.status.success() {
-        let mount = common::Mount { path: path.clone() };
+        let mount = common::Mount { path };
         assert_eq!(read(&mount.join("file")).unwrap(), b"own");
         let _ = std::fs::read_dir(mount.join("loop")).map(|entries| entries.count());
         assert!(mount.status().catalogs <= 2);
