@@ -23,7 +23,7 @@ mod edits;
 mod rows;
 mod top;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::Path;
@@ -123,7 +123,8 @@ pub(crate) struct Root {
     /// A private copy of its database, not edited yet.
     pub(crate) file: NamedTempFile,
     pub(crate) edits: Vec<Edit>,
-    pub(crate) counters: Option<Counters>,
+    /// Statistics as they should be.
+    pub(crate) counters: Counters,
     /// Its properties, which a manifest may contradict.
     pub(crate) revision: u64,
     pub(crate) last_modified: u64,
@@ -163,9 +164,19 @@ struct Examined {
     root: Entry,
     /// Statistics as recorded.
     recorded: Counters,
-    /// As they should be, if they are to be written.
-    counters: Option<Counters>,
+    /// As they should be, and whether they are not.
+    counters: Counters,
+    is_miscounted: bool,
     properties: Properties,
+}
+
+/// What a catalog records about itself.
+struct Statistics {
+    recorded: Counters,
+    /// Counters that it has at all.
+    names: HashSet<String>,
+    /// How many it lacks that its schema wants.
+    missing: usize,
 }
 
 #[derive(Debug, Default)]
@@ -209,7 +220,7 @@ impl Mender<'_> {
         }
         let mut edits = Vec::new();
         let read = self.read(file.path(), reference, transition, &mut edits);
-        let (scan, recorded, properties, missing) = match read {
+        let (scan, statistics, properties) = match read {
             Ok(read) => read,
             Err(Unreadable::Repository(error)) => return Err(error),
             Err(Unreadable::Database(why)) => {
@@ -221,6 +232,7 @@ impl Mender<'_> {
             }
             Err(Unreadable::Told) => return Ok(None),
         };
+        let Statistics { recorded, names, missing } = statistics;
         let rows::Scan { root, own, complete, transitions, .. } = scan;
         let mut counters = Counters { own, subtree: Tally::default() };
         let mut subtree = recorded.subtree;
@@ -261,14 +273,16 @@ impl Mender<'_> {
         if !complete {
             counters.own = recorded.own;
         }
-        let differs = counters.rows().zip(recorded.rows()).filter(|((_, now), (_, then))| now != then).count();
+        // Older revisions of the schema know fewer counters.
+        let both = counters.rows().zip(recorded.rows());
+        let differs = both.filter(|((name, now), (_, then))| now != then && names.contains(name)).count();
         if differs > 0 {
             self.findings.repair(Rule::Counter, path, format!("{differs} statistics counters are counted anew"));
         } else if missing > 0 {
             self.findings.repair(Rule::CounterMissing, path, format!("{missing} statistics counters are entered"));
         }
-        let counters = (differs > 0 || missing > 0).then_some(counters);
-        Ok(Some(Examined { file, edits, root, recorded, counters, properties }))
+        let is_miscounted = differs > 0 || missing > 0;
+        Ok(Some(Examined { file, edits, root, recorded, counters, is_miscounted, properties }))
     }
 
     #[allow(clippy::type_complexity, reason = "handed on once, in the function above")]
@@ -278,7 +292,7 @@ impl Mender<'_> {
         reference: &NestedRef,
         transition: Option<&Entry>,
         edits: &mut Vec<Edit>,
-    ) -> Result<(rows::Scan, Counters, Properties, usize), Unreadable> {
+    ) -> Result<(rows::Scan, Statistics, Properties), Unreadable> {
         let path = &reference.path;
         if has_write_ahead_log(file).map_err(database)? {
             leave_write_ahead_log(file).map_err(database)?;
@@ -295,14 +309,23 @@ impl Mender<'_> {
             edits.push(Edit::Touch);
         }
         let catalog = Catalog::open(file, path.clone()).map_err(database)?;
+        if (catalog.version().schema - 2.5).abs() > 1e-3 {
+            // What was never written by anybody in use is read, and not written either.
+            return Err(Unreadable::Told);
+        }
         let (recorded, missing) = catalog.counters_and_missing().map_err(database)?;
+        let names = open_immutable(file).and_then(|db| {
+            let mut statement = db.prepare("SELECT counter FROM statistics LIMIT 1000")?;
+            statement.query_map((), |row| row.get(0))?.collect::<rusqlite::Result<HashSet<String>>>()
+        });
+        let statistics = Statistics { recorded, names: names.map_err(database)?, missing: missing.len() };
         let properties = Properties {
             revision: catalog.revision().map_err(database)?,
             last_modified: catalog.last_modified().map_err(database)?,
             ttl: catalog.ttl().map_err(database)?,
         };
         let scan = rows::scan(&catalog, self.tools, transition, edits, &mut self.findings)?;
-        Ok((scan, recorded, properties, missing.len()))
+        Ok((scan, statistics, properties))
     }
 
     /// Repairs a nested catalog with all below it. Nothing if it cannot be read.
@@ -313,11 +336,11 @@ impl Mender<'_> {
         depth: usize,
     ) -> Result<Option<Mended>, RepositoryError> {
         let Some(examined) = self.examine(reference, Some(transition), depth)? else { return Ok(None) };
-        let Examined { file, edits, root, recorded, counters, .. } = examined;
-        let (before, after) = (recorded.total(), counters.unwrap_or(recorded).total());
-        let changed = !edits.is_empty() || counters.is_some();
+        let Examined { file, edits, root, recorded, counters, is_miscounted, .. } = examined;
+        let (before, after) = (recorded.total(), counters.total());
+        let changed = !edits.is_empty() || is_miscounted;
         let (hash, size) = match (changed, self.encoding) {
-            (true, Some(encoding)) => self.write(reference, &file, &edits, counters, encoding)?,
+            (true, Some(encoding)) => self.write(reference, &file, &edits, &counters, encoding)?,
             _ => {
                 let size = file.as_file().metadata().map_err(scratch_error(self.tools.scratch))?.len();
                 (reference.hash, size)
@@ -331,14 +354,12 @@ impl Mender<'_> {
         reference: &NestedRef,
         file: &NamedTempFile,
         edits: &[Edit],
-        counters: Option<Counters>,
+        counters: &Counters,
         encoding: Encoding,
     ) -> Result<(ContentHash, u64), RepositoryError> {
         let writer = CatalogWriter::open(file.path())?;
         apply(&writer, edits, &reference.path)?;
-        if let Some(counters) = counters {
-            writer.set_counters(&counters)?;
-        }
+        writer.set_counters(counters)?;
         let revision: u64 = writer.property("revision")?.and_then(|r| r.parse().ok()).unwrap_or(0);
         writer.set_property("revision", &revision.saturating_add(1).to_string())?;
         writer.set_property("previous_revision", &reference.hash.to_string())?;

@@ -119,7 +119,9 @@ pub(super) fn scan(
     };
     let (rowid, before) = scanner.root(transition)?;
     let root = scanner.corrected(top, &before, true);
-    scanner.prefix(catalog.property("root_prefix").map_err(database)?)?;
+    let prefix = catalog.property("root_prefix").map_err(database)?;
+    let is_named = top.is_root() || prefix.is_some_and(|p| !p.is_empty());
+    scanner.prefix(is_named && catalog.root_prefix() == top);
     let row_count = catalog.row_count().map_err(database)? + i64::from(rowid.is_none());
     scanner.run(root, &before, rowid, row_count)
 }
@@ -174,12 +176,11 @@ impl Scanner<'_> {
     }
 
     /// The rows are those of this path, or there would be no root entry.
-    fn prefix(&mut self, recorded: Option<String>) -> Result<(), Unreadable> {
-        if recorded.unwrap_or_default().as_bytes() != self.top.as_bytes() {
+    fn prefix(&mut self, is_right: bool) {
+        if !is_right {
             self.findings.repair(Rule::RootPrefix, self.top, "root_prefix says where the catalog is mounted");
             self.edits.push(Edit::RootPrefix);
         }
-        Ok(())
     }
 
     fn run(mut self, mut root: Entry, before: &Entry, rowid: Option<i64>, row_count: i64) -> Result<Scan, Unreadable> {

@@ -265,7 +265,7 @@ impl Transaction {
         if let Some((_, catalog)) = open.into_iter().find(|(p, _)| p == path) {
             return Ok(catalog.accounted);
         }
-        let Some((hash, _)) = self.catalog(home).writer.nested(path)? else { return Ok(Tally::default()) };
+        let Some((hash, _)) = self.catalog(home).writer.nested(path)? else { return self.remainder(home, path) };
         match self.total_of(hash) {
             // What is damaged can be removed or replaced: it counted what the others do not count.
             Err(error) if is_damage(&error) => self.remainder(home, path),

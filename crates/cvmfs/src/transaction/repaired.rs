@@ -40,10 +40,7 @@ impl Transaction {
         };
         let writer = CatalogWriter::open(root.file.path())?;
         apply(&writer, &root.edits, &RepoPath::ROOT)?;
-        let counters = match root.counters {
-            Some(counters) => counters,
-            None => writer.counters()?,
-        };
+        let counters = root.counters;
         let (previous, accounted) = (Some(manifest.root_catalog), counters.total());
         let catalog = OpenCatalog { writer, file: root.file, parent: None, previous, counters, accounted, dirty: true };
         let open = BTreeMap::from([(RepoPath::ROOT, catalog)]);

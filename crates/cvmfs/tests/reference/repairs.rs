@@ -18,7 +18,7 @@ use cvmfs::trust::Anchor;
 
 use crate::NOW;
 use crate::damage::CASES;
-use crate::fixtures::{Files, base_of, damage, files};
+use crate::fixtures::{Files, NAMES, base_of, damage, files};
 use crate::laboratory::{Keys, Laboratory};
 
 /// Repairs what is in the laboratory; what was done, or why nothing could be.
@@ -133,5 +133,31 @@ fn damaged_fixtures_are_repaired_where_the_catalogs_are_at_fault() {
         let left: BTreeSet<Rule> = report.counts.keys().copied().collect();
         let texts: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
         assert_eq!(left, expected.iter().copied().collect(), "{case}: {texts:?}\n{findings:?}");
+    }
+}
+
+#[test]
+fn what_is_sound_is_left_alone() {
+    let keys = Keys::generate();
+    let older: [fn(&mut Laboratory<'_>); 2] = [
+        |_| {},
+        // Revision 4 of the schema counted no special files.
+        |l| {
+            l.catalog(
+                "/nested",
+                "ALTER TABLE catalog DROP COLUMN mtimens;
+            DELETE FROM statistics WHERE counter LIKE '%special';
+            UPDATE properties SET value = '4' WHERE key = 'schema_revision'",
+            );
+        },
+    ];
+    let cases = NAMES.map(|name| (name, older[0])).into_iter().chain([("hardlinks", older[1])]);
+    for (name, change) in cases {
+        let mut laboratory = Laboratory::new(&files(name), &keys);
+        change(&mut laboratory);
+        let findings = repair(&mut laboratory, &keys).unwrap();
+        assert_eq!(findings, Findings::default(), "{name}");
+        let report = laboratory.examine();
+        assert!(report.findings.is_empty(), "{name}: {:?}", report.findings);
     }
 }
