@@ -339,11 +339,11 @@ fn check_repository(arguments: &cli::Check, paths: &Paths, json: bool) -> Result
     Ok(if report.is_sound() { ExitStatus::Success } else { ExitStatus::Failed })
 }
 
-/// The hash of the reflog kept in our state, while a publish stands between its last two steps: it counts only if
-/// the reflog is really the one it names.
+/// The hash of the reflog kept in our state, while a publish stands between its last two steps and for copies: it
+/// counts only if the reflog is really the one it names. A copy has two, as its reflog is replaced after the hash.
 pub(crate) fn reflog_checksum(store: &dyn Store, paths: &Paths) -> Option<ContentHash> {
     let text = std::fs::read_to_string(paths.state.join("reflog.chksum")).ok()?;
-    let kept: ContentHash = text.trim().parse().ok()?;
     let reflog = store.read(names::REFLOG).ok()??;
-    (ContentHash::of(kept.algorithm, &reflog) == kept).then_some(kept)
+    let mut kept = text.lines().filter_map(|line| line.trim().parse::<ContentHash>().ok());
+    kept.find(|kept| ContentHash::of(kept.algorithm, &reflog) == *kept)
 }

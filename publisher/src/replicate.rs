@@ -203,21 +203,15 @@ fn compare(offered: &Manifest, known: &Manifest) -> Result<(), ReplicateError> {
 /// A small object, as it is stored and plain: from the copy if it has it.
 fn small(store: &dyn Store, remote: &Remote, id: ObjectId) -> Result<(Vec<u8>, Vec<u8>), ReplicateError> {
     use std::io::Read as _;
-    let plain = |stored: &[u8]| decode(id, Compression::Zlib, stored, SMALL_OBJECT);
     if store.exists(id)? {
         let mut stored = Vec::new();
-        let read = store.open(id)?.take(2 * SMALL_OBJECT).read_to_end(&mut stored);
+        let read = store.open(id)?.take(SMALL_OBJECT).read_to_end(&mut stored);
         // One that was damaged here may be sound there.
-        if let (Ok(_), Ok(plain)) = (read, plain(&stored)) {
+        if let (Ok(_), Ok(plain)) = (read, decode(id, Compression::Zlib, &stored, SMALL_OBJECT)) {
             return Ok((stored, plain));
         }
     }
-    let url = || format!("{}/{}", remote.url(), id.path());
-    let stored = remote.document(&id.path(), 2 * SMALL_OBJECT as usize)?;
-    match plain(&stored) {
-        Ok(plain) => Ok((stored, plain)),
-        Err(e) => Err(ReplicateError::Wrong { what: id.to_string(), url: url(), reason: e.to_string() }),
-    }
+    remote.small_object(id, SMALL_OBJECT as usize)
 }
 
 /// One run, after trust was established.

@@ -200,6 +200,18 @@ fn lists_the_repository() {
             })
         );
     });
+    // The same directory as a copy: with the mark that the first run leaves when it is complete.
+    fs::write(dir.path().join(".cvmfs_last_snapshot"), "Sat Nov 21 20:20:57 UTC 2026\n").unwrap();
+    fs::write(dir.path().join(".cvmfs_status.json"), "{}").unwrap();
+    with_server(dir.path(), move |address| {
+        let answer = request(address, "GET", "/cvmfs/info/v1/repositories.json", "");
+        let list: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+        assert_eq!(list["repositories"], serde_json::json!([]));
+        assert_eq!(list["replicas"], serde_json::json!([{"name": FQRN, "url": format!("/cvmfs/{FQRN}")}]));
+        for name in [".cvmfs_last_snapshot", ".cvmfs_status.json"] {
+            assert_eq!(request(address, "GET", &format!("/cvmfs/{FQRN}/{name}"), "").status, 200, "{name}");
+        }
+    });
 }
 
 #[test]

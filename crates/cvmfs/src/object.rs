@@ -366,6 +366,11 @@ impl<W: Write> Inflater<W> {
         self.out.write_all(bytes).map_err(|e| ObjectError::Write(self.id, e))
     }
 
+    /// Whether the compressed stream is complete: what comes now belongs to nothing.
+    pub fn is_ended(&self) -> bool {
+        self.ended
+    }
+
     /// All stored bytes came: checks the hash and that the stream is complete; gives the writer back and
     /// the number of plain bytes.
     pub fn finish(self) -> Result<(W, u64), ObjectError> {

@@ -8,7 +8,7 @@
 //! Invariants
 //! - An object that several catalogs refer to at once is fetched once; each [`Pending`] that waits for it is told.
 //! - The queue is bounded: who asks faster than the server answers waits.
-//! - After the first failure nothing new is begun; what is under way ends, and the walk gets that failure.
+//! - After the first failure nothing new is begun; what is under way ends soon, and the walk gets that failure.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -346,6 +346,7 @@ struct Close<'p, 'a>(&'p Pool<'a>);
 impl Drop for Close<'_, '_> {
     fn drop(&mut self) {
         self.0.state.lock().closed = true;
+        self.0.remote.stop();
         self.0.work.notify_all();
     }
 }
@@ -444,6 +445,10 @@ impl Sink for DatabaseSink<'_> {
         let (Some((stored, _)), Some(plain)) = (&mut self.files, &mut self.plain) else {
             unreachable!("an attempt begins with a restart")
         };
+        // The size of a database may be unknown, but it ends where its stream does.
+        if plain.is_ended() {
+            return Err(SinkError::Wrong(format!("more bytes come after its end, {} by now", self.received)));
+        }
         let written = stored.write_all(bytes);
         let inflated = plain.push(bytes);
         written.map_err(|e| self.local(e))?;

@@ -11,9 +11,11 @@
 
 use std::error::Error;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use cvmfs::hash::ObjectId;
+use cvmfs::object::{Compression, decode};
 use registry::RetryPolicy;
 use registry::retry::{Trouble, parse_retry_after};
 use reqwest::header::{CACHE_CONTROL, HeaderValue, PRAGMA, RETRY_AFTER};
@@ -92,6 +94,29 @@ impl Sink for Memory {
     }
 }
 
+/// Takes a small object into memory, as it is stored and plain.
+struct Small {
+    id: ObjectId,
+    stored: Memory,
+    plain: Vec<u8>,
+}
+
+impl Sink for Small {
+    fn restart(&mut self) -> Result<(), SinkError> {
+        self.stored.restart()
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
+        self.stored.write(bytes)
+    }
+
+    fn finish(&mut self) -> Result<(), SinkError> {
+        let plain = decode(self.id, Compression::Zlib, &self.stored.bytes, self.stored.limit as u64);
+        self.plain = plain.map_err(|e| SinkError::Wrong(e.to_string()))?;
+        Ok(())
+    }
+}
+
 /// What has gone over the wire.
 #[derive(Debug, Default)]
 pub(super) struct Traffic {
@@ -115,6 +140,8 @@ pub(super) struct Remote {
     client: reqwest::Client,
     base: String,
     patience: Patience,
+    /// Nobody needs anything any more.
+    stopped: AtomicBool,
     pub(super) traffic: Arc<Traffic>,
 }
 
@@ -150,6 +177,7 @@ impl Remote {
             client: builder.build().map_err(http)?,
             base: url.as_str().trim_end_matches('/').to_owned(),
             patience,
+            stopped: AtomicBool::new(false),
             traffic: Arc::default(),
         })
     }
@@ -159,11 +187,23 @@ impl Remote {
         &self.base
     }
 
+    /// Ends transfers with the next piece that comes, and begins no further attempts.
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
     /// Gets a document of at most `limit` bytes into memory.
     pub(super) fn document(&self, name: &str, limit: usize) -> Result<Vec<u8>, ReplicateError> {
         let mut sink = Memory { bytes: Vec::new(), limit };
         self.get(name, &|| name.to_owned(), &mut sink)?;
         Ok(sink.bytes)
+    }
+
+    /// Gets a compressed object of at most `limit` bytes, stored or plain, into memory: its stored and its plain form.
+    pub(super) fn small_object(&self, id: ObjectId, limit: usize) -> Result<(Vec<u8>, Vec<u8>), ReplicateError> {
+        let mut sink = Small { id, stored: Memory { bytes: Vec::new(), limit }, plain: Vec::new() };
+        self.get(&id.path(), &|| format!("object {id}"), &mut sink)?;
+        Ok((sink.stored.bytes, sink.plain))
     }
 
     /// Gets `path`; `what` names it in messages.
@@ -188,6 +228,7 @@ impl Remote {
                 }
                 Err(Failed::Trouble(trouble, reason)) => {
                     failed += 1;
+                    let trouble = if self.stopped.load(Ordering::Relaxed) { Trouble::Final } else { trouble };
                     let Some(pause) = self.patience.retry.delay(failed, trouble, fastrand::f64()) else {
                         let reason = format!("{reason} ({failed} attempts)");
                         return Err(ReplicateError::Transfer { what: what(), url, reason });
@@ -228,6 +269,9 @@ impl Remote {
             self.traffic.bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
             window += piece.len() as u64;
             sink.write(&piece).map_err(refused)?;
+            if self.stopped.load(Ordering::Relaxed) {
+                return Err(Failed::Trouble(Trouble::Final, "another transfer failed".to_owned()));
+            }
             let elapsed = since.elapsed();
             if elapsed > silence {
                 if window < CRAWL.saturating_mul(elapsed.as_secs()) {

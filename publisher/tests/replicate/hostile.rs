@@ -4,7 +4,8 @@ use std::fs;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use publisher::replicate::{ReplicateError, replicate};
+use publisher::progress::Silent;
+use publisher::replicate::{Options, ReplicateError, replicate};
 
 use crate::fixtures::Fixture;
 use crate::server::{Act, Server};
@@ -25,9 +26,9 @@ fn assert_only_true_objects(site: &Site, what: &str) {
 
 #[test]
 fn wrong_bytes_for_any_object_stop_the_copy_before_they_are_visible() {
-    let fixture = Fixture::unpack("updates-r4");
-    let manifest = manifest(&fixture.storage);
-    let file = object_of(&fixture, "/many-times").path();
+    let site = Site::of("updates-r4");
+    let manifest = manifest(&site.fixture.storage);
+    let file = object_of(&site.fixture, "/many-times").path();
     let root = format!("{}C", manifest.root_catalog);
     let path = |text: &str| format!("data/{}/{}", &text[..2], &text[2..]);
     let objects = [
@@ -52,7 +53,7 @@ fn wrong_bytes_for_any_object_stop_the_copy_before_they_are_visible() {
         // The small objects come the same way as the documents at the top.
         let acts = if number < 3 { &acts[..] } else { &acts[..3] };
         for (act, words) in acts {
-            let site = Site::of("updates-r4");
+            let _ = fs::remove_dir_all(site.copy());
             let (bad, answer) = (path.clone(), act.clone());
             site.server.rule(move |asked, _| if asked == bad { answer.clone() } else { Act::Serve });
             let refusal = site.refusal();
@@ -65,8 +66,8 @@ fn wrong_bytes_for_any_object_stop_the_copy_before_they_are_visible() {
             assert_only_true_objects(&site, &label);
             site.server.rule(|_, _| Act::Serve);
             site.replicate().unwrap_or_else(|e| panic!("{label}; then {}", e.line()));
-            site.assert_sound(4);
         }
+        site.assert_sound(4);
     }
 }
 
@@ -97,20 +98,20 @@ fn refuses_what_it_cannot_trust() {
         ("whitelist-other-fingerprint", "not on its whitelist"),
         ("whitelist-other-key", "master keys"),
     ];
+    let copied = Site::of("basic");
+    copied.replicate().unwrap();
+    let before = objects(&copied.copy());
     for (case, words) in cases {
         let site = Site::new(Fixture::damaged(case));
         let refusal = site.refusal();
         assert!(refusal.contains(words), "{case}: {refusal}");
         assert!(!site.copy().exists(), "{case}: nothing is made");
 
-        let site = Site::of("basic");
-        site.replicate().unwrap();
-        let before = objects(&site.copy());
-        site.fixture.apply(case);
-        site.refusal();
-        assert_eq!(objects(&site.copy()), before, "{case}");
-        site.assert_sound(6);
+        let update = Options { url: site.options().url, ..copied.options() };
+        replicate(&update, &Silent).expect_err(case);
+        assert_eq!(objects(&copied.copy()), before, "{case}");
     }
+    copied.assert_sound(6);
 }
 
 #[test]
@@ -118,7 +119,7 @@ fn refuses_a_name_that_was_not_asked_for() {
     let site = Site::of("basic");
     let mut options = site.options();
     options.fqrn = "other.example.org".to_owned();
-    let refusal = replicate(&options, &publisher::progress::Silent).unwrap_err().line();
+    let refusal = replicate(&options, &Silent).unwrap_err().line();
     assert!(refusal.contains("other.example.org") && refusal.contains("basic.fixture.example.org"), "{refusal}");
 }
 
@@ -148,7 +149,7 @@ fn refuses_what_is_blacklisted() {
     {
         let mut options = site.options();
         options.blacklist.add(&line, &site.fixture.fqrn);
-        let refusal = replicate(&options, &publisher::progress::Silent).unwrap_err().line();
+        let refusal = replicate(&options, &Silent).unwrap_err().line();
         assert!(refusal.contains(words), "{refusal}");
     }
 }
@@ -165,7 +166,7 @@ fn refuses_a_directory_that_holds_something_else() {
     let mut options = site.options();
     options.directory = site.fixture.storage.clone();
     let before = objects(&site.fixture.storage);
-    let refusal = replicate(&options, &publisher::progress::Silent).unwrap_err().line();
+    let refusal = replicate(&options, &Silent).unwrap_err().line();
     assert!(refusal.contains("not a copy"), "{refusal}");
     assert_eq!(objects(&site.fixture.storage), before);
     assert!(!site.fixture.storage.join(".cvmfs_last_snapshot").exists());
@@ -173,7 +174,7 @@ fn refuses_a_directory_that_holds_something_else() {
     let other = Site::of("basic");
     other.replicate().unwrap();
     options.directory = other.copy();
-    let refusal = replicate(&options, &publisher::progress::Silent).unwrap_err().line();
+    let refusal = replicate(&options, &Silent).unwrap_err().line();
     assert!(refusal.contains("another repository"), "{refusal}");
     other.assert_sound(6);
 }
@@ -185,7 +186,7 @@ fn one_run_at_a_time() {
     let mut slow = site.options();
     slow.patience.silence = Duration::from_secs(60);
     let (told, ended) = mpsc::channel();
-    let first = std::thread::spawn(move || told.send(replicate(&slow, &publisher::progress::Silent).is_ok()));
+    let first = std::thread::spawn(move || told.send(replicate(&slow, &Silent).is_ok()));
     while !site.server.log().iter().any(|(path, _)| path.ends_with('C')) {
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -48,6 +48,34 @@ fn run(site: &Site) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// What the program's own check says of the copy.
+fn check(site: &Site) -> serde_json::Value {
+    let state = site.directory.path().join("state");
+    let keys = site.directory.path().join("keys");
+    fs::create_dir_all(&keys).unwrap();
+    fs::write(keys.join(format!("{}.pub", site.fixture.fqrn)), &site.fixture.public_key).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cvmfs-publisher"));
+    command.args(["--json", "check", "--data", &site.fixture.fqrn]);
+    command.arg("--storage").arg(site.copy()).arg("--state").arg(state).arg("--keys").arg(keys);
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn the_program_copies_checks_and_brings_up_to_date() {
+    let site = Site::of("updates-r3");
+    let report = run(&site);
+    assert_eq!((&report["schema"], &report["revision"]), (&1.into(), &3.into()));
+    assert!(report["revision_before"].is_null() && report["stored"]["bytes"].as_u64() > Some(0), "{report}");
+    check(&site);
+    site.fixture.advance("updates-r4");
+    let report = run(&site);
+    assert_eq!((&report["revision_before"], &report["revision"]), (&3.into(), &4.into()));
+    check(&site);
+}
+
 fn asked(site: &Site) -> BTreeSet<String> {
     site.server.log().into_iter().map(|(path, _)| path).filter(|p| p.starts_with("data/")).collect()
 }
