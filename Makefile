@@ -70,14 +70,26 @@ test-proxies: scenarios ## cvmfs-client behind real Squids and nginx servers tha
 	@integration/setup proxies
 	integration/proxies/proxies.py $(BIN)
 
+.PHONY: test-s3
+test-s3: PROFILE = dev
+test-s3: scenarios ## a repository in a bucket: two publishers at once, kill -9, broken connections (ROUNDS=20; SEED=n repeats a run)
+	cargo build --locked --profile $(PROFILE) -p publisher --example s3-server
+	integration/s3/s3.py $(BIN) --rounds $(or $(ROUNDS),20)
+
 .PHONY: bench
 bench: scenarios ## the figures of the design as ratios to a floor measured in the same run (MEGABYTES=1500 LARGEST=1000)
 	cargo build --locked --release -p publisher --examples
 	integration/bench/convert.py $(BIN) --megabytes $(or $(MEGABYTES),1500) --largest $(or $(LARGEST),1000)
 
+.PHONY: bench-collect
+bench-collect: ## time and memory of a garbage collection among millions of objects (OBJECTS=10000000 ORPHANS=1000000)
+	cargo build --locked --release -p cvmfs --example collect
+	integration/bench/collect.py --objects $(or $(OBJECTS),10000000) --orphans $(or $(ORPHANS),1000000)
+
 .PHONY: soak
-soak: scenarios ## kill -9 at random moments of a conversion (COUNT=50; SEED=n repeats a run)
+soak: scenarios ## kill -9 at random moments of a conversion, then of a collection (COUNT=50 each; SEED=n repeats a run)
 	integration/soak/kill.py $(BIN) --count $(or $(COUNT),50)
+	integration/soak/collect.py $(BIN) --count $(or $(COUNT),50)
 
 .PHONY: clean
 clean: ## remove everything that was built, the demo's image too

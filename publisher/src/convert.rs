@@ -380,18 +380,29 @@ impl<'a> Pass<'a> {
 
     /// Brings every open image as far as its layers allow; publishes what is complete.
     fn advance(&mut self) {
+        let mut lost = Vec::new();
         for place in std::mem::take(&mut self.open) {
             let Ok(image) = &self.plan.images[place] else { continue };
             match self.settle(image) {
                 Ok(false) => self.open.push(place),
                 Ok(true) => match self.complete(image) {
                     Ok(ready) => self.ready.push((place, ready)),
-                    Err(e) => self.fail(place, &image.image, &one_line(&e)),
+                    Err(e) => lost.push((place, one_line(&e))),
                 },
-                Err(what) => self.fail(place, &image.image, &what),
+                Err(what) => lost.push((place, what)),
             }
             if self.ready.len() >= BATCH {
                 self.publish_ready();
+            }
+        }
+        if !lost.is_empty() && self.was_collected() {
+            let places: Vec<usize> = lost.iter().map(|(place, _)| *place).collect();
+            self.make_again(&places);
+        } else {
+            for (place, what) in lost {
+                if let Ok(image) = &self.plan.images[place] {
+                    self.fail(place, &image.image, &what);
+                }
             }
         }
         self.publish_ready();
@@ -535,10 +546,7 @@ impl<'a> Pass<'a> {
         }
         let preparation = self.preparation.as_ref().expect("there was something to prepare");
         match publish(self.converter.target, &images, preparation) {
-            Err(Failure::Collected { .. }) if self.again < AGAIN => {
-                self.again += 1;
-                self.make_again(&places);
-            }
+            Err(Failure::Collected { .. }) if self.was_collected() => self.make_again(&places),
             Ok(published) => {
                 self.revision = Some(published.repository.manifest().revision);
                 tracing::info!(
@@ -561,7 +569,19 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Somebody removed objects of these images, which were ready: fetches what is gone and publishes.
+    /// Whether objects were collected since this pass began, by somebody who does not wait, and it is worth another try.
+    fn was_collected(&mut self) -> bool {
+        let target = self.converter.target;
+        let undisturbed = self.preparation.as_ref().is_none_or(|p| p.is_undisturbed(target).unwrap_or(true));
+        if undisturbed || self.again == AGAIN {
+            return false;
+        }
+        self.again += 1;
+        true
+    }
+
+    /// Fetches what is gone of images that were under way when objects were collected, and publishes those that are
+    /// ready.
     fn make_again(&mut self, places: &[usize]) {
         let target = self.converter.target;
         let renewed = self.preparation.as_mut().map_or(Ok(()), |p| p.renew(target, CONVERTING));
@@ -573,35 +593,37 @@ impl<'a> Pass<'a> {
                 Err(e) => Err(one_line(e)),
             };
             match made {
-                Ok(ready) => self.ready.push((*place, ready)),
+                Ok(Some(ready)) => self.ready.push((*place, ready)),
+                Ok(None) => self.open.push(*place),
                 Err(what) => self.fail(*place, &image.image, &what),
             }
         }
         self.publish_ready();
     }
 
-    fn make(&mut self, image: &'a ImagePlan) -> Result<ReadyImage<'a>, String> {
+    /// An image, as far as its layers have arrived; none if one has not.
+    fn make(&mut self, image: &'a ImagePlan) -> Result<Option<ReadyImage<'a>>, String> {
         let plain = |e: Failure| one_line(&e);
-        for layer in image.distinct_layers() {
-            let prepared = match self.slots.get(&key(&layer.layer)) {
-                Some(Slot::Ready(reference, Some(_))) => reference.clone(),
+        for layer in image.distinct_layers().filter(|l| l.state != LayerState::Legacy) {
+            let is_there = match self.slots.get(&key(&layer.layer)) {
+                Some(Slot::Ready(reference, Some(_))) => {
+                    let reference = reference.clone();
+                    self.converter.target.is_present(&reference).map_err(plain)?
+                }
                 // What is published no collection takes.
-                _ => continue,
+                Some(Slot::Ready(_, None) | Slot::Awaited) => true,
+                _ => false,
             };
-            if !self.converter.target.is_present(&prepared).map_err(plain)? {
-                let fetch = Fetch {
-                    layer: &layer.layer,
-                    place: layer.place,
-                    source: &image.wanted.source,
-                    image: &image.image,
-                };
+            if !is_there {
+                let (place, source) = (layer.place, &image.wanted.source);
+                let fetch = Fetch { layer: &layer.layer, place, source, image: &image.image };
                 let arrived = read(self.converter, self.pool, &fetch);
                 self.take(arrived);
             }
         }
         match self.settle(image)? {
-            true => self.complete(image).map_err(plain),
-            false => Err("a layer of the image did not arrive".into()),
+            true => self.complete(image).map(Some).map_err(plain),
+            false => Ok(None),
         }
     }
 

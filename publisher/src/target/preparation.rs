@@ -15,7 +15,7 @@ use crate::raw_index::RawIndex;
 pub struct Preparation {
     lease: LeaseGuard,
     traces: Traces,
-    /// Whether objects were collected between the opening of the repository and the lease.
+    /// Whether objects are known to have been collected since the repository was opened.
     is_late: bool,
 }
 
@@ -66,14 +66,14 @@ impl Preparation {
         Ok(!self.is_late && !self.lease.is_lost() && self.traces.are_all(&*target.store, target.scratch())?.is_ok())
     }
 
-    /// Begins anew after objects were collected.
+    /// Goes on after objects were collected: what is remembered of them is dropped. What was prepared before may be used
+    /// later, so everything is proven from now on.
     pub fn renew(&mut self, target: &Target, what: &str) -> Result<(), Failure> {
         if self.lease.is_lost() {
             self.lease = target.lease(LeaseKind::Prepare, what, target.patience)?;
         }
         target.forget_if_collected()?;
-        self.traces = Traces::look(&*target.store, target.scratch())?;
-        self.is_late = false;
+        self.is_late = true;
         Ok(())
     }
 }
