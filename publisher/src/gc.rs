@@ -152,6 +152,7 @@ pub fn collect(target: &Target, options: &CollectOptions) -> Result<Collected, F
         return Ok(report(target, options, &plan, &swept, start)?);
     }
     let lock = target.lock_to_collect()?;
+    target.expect_reflog()?;
     let mut plan = mark(target.repository()?)?;
     let now = UtcDateTime::now();
     announce(&*target.store, now)?;

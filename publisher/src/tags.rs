@@ -84,6 +84,7 @@ fn change(
     publish: impl FnOnce(Repository, &Retag<'_>) -> Result<Repository, Failure>,
 ) -> Result<Retagged, Failure> {
     let _lock = target.lock()?;
+    target.expect_reflog()?;
     let before = target.repository()?;
     let old = before.history(target.scratch())?.tags;
     let checksum = target.reflog_checksum();

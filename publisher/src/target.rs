@@ -222,13 +222,7 @@ impl Target {
     fn lease(&self, kind: LeaseKind, what: &str, patience: Duration) -> Result<LeaseGuard, Failure> {
         // Those who share a stratum 0 with the reference tools lock as they do, too.
         let stock = match self.paths.storage.stratum0() {
-            Some(stratum0) => {
-                let stock = stratum0.hold(kind, &self.store, patience)?;
-                if stock.is_publishing() {
-                    stratum0.expect_reflog(&*self.store, self.repository()?.manifest())?;
-                }
-                Some(stock)
-            }
+            Some(stratum0) => Some(stratum0.hold(kind, &self.store, patience)?),
             None => None,
         };
         Ok(LeaseGuard::take(&self.fqrn, &self.store, kind, what, self.lease_term, patience)?.with_stock(stock))
@@ -254,8 +248,18 @@ impl Target {
         Ok(marker)
     }
 
+    /// Fails if the log of root references is not the one that the reference tools left, where they are at work too:
+    /// nothing is published over it unseen. The caller holds the lock.
+    pub fn expect_reflog(&self) -> Result<(), Failure> {
+        match self.paths.storage.stratum0() {
+            Some(stratum0) => Ok(stratum0.expect_reflog(&*self.store, self.repository()?.manifest())?),
+            None => Ok(()),
+        }
+    }
+
     /// Begins a transaction at the current revision. The caller holds the lock.
     pub fn begin(&self, _lock: &Lock, now: UtcDateTime) -> Result<Transaction, Failure> {
+        self.expect_reflog()?;
         self.view(now)
     }
 

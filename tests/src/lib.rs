@@ -4,5 +4,6 @@ pub mod fixtures;
 pub mod image_builder;
 pub mod naive;
 pub mod repository;
+pub mod stock;
 pub mod takeover;
 pub mod tree;

@@ -42,6 +42,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub struct StockLock {
     // Dropped in this order: the flag goes while the locks are still held.
+    #[expect(dead_code, reason = "held for its Drop")]
     publish: Option<Publish>,
     #[expect(dead_code, reason = "held for its Drop")]
     collecting: LockFile,
@@ -114,13 +115,6 @@ impl Stratum0 {
             }
             std::thread::sleep(PAUSE);
         }
-    }
-}
-
-impl StockLock {
-    /// Whether it is that of a publish or a collection.
-    pub fn is_publishing(&self) -> bool {
-        self.publish.is_some()
     }
 }
 

@@ -61,6 +61,10 @@ pub struct PathOptions {
     ///
     /// A web server can export the directory as it is, under the URL path /cvmfs/FQRN.
     ///
+    /// Without this option, a repository that /etc/cvmfs/repositories.d/FQRN/server.conf describes is published into
+    /// as it is: with its storage, keys, settings and locks (doc/ADOPTING.md). The environment variable
+    /// CVMFS_PUBLISHER_CONFIG_DIR names another directory than /etc/cvmfs.
+    ///
     /// [default: /srv/cvmfs/FQRN for root, $XDG_DATA_HOME/cvmfs-publisher/repositories/FQRN for others]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Directories")]
     pub storage: Option<Location>,

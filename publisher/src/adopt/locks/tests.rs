@@ -49,7 +49,7 @@ struct Holder(Child);
 impl Holder {
     fn of(file: &Path) -> Holder {
         let mut shell = Command::new("flock")
-            .args(["-n", "-o"])
+            .args(["-n", "--no-fork"])
             .arg(file)
             .args(["sh", "-c", "echo locked; exec sleep 600"])
             .stdout(Stdio::piped())
