@@ -72,6 +72,7 @@ pub(crate) enum Fault {
     LayerMissing,
     LayerRecord,
     Link,
+    Podman,
     Whiteouts,
 }
 
@@ -90,6 +91,7 @@ impl Fault {
             Fault::LayerMissing => "layer-missing",
             Fault::LayerRecord => "layer-record",
             Fault::Link => "image-link",
+            Fault::Podman => "podman-layer",
             Fault::Whiteouts => "whiteouts-literal",
         }
     }
@@ -304,12 +306,19 @@ fn publish(target: &Target, plan: &Plan) -> Result<u64, Failure> {
         return Err(RepositoryError::Moved { fqrn: target.fqrn.clone(), expected, found }.into());
     }
     let encoder = Encoder::new(repository.algorithm(), target.codec);
-    let marker = target.marker(repository.algorithm(), now)?;
-    let options = TransactionOptions { now, scratch: target.scratch().to_owned(), marker };
-    let (mut transaction, findings) = Transaction::begin_repaired(repository, options)?;
-    if findings != plan.catalogs {
-        return Err(Failure::Content("the repository is not what the plan was made for; run again".into()));
-    }
+    let is_about_catalogs = plan.survey.repairs.iter().any(|l| matches!(l.fault, Fault::Catalog(_)));
+    let mut transaction = match is_about_catalogs {
+        true => {
+            let marker = target.marker(repository.algorithm(), now)?;
+            let options = TransactionOptions { now, scratch: target.scratch().to_owned(), marker };
+            let (transaction, findings) = Transaction::begin_repaired(repository, options)?;
+            if findings != plan.catalogs {
+                return Err(Failure::Content("the repository is not what the plan was made for; run again".into()));
+            }
+            transaction
+        }
+        false => target.begin(&lock, now)?,
+    };
     let mut hand = Hand { target, transaction: &mut transaction, encoder, layout: Layout::new(), now };
     for action in &plan.survey.actions {
         hand.apply(action)?;

@@ -30,7 +30,7 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const LEFTOVER: &[u8] = b".wh..wh.";
 /// Directories within each other; no file system that a layer comes from has more.
-const DEEPEST: usize = 2048;
+const DEEPEST: usize = 512;
 
 /// Number of files in a layer that stand for deletions.
 pub(super) fn literal_whiteouts(loader: Loader<'_>, content: &NestedRef) -> Result<u64, Failure> {
@@ -41,6 +41,10 @@ pub(super) fn literal_whiteouts(loader: Loader<'_>, content: &NestedRef) -> Resu
         Ok(true)
     })?;
     for nested in catalog.nested_all()? {
+        if nested.path == content.path || !content.path.contains(&nested.path) {
+            let (outer, inner) = (&content.path, &nested.path);
+            return Err(Failure::Content(format!("nested catalog {inner} is not below {outer}; run check")));
+        }
         count += literal_whiteouts(loader, &nested)?;
     }
     Ok(count)

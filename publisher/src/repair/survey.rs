@@ -64,6 +64,7 @@ pub(super) fn survey(target: &Target, view: &mut Transaction, live: Live) -> Res
     surveyor.records(&images, &configs)?;
     surveyor.index(&images, &configs)?;
     surveyor.flats(&linked, &configs)?;
+    surveyor.podman()?;
     surveyor.chains()?;
     Ok(surveyor.survey)
 }
@@ -444,6 +445,28 @@ impl Surveyor<'_> {
             Err(e @ TraversalError::Scratch { .. }) => Err(e.into()),
             Err(_) => Ok(true),
         }
+    }
+
+    /// Layers in the store of podman that lead to nothing; podman does not look at what no image of its list has.
+    fn podman(&mut self) -> Result<(), Failure> {
+        let mut gone = 0;
+        for directory in self.directories("/podmanStore/overlay")? {
+            self.close_some();
+            let Some(link) = self.view.lookup(&directory.join("diff"))? else { continue };
+            let text = String::from_utf8_lossy(&link.symlink).into_owned();
+            let path = self.layout.parse(text.trim_start_matches("../"));
+            if let Some(OwnedPath::LayerContent(layer)) = path
+                && !self.layers.contains_key(&layer)
+            {
+                gone += 1;
+            }
+        }
+        if gone > 0 {
+            let what =
+                format!("{gone} layers lead to layers that are gone; the store is left as the existing tool wrote it");
+            self.survey.note(Fault::Podman, "/podmanStore/overlay", what);
+        }
+        Ok(())
     }
 
     /// The cache of half-made images that the existing tool keeps.
