@@ -263,7 +263,7 @@ Examples:
     cvmfs-publisher tag images.example.org
 
   Name the present revision, and an earlier one:
-    cvmfs-publisher tag images.example.org add before-upgrade --message \"known to work\"
+    cvmfs-publisher tag images.example.org add before-upgrade --message works
     cvmfs-publisher tag images.example.org add v41 --revision 41
 
   Give names up:
