@@ -13,8 +13,9 @@ use crate::failure::Failure;
 
 /// Transactions begun before it is given up: others publish all the time.
 const ATTEMPTS: u32 = 10;
-/// Longest pause after the first attempt; doubles with each.
+/// Longest pause after the first attempt; doubles with each, up to the other.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Publishes, again if somebody else was faster. Each attempt begins its transaction anew.
 pub fn until_first<T>(attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
@@ -27,7 +28,8 @@ fn until_first_after<T>(first_pause: Duration, mut attempt: impl FnMut() -> Resu
             Err(Failure::Repository(RepositoryError::Moved { found, .. })) => {
                 tracing::info!(revision = found, "somebody else published; publishing on top of it");
                 // Two that collided once must not collide again in step.
-                std::thread::sleep(first_pause.saturating_mul(1 << number).mul_f64(fastrand::f64()));
+                let pause = first_pause.saturating_mul(1 << number).min(LONGEST_PAUSE);
+                std::thread::sleep(pause.mul_f64(fastrand::f64()));
             }
             other => return other,
         }
