@@ -107,6 +107,7 @@ class Soak:
         wrong += self.read(mount, self.head)
         self.lab.equal(f"{what}: a client that was mounted before reads everything", wrong, [])
         unmount()
+        mount.rmdir()
         shutil.rmtree(self.lab.dir / "cache", ignore_errors=True)
         return seconds, status
 
@@ -117,6 +118,7 @@ class Soak:
         mount, unmount = self.repository.mount("mount", "cache", port)
         self.lab.equal(f"{what}: the present revision is complete", self.read(mount, self.head), [])
         unmount()
+        mount.rmdir()
         shutil.rmtree(self.lab.dir / "cache", ignore_errors=True)
 
     def roll_back(self, port):
