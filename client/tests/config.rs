@@ -164,10 +164,10 @@ fn a_shared_directory_has_no_limit_and_leaves_private_files_elsewhere() {
     assert_eq!((config.cache.as_path(), config.cache_limit), (Path::new("/alien"), None));
     assert_eq!(config.cache_sharing, Sharing::Group);
     assert_eq!(config.workspace, Path::new("/base/cvmfs-client/shared"));
-    let options = ["CVMFS_SHARED_CACHE=no", "CVMFS_CACHE_BASE=/base", "CVMFS_WORKSPACE=/work"].map(String::from);
+    let options = ["CVMFS_SHARED_CACHE=no", "CVMFS_CACHE_BASE=/base", "CVMFS_WORKSPACE=/space"].map(String::from);
     let config = load(directory.path(), &options).unwrap();
     assert_eq!(config.cache, Path::new("/base/cvmfs-client/images.example.org"));
-    assert_eq!(config.workspace, Path::new("/work"));
+    assert_eq!(config.workspace, Path::new("/space"));
 }
 
 #[test]
