@@ -180,6 +180,15 @@ fn a_machine_that_does_not_answer_at_all_costs_the_timeout_and_no_more() {
 }
 
 #[test]
+fn a_timeout_of_zero_is_none() {
+    let object = Object::new(17, 30_000);
+    let server = Scripted::new(Act::ServeAfter(Duration::from_millis(200))).having(&object);
+    Getter::new(&server.repository(), "DIRECT", &["CVMFS_TIMEOUT_DIRECT=0"]).gets(&object);
+    Getter::new("http://server.invalid/repo", &server.url(), &["CVMFS_TIMEOUT=0"]).gets(&object);
+    assert_eq!(server.count(), 2);
+}
+
+#[test]
 fn names_that_nobody_knows_are_left_at_once() {
     let object = Object::new(6, 30_000);
     let good = Scripted::new(Act::Serve).having(&object);

@@ -33,6 +33,8 @@ use crate::stats::Stats;
 
 /// Connections at the same time; further requests wait for their turn.
 const MAX_IN_FLIGHT: usize = 16;
+/// What a timeout of 0 means: as good as none.
+const NO_TIMEOUT: Duration = Duration::from_secs(300);
 /// Proxies whose connections are kept, far above what a site has.
 const MAX_CLIENTS: usize = 64;
 
@@ -271,6 +273,7 @@ impl Transport {
         let transfer = if through_proxy { Fault::ProxyTransfer } else { Fault::HostTransfer };
         let limits = self.routes.limits();
         let patience = if through_proxy { limits.timeout_proxy } else { limits.timeout_direct };
+        let patience = if patience.is_zero() { NO_TIMEOUT } else { patience };
         let client = self.client(&route.proxy, patience)?;
         let mut request = client.get(url);
         if no_cache {
