@@ -80,6 +80,8 @@ test-s3: scenarios ## a repository in a bucket: two publishers at once, kill -9,
 bench: scenarios ## the figures of the design as ratios to a floor measured in the same run (MEGABYTES=1500 LARGEST=1000)
 	cargo build --locked --release -p publisher --examples
 	integration/bench/convert.py $(BIN) --megabytes $(or $(MEGABYTES),1500) --largest $(or $(LARGEST),1000)
+	cargo build --locked --release -p cvmfs --example walk
+	integration/bench/walk.py $(BIN)
 
 .PHONY: bench-collect
 bench-collect: ## time and memory of a garbage collection among millions of objects (OBJECTS=10000000 ORPHANS=1000000)
