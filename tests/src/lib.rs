@@ -2,6 +2,7 @@
 
 pub mod fixtures;
 pub mod image_builder;
+pub mod mounted;
 pub mod naive;
 pub mod repository;
 pub mod stock;

@@ -61,8 +61,13 @@ impl Default for Site {
 impl Site {
     /// A new repository in a temporary directory.
     pub fn new() -> Site {
+        Site::with_algorithm(Algorithm::Sha1)
+    }
+
+    /// The same with objects named by this algorithm.
+    pub fn with_algorithm(algorithm: Algorithm) -> Site {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let options = InitOptions { ttl: 240, algorithm: Algorithm::Sha1, garbage_collectable: true };
+        let options = InitOptions { ttl: 240, algorithm, garbage_collectable: true };
         let target = Target::init(FQRN, paths(&directory), options).expect("a new repository");
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         Site {
