@@ -589,7 +589,7 @@ impl<'a> Pass<'a> {
         for place in places {
             let Ok(image) = &self.plan.images[*place] else { continue };
             let made = match &renewed {
-                Ok(()) => self.make(image),
+                Ok(()) => self.make(*place, image),
                 Err(e) => Err(one_line(e)),
             };
             match made {
@@ -602,7 +602,7 @@ impl<'a> Pass<'a> {
     }
 
     /// An image, as far as its layers have arrived; none if one has not.
-    fn make(&mut self, image: &'a ImagePlan) -> Result<Option<ReadyImage<'a>>, String> {
+    fn make(&mut self, payer: usize, image: &'a ImagePlan) -> Result<Option<ReadyImage<'a>>, String> {
         let plain = |e: Failure| one_line(&e);
         for layer in image.distinct_layers().filter(|l| l.state != LayerState::Legacy) {
             let is_there = match self.slots.get(&key(&layer.layer)) {
@@ -618,6 +618,7 @@ impl<'a> Pass<'a> {
                 let (place, source) = (layer.place, &image.wanted.source);
                 let fetch = Fetch { layer: &layer.layer, place, source, image: &image.image };
                 let arrived = read(self.converter, self.pool, &fetch);
+                self.payer.entry(arrived.layer).or_insert(payer);
                 self.take(arrived);
             }
         }

@@ -30,6 +30,7 @@ use cvmfs::store::{Listing, names, put_content};
 use cvmfs::subtree::MARKER;
 use cvmfs::transaction::{Commit, Published, Transaction, TransactionOptions};
 use cvmfs::trust::Anchor;
+use parking_lot::Mutex;
 use tempfile::TempDir;
 use time::UtcDateTime;
 
@@ -69,6 +70,8 @@ pub struct Target {
     pub lease_term: Duration,
     /// How long somebody who is in the way is waited for.
     pub patience: Duration,
+    /// What was seen of collections when this was opened, or at the last look.
+    traces: Mutex<Option<Traces>>,
     scratch: TempDir,
 }
 
@@ -126,6 +129,7 @@ impl Target {
             policy: Policy::default(),
             lease_term: TERM,
             patience: PATIENCE,
+            traces: Mutex::new(None),
             scratch,
         })
     }
@@ -161,6 +165,7 @@ impl Target {
             policy,
             lease_term: TERM,
             patience: PATIENCE,
+            traces: Mutex::new(None),
             scratch,
         };
         let algorithm = target.repository()?.algorithm();
@@ -211,7 +216,7 @@ impl Target {
                 Err(Failure::Lease { source: LeaseError::Held(_), .. } | Failure::Adopt(AdoptError::Busy { .. }))
                     if start.elapsed() < self.patience =>
                 {
-                    drop(file)
+                    drop(file);
                 }
                 lease => return Ok(Lock { lease: lease?, file }),
             }

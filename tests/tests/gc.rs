@@ -307,6 +307,26 @@ fn a_stranger_who_collects_in_the_middle_of_a_fetch_does_no_harm() {
 }
 
 #[test]
+fn a_plan_made_before_a_collection_is_not_believed() {
+    let scene = Scene::new();
+    let shared: Vec<Member> = (0..9).map(|n| file(format!("s{n}"), noise(7000 + n, 2000))).collect();
+    let last = vec![file("last", "last")];
+    let layers = [shared, last].map(|members| Layer::new(&members, Packing::Gzip));
+    let pushed = Image::new(layers).push(&scene.registry, "lab/z", "1");
+    scene.registry.fault(Fault::status(404).on(&pushed.layers[1].to_string()));
+    let wishes = [wish(&scene.registry, "lab/z:1")];
+    assert!(scene.site.convert(&wishes).wishes[0].error.is_some());
+    let plan = scene.site.plan(&wishes);
+    collect_like_a_stranger(&scene.site);
+    // Another process has seen and noted it; this one has not.
+    drop(another(&scene.site));
+    let report = scene.site.converter().apply(&plan).unwrap();
+    assert_outcome(&report.wishes[0], Added);
+    assert_eq!(report.wishes[0].layers.fetched, 2, "the prepared layer is gone and fetched again");
+    scene.site.assert_sound();
+}
+
+#[test]
 fn what_is_remembered_of_objects_is_dropped_after_a_stranger_collected() {
     let scene = Scene::new();
     let state = scene.site.target.paths.state.clone();

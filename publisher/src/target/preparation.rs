@@ -30,7 +30,9 @@ impl Target {
     /// Drops what is remembered of objects if any were collected since the last look, whoever did it; says so.
     pub fn forget_if_collected(&self) -> Result<bool, Failure> {
         let state = &self.paths.state;
-        let (now, collected) = match Traces::recall(state) {
+        // What this process saw before counts for more than what another one saw and noted since.
+        let before = self.traces.lock().clone().or_else(|| Traces::recall(state));
+        let (now, collected) = match before {
             Some(before) => match before.are_all(&*self.store, self.scratch())? {
                 // The next look begins here, or it could not tell of revisions that came since.
                 Ok(()) => (Traces::look(&*self.store, self.scratch())?, false),
@@ -42,6 +44,7 @@ impl Target {
             RawIndex::clear(state)?;
         }
         now.remember(state)?;
+        *self.traces.lock() = Some(now);
         Ok(collected)
     }
 
