@@ -61,12 +61,15 @@ pub struct PathOptions {
     ///
     /// A web server can export the directory as it is, under the URL path /cvmfs/FQRN.
     ///
+    /// In S3, the location is s3://BUCKET/PREFIX; server and credentials are taken from AWS_ENDPOINT_URL, AWS_REGION,
+    /// AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (doc/S3.md).
+    ///
     /// Without this option, a repository that /etc/cvmfs/repositories.d/FQRN/server.conf describes is published into
     /// as it is: with its storage, keys, settings and locks (doc/ADOPTING.md). The environment variable
     /// CVMFS_PUBLISHER_CONFIG_DIR names another directory than /etc/cvmfs.
     ///
     /// [default: /srv/cvmfs/FQRN for root, $XDG_DATA_HOME/cvmfs-publisher/repositories/FQRN for others]
-    #[arg(long, global = true, value_name = "DIR", help_heading = "Directories")]
+    #[arg(long, global = true, value_name = "DIR|s3://BUCKET/PREFIX", help_heading = "Directories")]
     pub storage: Option<Location>,
 
     /// Keys: FQRN.masterkey, FQRN.key, FQRN.crt, FQRN.pub
