@@ -58,7 +58,7 @@ fn what_the_existing_publisher_has_published_is_not_downloaded_again() {
     assert_eq!(site.tree(".flat"), flat);
     let mut now = site.tree(".layers");
     now.retain(|path, _| !path.ends_with(b"/.metadata/format.json"));
-    let names = |tree: &scenarios::tree::Tree| tree.keys().cloned().collect::<Vec<_>>();
+    let names = |tree: &Tree| tree.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&now), names(&layer));
     assert!(images::list(&site.target).unwrap().iter().all(|i| !i.legacy));
 
@@ -96,7 +96,7 @@ fn a_moved_tag_downloads_what_it_needs_once_and_writes_it_beside() {
     assert_eq!(beside.len(), 1, "{beside:?}");
     let index = site.tree(".index/diff-id");
     let to_beside =
-        index.values().filter(|n| matches!(&n.what, scenarios::tree::What::Symlink(t) if t.ends_with(b"/.overlay")));
+        index.values().filter(|n| matches!(&n.what, What::Symlink(t) if t.ends_with(b"/.overlay")));
     assert_eq!(to_beside.count(), 1);
 
     registry.forget_requests();
