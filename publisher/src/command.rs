@@ -342,7 +342,7 @@ fn check_repository(arguments: &cli::Check, paths: &Paths, json: bool) -> Result
 /// The hash of the reflog kept in our state, while a publish stands between its last two steps and for copies: it
 /// counts only if the reflog is really the one it names. A copy has two, as its reflog is replaced after the hash.
 pub(crate) fn reflog_checksum(store: &dyn Store, paths: &Paths) -> Option<ContentHash> {
-    let text = std::fs::read_to_string(paths.state.join("reflog.chksum")).ok()?;
+    let text = std::fs::read_to_string(paths.reflog_checksum()).ok()?;
     let reflog = store.read(names::REFLOG).ok()??;
     let mut kept = text.lines().filter_map(|line| line.trim().parse::<ContentHash>().ok());
     kept.find(|kept| ContentHash::of(kept.algorithm, &reflog) == *kept)

@@ -195,8 +195,7 @@ impl Target {
 
     /// File that names the hash of the reflog.
     pub fn reflog_checksum(&self) -> PathBuf {
-        let stratum0 = self.paths.storage.stratum0();
-        stratum0.map_or(&self.paths.state, |s| &s.spool).join("reflog.chksum")
+        self.paths.reflog_checksum()
     }
 
     /// Takes the lock that serialises publishes; waits for others up to ten minutes.

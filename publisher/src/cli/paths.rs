@@ -121,6 +121,11 @@ pub struct NoDefault {
 }
 
 impl Paths {
+    /// File that names the hash of the reflog: in our state, or where the reference tools have it.
+    pub fn reflog_checksum(&self) -> PathBuf {
+        self.storage.stratum0().map_or(&self.state, |stratum0| &stratum0.spool).join("reflog.chksum")
+    }
+
     /// The directories of the repository `fqrn`.
     pub fn resolve(fqrn: &str, options: &PathOptions, environment: &Environment) -> Result<Self, Unresolved> {
         let stratum0 = match (&options.storage, &environment.stock) {
@@ -188,7 +193,7 @@ mod tests {
             "/home/u/.local/share/cvmfs-publisher/keys",
             "/home/u/.local/state/cvmfs-publisher/images.example.org",
         );
-        assert_eq!(Paths::resolve(FQRN, &PathOptions::default(), &home).unwrap(), below_home.clone());
+        assert_eq!(Paths::resolve(FQRN, &PathOptions::default(), &home).unwrap(), below_home);
 
         let relative = Environment { data_home: Some("data".into()), ..home.clone() };
         assert_eq!(Paths::resolve(FQRN, &PathOptions::default(), &relative).unwrap(), below_home);

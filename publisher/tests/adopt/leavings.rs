@@ -4,8 +4,9 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::Path;
 
-use cvmfs::hash::ContentHash;
+use cvmfs::hash::{Algorithm, ContentHash};
 use cvmfs::object::Codec;
+use cvmfs::reflog::{Ref, RefKind, append};
 use cvmfs::store::names;
 
 use super::stock::{CLIENT_LOCAL, Stock, assert_only_added};
@@ -142,4 +143,15 @@ fn a_reflog_that_is_not_the_one_that_was_left_is_refused() {
     fs::write(stock.storage.join(names::REFLOG), good).unwrap();
     stock.ingest("b", &[("a", b"y")]).ok();
     stock.assert_sound();
+
+    // After a collection of theirs, only the file knows.
+    let gone = Ref { hash: ContentHash::of(Algorithm::Sha1, b"old"), kind: RefKind::History, timestamp: 1 };
+    let reflog = stock.storage.join(names::REFLOG);
+    append(&reflog, &stock.fqrn, &[gone]).unwrap();
+    let hash = ContentHash::of(Algorithm::Sha1, &fs::read(&reflog).unwrap());
+    fs::write(stock.spool.join("reflog.chksum"), hash.to_string()).unwrap();
+    assert_ne!(stock.manifest().reflog, Some(hash));
+    stock.assert_sound();
+    stock.ingest("c", &[("a", b"z")]).ok();
+    assert_spool(&stock);
 }
