@@ -95,8 +95,7 @@ fn a_moved_tag_downloads_what_it_needs_once_and_writes_it_beside() {
         .collect();
     assert_eq!(beside.len(), 1, "{beside:?}");
     let index = site.tree(".index/diff-id");
-    let to_beside =
-        index.values().filter(|n| matches!(&n.what, What::Symlink(t) if t.ends_with(b"/.overlay")));
+    let to_beside = index.values().filter(|n| matches!(&n.what, What::Symlink(t) if t.ends_with(b"/.overlay")));
     assert_eq!(to_beside.count(), 1);
 
     registry.forget_requests();
