@@ -9,7 +9,6 @@
 //! replaces what is mounted, whatever its hash. When the certificate is merely not on the whitelist, another
 //! server is not asked; for any other failure to verify, it is, once.
 
-mod blacklist;
 pub mod breadcrumb;
 mod tags;
 
@@ -18,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use cvmfs::blacklist::Blacklist;
 use cvmfs::hash::{ContentHash, ObjectKind};
 use cvmfs::history::History;
 use cvmfs::manifest::Manifest;
@@ -30,7 +30,6 @@ use crate::fetch::http::TransportError;
 use crate::fetch::route::Fault;
 use crate::fetch::{FetchError, Objects, Source, Want};
 
-use blacklist::Blacklist;
 pub use breadcrumb::Breadcrumb;
 
 const MAX_MANIFEST: usize = 1 << 20;
@@ -427,7 +426,11 @@ impl Repository {
     }
 
     fn blacklist(&self) -> Result<Blacklist, RevisionError> {
-        Blacklist::read(&self.blacklists, &self.fqrn).map_err(|(path, source)| RevisionError::Read { path, source })
+        let mut list = Blacklist::default();
+        for file in &self.blacklists {
+            list.add_file(file, &self.fqrn).map_err(|source| RevisionError::Read { path: file.clone(), source })?;
+        }
+        Ok(list)
     }
 
     /// Refuses a revision that is blacklisted, perhaps only since it was mounted.

@@ -265,7 +265,6 @@ impl Job<'_, '_, '_> {
     }
 
     /// The tag database: its stored form, unless the copy has it, and its content.
-    #[expect(clippy::type_complexity, reason = "a pair that lives for a moment")]
     fn history(&self) -> Result<Option<(Option<tempfile::TempPath>, History)>, ReplicateError> {
         let Some(hash) = self.offer.manifest.history else { return Ok(None) };
         let id = hash.object(ObjectKind::History);
@@ -383,10 +382,6 @@ fn name_in_url(url: &reqwest::Url) -> Option<String> {
 /// Reads the blacklist of the administrator; one that is not there is empty.
 fn read_blacklist(file: &Path, fqrn: &str) -> Result<Blacklist, ReplicateError> {
     let mut list = Blacklist::default();
-    match std::fs::read(file) {
-        Ok(text) => list.add(&String::from_utf8_lossy(&text), fqrn),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(ReplicateError::io("read", file)(e)),
-    }
+    list.add_file(file, fqrn).map_err(ReplicateError::io("read", file))?;
     Ok(list)
 }
