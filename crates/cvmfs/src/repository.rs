@@ -186,13 +186,8 @@ impl Repository {
             size: root_catalog_size,
             branch: String::new(),
         });
-        let repository = Repository {
-            store,
-            fqrn: fqrn.clone(),
-            manifest: manifest.clone(),
-            sealed: None,
-            codec: Codec::default(),
-        };
+        let repository =
+            Repository { store, fqrn: fqrn.clone(), manifest: manifest.clone(), sealed: None, codec: Codec::default() };
         manifest.history =
             Some(repository.write_history(&history, ContentHash::null(algorithm), algorithm, &options.scratch)?);
         repository.store.replace(names::MASTER_REPLICA, b"This file allows replication of the repository.\n")?;

@@ -62,7 +62,9 @@ pub fn directory(text: &str) -> Result<PathBuf, String> {
         return Err("the name of the directory is empty".to_owned());
     }
     if text.contains("://") {
-        return Err("a directory of this machine is wanted, not a URL (a storage may be s3://BUCKET/PREFIX as well)".to_owned());
+        return Err(
+            "a directory of this machine is wanted, not a URL (a storage may be s3://BUCKET/PREFIX as well)".to_owned()
+        );
     }
     Ok(PathBuf::from(text))
 }

@@ -210,7 +210,7 @@ fn a_repository_with_alternative_paths_gets_its_links() {
     options.url = server.url(FQRN).parse().unwrap();
     options.directory = path("copy");
     options.fqrn = FQRN.to_owned();
-    options.master_keys = vec![target.master.clone()];
+    options.master_keys = vec![target.master];
     options.reflog_checksum = path("copy-state/reflog.chksum");
     for _ in 0..2 {
         replicate(&options, &publisher::progress::Silent).unwrap_or_else(|e| panic!("{}", e.line()));
