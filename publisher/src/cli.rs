@@ -685,7 +685,8 @@ mod tests {
             ("convert w.yaml --jobs 0", ErrorKind::ValueValidation),
             ("convert w.yaml --max-layer-size many", ErrorKind::ValueValidation),
             ("serve images.example.org --listen 8000", ErrorKind::ValueValidation),
-            ("--storage s3://bucket/x check a.b", ErrorKind::ValueValidation),
+            ("--storage ftp://host/x check a.b", ErrorKind::ValueValidation),
+            ("--storage s3:///x check a.b", ErrorKind::ValueValidation),
             ("sign a.b --days 0", ErrorKind::ValueValidation),
         ];
         for (line, kind) in cases {

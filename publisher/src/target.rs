@@ -119,7 +119,7 @@ impl Target {
             scratch: scratch.path().to_owned(),
         };
         Repository::create(store.clone(), &create, &signer, &master)?;
-        Ok(Target {
+        let target = Target {
             fqrn: fqrn.to_owned(),
             paths,
             store,
@@ -131,7 +131,9 @@ impl Target {
             patience: PATIENCE,
             traces: Mutex::new(None),
             scratch,
-        })
+        };
+        target.forget_if_collected()?;
+        Ok(target)
     }
 
     /// Opens an existing repository for publishing.
