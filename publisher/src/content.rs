@@ -3,7 +3,7 @@
 //! Files are cut where the format says; a file without a cut is one object. Bytes in flight are bounded, whatever the
 //! size of a file: who brings content waits until there is room.
 //!
-//! In a repository that others write too, a large file may be there as one object; then that one is used ([`whole`]).
+//! In a repository that others write too, a large file may be there as one object; then that one is used (`whole.rs`).
 //!
 //! Two pools of work never mix: [`Pool`] owns the threads, a [`Collector`] gathers the results of one layer.
 

@@ -6,7 +6,7 @@
 //! tag database, reflog                top.rs: mended by the publish that follows
 //! ```
 //!
-//! Every catalog is read, faults become [`Edit`]s, and a catalog with edits, or above one with edits, gets a new version;
+//! Every catalog is read, faults become edits, and a catalog with edits, or above one with edits, gets a new version;
 //! the others stay as they are. [`survey`] only tells; [`crate::transaction::Transaction::begin_repaired`] writes the
 //! nested catalogs and begins a transaction on the repaired root, so that whatever else is to be changed comes with the
 //! same publish.
