@@ -39,15 +39,20 @@ pub struct Mounted {
 impl Mounted {
     /// Serves and mounts the current revision.
     pub fn new(site: &Site) -> Mounted {
+        Mounted::at(&site.storage(), &site.target.paths.keys.join(format!("{FQRN}.pub")))
+    }
+
+    /// The same with the repository of that name in any directory.
+    pub fn at(storage: &Path, public_key: &Path) -> Mounted {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let mountpoint = directory.path().join("mnt");
         std::fs::create_dir(&mountpoint).expect("a mountpoint");
         let server = Runtime::new().expect("a runtime");
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let listening = server.block_on(Server::bind(FQRN, &site.storage(), any)).expect("a server");
+        let listening = server.block_on(Server::bind(FQRN, storage, any)).expect("a server");
         let flags = Flags {
             server_url: Some(listening.url()),
-            public_keys: vec![site.target.paths.keys.join(format!("{FQRN}.pub"))],
+            public_keys: vec![public_key.to_owned()],
             cache: Some(directory.path().join("cache")),
             // Else the root shows what the client has to say of itself.
             options: vec!["CVMFS_MAGIC_XATTRS_VISIBILITY=never".into()],

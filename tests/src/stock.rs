@@ -60,7 +60,11 @@ pub struct Stock {
 impl Stock {
     /// The repository of a fixture; `settings` follow the defaults in `server.conf`.
     pub fn new(fixture: &str, settings: &str) -> Stock {
-        let fixture = Fixture::unpack(fixture);
+        Stock::of(Fixture::unpack(fixture), settings)
+    }
+
+    /// The same with a fixture that was unpacked, and perhaps damaged.
+    pub fn of(fixture: Fixture, settings: &str) -> Stock {
         let below = |name: &str| fixture.top().join(format!("machine/{name}"));
         let fqrn = fixture.fqrn.clone();
         let (etc, storage, spool, state) = (below("etc"), fixture.storage.clone(), below("spool"), below("state"));

@@ -33,7 +33,7 @@ fn give(directory: &Path, owner: (u32, u32)) {
 
 /// Fails unless all that stands beside the storage fits the published revision.
 #[track_caller]
-fn assert_spool(stock: &Stock) {
+pub(super) fn assert_spool(stock: &Stock) {
     let manifest = stock.manifest();
     let reflog = fs::read(stock.storage.join(names::REFLOG)).unwrap();
     let hash = ContentHash::of(manifest.root_catalog.algorithm, &reflog);

@@ -19,4 +19,5 @@ mod content;
 mod keys;
 mod leavings;
 mod locks;
+mod upkeep;
 mod world;

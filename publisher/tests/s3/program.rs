@@ -33,6 +33,12 @@ fn archive(home: &std::path::Path, name: &str) {
     tar.finish().unwrap();
 }
 
+/// Number of files below a directory.
+fn walk(directory: &std::path::Path) -> usize {
+    let entries = fs::read_dir(directory).unwrap().map(|e| e.unwrap().path());
+    entries.map(|path| if path.is_dir() { walk(&path) } else { 1 }).sum()
+}
+
 #[test]
 fn all_commands_work_on_a_bucket() {
     let world = World::new();
@@ -46,6 +52,16 @@ fn all_commands_work_on_a_bucket() {
         succeeds(&world, home, &["ingest", FQRN, "--tar", name, "--base", "data"]);
         succeeds(&world, home, &["check", FQRN, "--data"]);
     }
+    let gc = ["gc", FQRN, "--objects", "--keep-revisions", "0", "--min-age", "0s"];
+    let objects = |world: &World| walk(&world.file("data"));
+    let before = objects(&world);
+    succeeds(&world, home, &[&gc[..], &["--dry-run"]].concat());
+    assert_eq!(objects(&world), before);
+    succeeds(&world, home, &gc);
+    assert!(objects(&world) < before, "old root catalogs and tag databases are gone");
+    succeeds(&world, home, &["check", FQRN, "--data"]);
+    succeeds(&world, home, &["check", FQRN, "--fix"]);
+    succeeds(&world, home, &["rollback", FQRN]);
     succeeds(&world, home, &["images", FQRN]);
     succeeds(&world, home, &["sign", FQRN]);
     assert!(succeeds(&world, home, &["tag", FQRN, "list"]).contains("trunk"));
