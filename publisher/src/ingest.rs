@@ -286,7 +286,7 @@ fn base_directory(text: &str) -> Result<RepoPath, Failure> {
     if path.components().any(|name| name == MARKER) {
         return Err(Failure::Content(format!("--base {text}: no directory can be named .cvmfscatalog")));
     }
-    refuse_image_trees(&path)?;
+    refuse_foreign_trees(&path)?;
     Ok(path)
 }
 
@@ -302,7 +302,7 @@ fn path_to_delete(text: &str) -> Result<RepoPath, Failure> {
     if path.name() == MARKER {
         return refuse("this file marks a nested catalog and goes with its directory only");
     }
-    refuse_image_trees(&path)?;
+    refuse_foreign_trees(&path)?;
     Ok(path)
 }
 
@@ -311,12 +311,16 @@ fn path_of(text: &str) -> Result<RepoPath, image::tree::PathError> {
     Ok(RepoPath::ROOT.join_path(path.as_bytes()).expect("both crates have the same normal form"))
 }
 
-/// Images are published and removed as a whole, with their records; single files of them are nobody's business.
-fn refuse_image_trees(path: &RepoPath) -> Result<(), Failure> {
+/// Images are published and removed as a whole, with their records; the virtual directory belongs to the reference tools.
+fn refuse_foreign_trees(path: &RepoPath) -> Result<(), Failure> {
     match path.components().next() {
         Some(top) if IMAGE_TREES.contains(&top) => Err(Failure::Content(format!(
             "{path} belongs to the published images, which \"cvmfs-publisher convert\" and \"convert-image\" write; \
              ingest never touches them"
+        ))),
+        Some(b".cvmfs") => Err(Failure::Content(format!(
+            "{path} belongs to the virtual directory, in which the reference tools show the repository's tags; ingest \
+             never touches it"
         ))),
         _ => Ok(()),
     }

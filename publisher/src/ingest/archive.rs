@@ -17,7 +17,7 @@ use image::layout::LostRecord;
 use image::tar::{TarEntry, TarKind, TarReader};
 use image::tree::{Node, NodeKind, PATH_MAX, TreePath, makedev};
 
-use super::refuse_image_trees;
+use super::refuse_foreign_trees;
 use crate::cli::ArchiveLimits;
 use crate::content::{Collector, Contents, Pool};
 use crate::decompress::Unpacked;
@@ -127,7 +127,7 @@ impl Archive {
             return Err(bad("its root is something else than a directory".to_owned()));
         }
         if base.is_root() && !path.is_root() {
-            refuse_image_trees(&full(base, &path))?;
+            refuse_foreign_trees(&full(base, &path))?;
         }
         let marks = |name: &[u8]| name == MARKER;
         if !path.components().any(marks) {

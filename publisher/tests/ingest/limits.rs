@@ -93,6 +93,7 @@ fn refuses_what_is_malformed_or_hostile_and_changes_nothing() {
         ("--base .flat/x", Some(ok()), "convert"),
         ("--base ./.metadata", Some(ok()), "convert"),
         ("--base podmanStore", Some(ok()), "convert"),
+        ("--base .cvmfs/snapshots", Some(ok()), "virtual directory"),
         ("--base /", Some(archive(&[file("./.layers/ab/x", "")])), "convert"),
         ("--base /", Some(archive(&[dir(".index")])), "convert"),
         ("--delete /.layers", None, "convert"),
