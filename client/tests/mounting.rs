@@ -469,6 +469,12 @@ fn an_ordinary_user_can_mount() {
         set -e
         cd "$1"
         mknod fuse c 10 229; chmod 666 fuse; mount --bind fuse /dev/fuse
+        # So is the table of mounts that fusermount3 looks at: a minimal system has none.
+        if [ ! -e /etc/mtab ]; then
+            mkdir etc; mount -t tmpfs etc etc; mkdir etc/upper etc/work
+            mount -t overlay -o "lowerdir=/etc,upperdir=$PWD/etc/upper,workdir=$PWD/etc/work" etc /etc
+            ln -s /proc/self/mounts /etc/mtab
+        fi
         user() { setpriv --reuid=65534 --regid=65534 --clear-groups env HOME="$PWD/home" XDG_RUNTIME_DIR="$PWD/home" "$@"; }
         m="$PWD/home/mnt"
         user ./cvmfs-client mount "$2" "$m" --server-url "$3" --public-key key.pub -o CVMFS_MAX_RETRIES=0 --config-dir /nonexistent
