@@ -209,17 +209,22 @@ meaning! {
 }
 
 impl ChainId {
-    /// The chain IDs of all prefixes of a stack, bottom first: `stack(&[a, b])` is `[chain(a), chain(a, b)]`.
+    /// The chain ID of a layer on those below it.
     ///
     /// OCI image-spec, "Layer ChainID": the lowest is its diff ID; each further one is the digest of the text
     /// `<chain ID below> <diff ID>`, algorithm prefixes included.
+    pub fn on(below: Option<Self>, diff_id: DiffId) -> Self {
+        match below {
+            None => Self(diff_id.digest()),
+            Some(below) => Self::of(format!("{below} {diff_id}").as_bytes()),
+        }
+    }
+
+    /// The chain IDs of all prefixes of a stack, bottom first: `stack(&[a, b])` is `[chain(a), chain(a, b)]`.
     pub fn stack(diff_ids: &[DiffId]) -> Vec<Self> {
         let mut chain: Vec<Self> = Vec::with_capacity(diff_ids.len());
         for diff_id in diff_ids {
-            chain.push(match chain.last() {
-                None => Self(diff_id.digest()),
-                Some(below) => Self::of(format!("{below} {diff_id}").as_bytes()),
-            });
+            chain.push(Self::on(chain.last().copied(), *diff_id));
         }
         chain
     }

@@ -11,7 +11,7 @@
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, Method};
 use image::digest::{Digest, ManifestDigest};
 use image::reference::{Reference, Repository};
@@ -58,16 +58,27 @@ impl Client {
     /// Does the repository have this blob?
     pub async fn has_blob(&self, repository: &Repository, digest: Digest) -> Result<bool, Error> {
         let target = self.target(repository)?;
-        self.has(&target, Access::Pull, digest).await
+        Ok(self.has(&target, Access::Pull, digest).await?.is_some())
     }
 
-    async fn has(&self, target: &Target, access: Access, digest: Digest) -> Result<bool, Error> {
+    /// The size of a blob in bytes as the registry declares it, for those who have its digest only; nothing if it is absent.
+    pub async fn blob_size(&self, repository: &Repository, digest: Digest) -> Result<Option<u64>, Error> {
+        let target = self.target(repository)?;
+        let Some(headers) = self.has(&target, Access::Pull, digest).await? else { return Ok(None) };
+        let size = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let reason = || "the answer does not say how long the blob is".to_owned();
+        let unknown =
+            || Error::Protocol { place: target.place.clone(), what: format!("blob {digest}"), reason: reason() };
+        size.ok_or_else(unknown).map(Some)
+    }
+
+    async fn has(&self, target: &Target, access: Access, digest: Digest) -> Result<Option<HeaderMap>, Error> {
         let what = format!("blob {digest}");
         let url = target.url(&format!("blobs/{digest}"));
         let call = Call { access, method: Method::HEAD, ..Call::get(target, url, &what) };
         match self.call(&call, &mut Attempts::new(&self.config().retry)).await {
-            Ok(_) => Ok(true),
-            Err(Error::NotFound { .. }) => Ok(false),
+            Ok(answer) => Ok(Some(answer.headers().clone())),
+            Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -80,7 +91,7 @@ impl Client {
         source: BlobSource,
     ) -> Result<Pushed, Error> {
         let target = self.target(repository)?;
-        if self.has(&target, Access::Push, digest).await? {
+        if self.has(&target, Access::Push, digest).await?.is_some() {
             return Ok(Pushed::Present);
         }
         let what = format!("upload of {digest}");

@@ -1,0 +1,193 @@
+//! The command line.
+
+mod resolve;
+mod status;
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, ConfigError, LogFormat};
+use crate::control;
+
+const EXAMPLES: &str = "\
+Examples:
+  cvmfs-snapshotter serve
+  cvmfs-snapshotter status
+  cvmfs-snapshotter resolve sha256:3f1c…
+  cvmfs-snapshotter convert-local --dry-run";
+
+/// Lets containerd start images without downloading them, from repositories mounted below /cvmfs.
+#[derive(Debug, Parser)]
+#[command(name = "cvmfs-snapshotter", version, after_help = EXAMPLES, max_term_width = 120)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+struct Global {
+    /// Configuration file; files in conf.d beside it are read after it [default: /etc/cvmfs-snapshotter/config.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE", env = "CVMFS_SNAPSHOTTER_CONFIG")]
+    config: Option<PathBuf>,
+    /// Socket for containerd
+    #[arg(long, global = true, value_name = "SOCKET", env = "CVMFS_SNAPSHOTTER_ADDRESS")]
+    address: Option<PathBuf>,
+    /// State directory
+    #[arg(long, global = true, value_name = "DIR", env = "CVMFS_SNAPSHOTTER_ROOT")]
+    root: Option<PathBuf>,
+    /// Which events to log: error, warn, info, debug, or a filter such as snapshotter::daemon=debug
+    #[arg(long, global = true, value_name = "FILTER", env = "CVMFS_SNAPSHOTTER_LOG")]
+    log_level: Option<String>,
+}
+
+impl Global {
+    /// The configuration with what the command line says otherwise.
+    fn read(&self) -> Result<Config, ConfigError> {
+        let mut config = Config::read(self.config.as_deref())?;
+        if let Some(address) = &self.address {
+            config.address.clone_from(address);
+        }
+        if let Some(root) = &self.root {
+            config.root.clone_from(root);
+        }
+        if let Some(level) = &self.log_level {
+            config.log_level.clone_from(level);
+        }
+        Ok(config)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon
+    #[command(
+        after_help = "Examples:\n  cvmfs-snapshotter serve\n  cvmfs-snapshotter serve --rebuild      after the database was damaged"
+    )]
+    Serve {
+        /// Set the database aside and make it anew from the snapshot directories
+        #[arg(long)]
+        rebuild: bool,
+    },
+    /// Show the state of the running daemon
+    #[command(after_help = "Examples:\n  cvmfs-snapshotter status\n  cvmfs-snapshotter status --json | jq .layers")]
+    Status {
+        /// Print everything as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Explain where layers would come from, without pulling anything; needs no daemon
+    #[command(
+        after_help = "Examples:\n  cvmfs-snapshotter resolve docker.io/library/python:3.12\n  cvmfs-snapshotter resolve sha256:3f1c…   a layer digest, a diff ID or a chain ID"
+    )]
+    Resolve {
+        /// Image, as published, or a digest
+        what: String,
+        /// Print everything as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give back the disk of layers that were unpacked here before they were published
+    #[command(after_help = "Examples:\n  cvmfs-snapshotter convert-local --dry-run\n  cvmfs-snapshotter convert-local")]
+    ConvertLocal {
+        /// Only say what would be converted
+        #[arg(long)]
+        dry_run: bool,
+        /// Print everything as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the configuration as it is in force
+    #[command(after_help = "Examples:\n  cvmfs-snapshotter config > /etc/cvmfs-snapshotter/config.toml")]
+    Config,
+}
+
+/// Exit status by what went wrong; the same for all programs of this project.
+#[derive(Debug, Clone, Copy)]
+enum Failed {
+    /// the request could not be carried out
+    Request = 1,
+    /// the configuration makes no sense
+    Config = 3,
+}
+
+/// Parses the command line and runs it.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let config = match cli.global.read() {
+        Ok(config) => config,
+        Err(error) => return complain(&error.into(), Failed::Config),
+    };
+    if let Err(error) = log(&config, matches!(cli.command, Command::Serve { .. })) {
+        return complain(&error, Failed::Config);
+    }
+    // Two providers may be compiled in; without a choice the first connection would panic.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(&error.into(), Failed::Request),
+    };
+    let result = runtime.block_on(run(&cli, config));
+    // A look into a repository that hangs must not hold the process.
+    runtime.shutdown_background();
+    match result {
+        Ok(code) => code,
+        Err(error) => complain(&error, Failed::Request),
+    }
+}
+
+async fn run(cli: &Cli, config: Config) -> anyhow::Result<ExitCode> {
+    match &cli.command {
+        Command::Serve { rebuild } => crate::serve::serve(config, *rebuild).await?,
+        Command::Status { json } => return status::status(&config, *json).await,
+        Command::Resolve { what, json } => return resolve::resolve(&config, what, *json).await,
+        Command::ConvertLocal { dry_run, json } => {
+            let converted = control::ask_convert(&config.control(), *dry_run).await?;
+            if *json {
+                print(&serde_json::to_string_pretty(&converted)?)?;
+            } else {
+                print(&status::converted(&converted, *dry_run))?;
+            }
+        }
+        Command::Config => print(config.print().trim_end())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn log(config: &Config, daemon: bool) -> anyhow::Result<()> {
+    let level = if daemon { config.log_level.as_str() } else { "warn" };
+    let filter = tracing_subscriber::EnvFilter::try_new(level)?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match config.log_format {
+        LogFormat::Text => builder.with_ansi(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+/// A result; that nobody reads it is no reason to fail loudly.
+fn print(text: &str) -> io::Result<()> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
+    }
+}
+
+fn complain(error: &anyhow::Error, failed: Failed) -> ExitCode {
+    let _ = writeln!(io::stderr(), "Error: {error}");
+    for (number, cause) in error.chain().skip(1).enumerate() {
+        let _ = writeln!(io::stderr(), "{}: {cause}", number + 1);
+    }
+    ExitCode::from(failed as u8)
+}

@@ -1,0 +1,336 @@
+//! The directories of snapshots.
+//!
+//! ```text
+//! ROOT/snapshots/ID/fs             a layer's own files, or a link to the directory that stands for them
+//! ROOT/snapshots/ID/fs1, fs2 …     more links, where several directories stand for one snapshot; the top one is fs
+//! ROOT/snapshots/ID/work           what overlayfs needs beside a writable directory
+//! ROOT/snapshots/ID/snapshot.json  the snapshot's row again, to make the database anew if it is lost
+//! ROOT/snapshots/rm-ID-N           to be deleted
+//! ROOT/shadow/REPOSITORY/HEX/{above,below}   see [`crate::legacy`]
+//! ```
+//! A published layer is a symbolic link, not a mount: overlayfs follows it when a container's stack is mounted. So there is nothing
+//! to mount, to restore after a restart, or to leak, and names stay short, of which a page of mount options then takes hundreds.
+//!
+//! Order. A directory is made before its row is committed and discarded after the row is gone, so that a row always has its
+//! directory; one without a row is what a killed process left, and the next start discards it. A number is never used twice.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use image::layout::{Layout, OwnedPath};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::overlay::{Layer, Own};
+use crate::snapshots::{Id, Info, Kind, Lower, Part, RootAttributes, Snapshot};
+use crate::usage::Usage;
+
+const RECORD: &str = "snapshot.json";
+const TRASH: &str = "rm-";
+
+/// `snapshot.json`: a row of the database, with the parent by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// version of this record
+    pub schema: u32,
+    /// number of the snapshot
+    pub id: Id,
+    /// its name
+    pub name: String,
+    /// name of its parent
+    pub parent: Option<String>,
+    /// what it is
+    pub kind: Kind,
+    /// nanoseconds since 1970
+    pub created: i64,
+    /// nanoseconds since 1970
+    pub updated: i64,
+    /// free text
+    pub labels: crate::labels::Labels,
+    /// what stands for it
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lowers: Vec<Lower>,
+    /// which way it was found
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub how: Option<String>,
+    /// disk usage
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+}
+
+impl Record {
+    /// The record of a snapshot.
+    pub fn of(snapshot: &Snapshot) -> Self {
+        let info = snapshot.info.clone();
+        Self {
+            schema: 1,
+            id: snapshot.id,
+            name: info.name,
+            parent: info.parent,
+            kind: info.kind,
+            created: info.created,
+            updated: info.updated,
+            labels: info.labels,
+            lowers: snapshot.lowers.clone(),
+            how: snapshot.how.clone(),
+            usage: snapshot.usage,
+        }
+    }
+
+    /// The snapshot of a record; its parent's number is not in it.
+    pub fn into_snapshot(self) -> Snapshot {
+        Snapshot {
+            id: self.id,
+            parent: None,
+            info: Info {
+                name: self.name,
+                parent: self.parent,
+                kind: self.kind,
+                created: self.created,
+                updated: self.updated,
+                labels: self.labels,
+            },
+            lowers: self.lowers,
+            how: self.how,
+            usage: self.usage,
+        }
+    }
+}
+
+/// Where repositories are mounted, by name.
+pub type Mountpoints = std::collections::HashMap<String, PathBuf>;
+
+/// The directories below a root.
+#[derive(Debug)]
+pub struct Directories {
+    root: PathBuf,
+    snapshots: PathBuf,
+    mountpoints: Mountpoints,
+    discarded: AtomicU64,
+}
+
+impl Directories {
+    /// Makes the directories that all others are in, for root alone.
+    pub fn open(root: &Path, mountpoints: Mountpoints) -> Result<Self, Error> {
+        let snapshots = root.join("snapshots");
+        let existed = root.is_dir();
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&snapshots)
+            .map_err(Error::io("make the directory", &snapshots))?;
+        if !existed {
+            fs::set_permissions(root, Permissions::from_mode(0o700)).map_err(Error::io("set the mode of", root))?;
+        }
+        Ok(Self { root: root.to_owned(), snapshots, mountpoints, discarded: AtomicU64::new(0) })
+    }
+
+    /// The root of all.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn of(&self, id: Id) -> PathBuf {
+        self.snapshots.join(id.to_string())
+    }
+
+    /// The directories of a snapshot with files of its own.
+    pub fn own(&self, id: Id) -> Own {
+        let directory = self.of(id);
+        Own { content: directory.join("fs"), work: directory.join("work") }
+    }
+
+    /// What a committed snapshot puts into a stack, the top one first.
+    pub fn layers(&self, snapshot: &Snapshot) -> Vec<Layer> {
+        let directory = self.of(snapshot.id);
+        if !snapshot.is_remote() {
+            return vec![Layer { path: directory.join("fs"), target: None }];
+        }
+        let link = |(position, lower): (usize, &Lower)| Layer {
+            path: directory.join(link_name(position)),
+            target: Some(self.target(lower)),
+        };
+        snapshot.lowers.iter().enumerate().map(link).collect()
+    }
+
+    /// The directory that a part of a layer is.
+    ///
+    /// A repository that is not configured any more keeps the usual place: snapshots outlive a change of the configuration.
+    pub fn target(&self, lower: &Lower) -> PathBuf {
+        let repository = || {
+            let usual = || Path::new("/cvmfs").join(&lower.repository);
+            self.mountpoints.get(&lower.repository).cloned().unwrap_or_else(usual)
+        };
+        let layout = Layout::new();
+        match lower.part {
+            Part::Content => repository().join(layout.print(&OwnedPath::LayerContent(lower.layer))),
+            Part::Overlay => repository().join(layout.print(&OwnedPath::LayerOverlay(lower.layer))).join("layerfs"),
+            Part::Above => self.shadow(&lower.repository, &lower.layer).join("above"),
+            Part::Below => self.shadow(&lower.repository, &lower.layer).join("below"),
+        }
+    }
+
+    /// Where the local directories around a layer with literal whiteouts are.
+    pub fn shadow(&self, repository: &str, layer: &image::digest::LayerDigest) -> PathBuf {
+        self.root.join("shadow").join(repository).join(layer.hex())
+    }
+
+    /// Makes the directory of a new snapshot with files of its own.
+    pub fn create(&self, id: Id, kind: Kind, root: Option<RootAttributes>) -> Result<(), Error> {
+        let directory = self.new_directory(id)?;
+        let make = |name: &str, mode: u32| {
+            let path = directory.join(name);
+            fs::create_dir(&path)
+                .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(mode)))
+                .map_err(Error::io("make the directory", path))
+        };
+        make("fs", root.map_or(0o755, |root| root.mode & 0o7777))?;
+        if let Some(root) = root {
+            let content = directory.join("fs");
+            chown(&content, Some(root.uid), Some(root.gid)).map_err(Error::io("set the owner of", &content))?;
+            // Changing the owner takes set-id bits away.
+            fs::set_permissions(&content, Permissions::from_mode(root.mode & 0o7777))
+                .map_err(Error::io("set the mode of", content))?;
+        }
+        if kind == Kind::Active { make("work", 0o711) } else { Ok(()) }
+    }
+
+    /// Makes links to what stands for a snapshot, in place of whatever is there.
+    pub fn link(&self, id: Id, lowers: &[Lower]) -> Result<(), Error> {
+        let directory = self.of(id);
+        if !directory.is_dir() {
+            self.new_directory(id)?;
+        }
+        for (position, lower) in lowers.iter().enumerate() {
+            let (path, target) = (directory.join(link_name(position)), self.target(lower));
+            match fs::read_link(&path) {
+                Ok(found) if found == target => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    symlink(&target, &path).map_err(Error::io("make the link", path))?;
+                    continue;
+                }
+                _ => {}
+            }
+            // The path is never without a directory behind it: the new link takes the old one's place.
+            let new = directory.join("new");
+            let _ = fs::remove_file(&new);
+            symlink(&target, &new).map_err(Error::io("make the link", &new))?;
+            if path.symlink_metadata().is_ok_and(|old| old.is_dir()) {
+                exchange(&new, &path).map_err(Error::io("exchange for a link", &path))?;
+                self.throw_away(&new, id)?;
+            } else {
+                fs::rename(&new, &path).map_err(Error::io("replace the link", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory of a number that was never used; what a killed process left under it goes.
+    fn new_directory(&self, id: Id) -> Result<PathBuf, Error> {
+        let directory = self.of(id);
+        let make = || DirBuilder::new().mode(0o700).create(&directory);
+        match make() {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.discard(id)?;
+                make().map_err(Error::io("make the directory", &directory))?;
+            }
+            made => made.map_err(Error::io("make the directory", &directory))?,
+        }
+        Ok(directory)
+    }
+
+    /// Writes a snapshot's record.
+    pub fn record(&self, record: &Record) -> Result<(), Error> {
+        let directory = self.of(record.id);
+        let (new, path) = (directory.join(".snapshot.json"), directory.join(RECORD));
+        let bytes = serde_json::to_vec(record).expect("records have string keys and no failing serialisers");
+        fs::write(&new, bytes).and_then(|()| fs::rename(&new, &path)).map_err(Error::io("write", path))
+    }
+
+    /// Takes a snapshot's directory out of sight; it is deleted by [`Directories::empty_trash`].
+    pub fn discard(&self, id: Id) -> Result<(), Error> {
+        match self.throw_away(&self.of(id), id) {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        }
+    }
+
+    fn throw_away(&self, path: &Path, id: Id) -> Result<(), Error> {
+        loop {
+            let number = self.discarded.fetch_add(1, Ordering::Relaxed);
+            let trash = self.snapshots.join(format!("{TRASH}{id}-{number}"));
+            if trash.symlink_metadata().is_ok() {
+                continue; // of an earlier process
+            }
+            return fs::rename(path, trash).map_err(Error::io("take away", path));
+        }
+    }
+
+    /// Deletes what was discarded.
+    pub fn empty_trash(&self) -> Result<(), Error> {
+        let mut first = None;
+        for (name, path) in self.entries()? {
+            if !name.starts_with(TRASH) {
+                continue;
+            }
+            match fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    first.get_or_insert_with(|| Error::io("delete", path)(error));
+                }
+                _ => {}
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    /// Names and paths of all that is in the directory of snapshots.
+    fn entries(&self) -> Result<Vec<(String, PathBuf)>, Error> {
+        let read = || -> io::Result<Vec<_>> {
+            fs::read_dir(&self.snapshots)?
+                .map(|entry| entry.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path())))
+                .collect()
+        };
+        read().map_err(Error::io("list", &self.snapshots))
+    }
+
+    /// Numbers of the directories that are there.
+    pub fn numbers(&self) -> Result<Vec<Id>, Error> {
+        Ok(self.entries()?.iter().filter_map(|(name, _)| name.parse().ok().map(Id)).collect())
+    }
+
+    /// Is the content of this snapshot a link?
+    pub fn is_linked(&self, id: Id) -> bool {
+        self.own(id).content.is_symlink()
+    }
+
+    /// Has this snapshot any content?
+    pub fn has_content(&self, id: Id) -> bool {
+        self.own(id).content.symlink_metadata().is_ok()
+    }
+
+    /// A snapshot's record; nothing if there is none or it can't be read.
+    pub fn read_record(&self, id: Id) -> Option<Record> {
+        let path = self.of(id).join(RECORD);
+        let read = || -> anyhow::Result<Record> { Ok(serde_json::from_slice(&fs::read(&path)?)?) };
+        match read() {
+            Ok(record) if record.schema == 1 && record.id == id => Some(record),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "the record of a snapshot can't be read");
+                None
+            }
+        }
+    }
+}
+
+fn link_name(position: usize) -> String {
+    if position == 0 { "fs".into() } else { format!("fs{position}") }
+}
+
+fn exchange(a: &Path, b: &Path) -> io::Result<()> {
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+    renameat2(AT_FDCWD, a, AT_FDCWD, b, RenameFlags::RENAME_EXCHANGE).map_err(io::Error::from)
+}

@@ -1,0 +1,7 @@
+//! The program `cvmfs-snapshotter`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    snapshotter::cli::main()
+}

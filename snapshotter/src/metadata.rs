@@ -1,0 +1,635 @@
+//! The database of snapshots: SQLite, one writer, many readers.
+//!
+//! A change is durable when it is answered. As each takes a flush of the disk, changes that come in meanwhile share the next one:
+//! the writer takes all that wait, each in a savepoint of its own, and commits them together. What fails is undone alone.
+//!
+//! Readers never wait for the writer. The file is checked when it is opened; one that is damaged is never replaced without being
+//! asked ([`Metadata::rebuild`]), and never deleted.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use image::digest::LayerDigest;
+use parking_lot::Mutex;
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
+
+use crate::directories::Directories;
+use crate::error::Error;
+use crate::labels::Labels;
+use crate::snapshots::{Id, Info, Kind, Lower, Part, Snapshot};
+use crate::usage::Usage;
+
+/// Name of the file below the state directory.
+pub const FILE: &str = "metadata.db";
+/// Version of the tables.
+const SCHEMA: i32 = 1;
+/// Changes that are committed together at most; bounds how long a single one waits.
+const BATCH: usize = 128;
+/// Connections that are kept for reading.
+const READERS: usize = 16;
+
+const TABLES: &str = "
+    CREATE TABLE snapshot (
+        id      INTEGER PRIMARY KEY AUTOINCREMENT,
+        name    TEXT NOT NULL UNIQUE,
+        kind    TEXT NOT NULL,
+        parent  INTEGER REFERENCES snapshot (id),
+        created INTEGER NOT NULL,
+        updated INTEGER NOT NULL,
+        size    INTEGER,
+        inodes  INTEGER,
+        how     TEXT
+    );
+    CREATE INDEX snapshot_parent ON snapshot (parent);
+    CREATE TABLE label (
+        snapshot INTEGER NOT NULL REFERENCES snapshot (id) ON DELETE CASCADE,
+        key      TEXT NOT NULL,
+        value    TEXT NOT NULL,
+        PRIMARY KEY (snapshot, key)
+    ) WITHOUT ROWID;
+    CREATE INDEX label_value ON label (key, value);
+    CREATE TABLE lower (
+        snapshot   INTEGER NOT NULL REFERENCES snapshot (id) ON DELETE CASCADE,
+        position   INTEGER NOT NULL,
+        repository TEXT NOT NULL,
+        layer      TEXT NOT NULL,
+        part       TEXT NOT NULL,
+        PRIMARY KEY (snapshot, position)
+    ) WITHOUT ROWID;
+    CREATE INDEX lower_layer ON lower (layer);
+";
+
+/// Why a state directory can't be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Not a database, or one with damage.
+    #[error(
+        "{path} is damaged: {why}\nNothing was changed. `cvmfs-snapshotter serve --rebuild` sets the file aside and makes it anew from the snapshot directories"
+    )]
+    Damaged {
+        /// the file
+        path: PathBuf,
+        /// what SQLite says
+        why: String,
+    },
+    /// Directories of snapshots without a database.
+    #[error(
+        "{path} is missing, but {snapshots} snapshot directories are there\nNothing was changed. `cvmfs-snapshotter serve --rebuild` makes the database anew from them"
+    )]
+    Missing {
+        /// the file
+        path: PathBuf,
+        /// how many
+        snapshots: usize,
+    },
+    /// Written by a later program.
+    #[error(
+        "{path} has schema {found}, this program knows {SCHEMA}; go back to the newer program, or use another --root"
+    )]
+    Newer {
+        /// the file
+        path: PathBuf,
+        /// its schema
+        found: i32,
+    },
+    /// Another process has it.
+    #[error("{path} is in use by another process; is a cvmfs-snapshotter running with the same --root?")]
+    Busy {
+        /// the lock file
+        path: PathBuf,
+    },
+    /// The rest.
+    #[error(transparent)]
+    Other(#[from] Error),
+}
+
+impl From<rusqlite::Error> for OpenError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+type Job = Box<dyn FnOnce(&Connection) -> Box<dyn FnOnce(Result<(), rusqlite::Error>) + Send> + Send>;
+
+/// The database, open.
+#[derive(Debug)]
+pub struct Metadata {
+    path: PathBuf,
+    jobs: mpsc::SyncSender<Job>,
+    readers: Mutex<Vec<Connection>>,
+    /// held for as long as the process lives
+    _lock: nix::fcntl::Flock<std::fs::File>,
+}
+
+impl Metadata {
+    /// Opens the database of a state directory, which may be empty, and brings rows and directories in agreement.
+    pub fn open(directories: &Directories) -> Result<Self, OpenError> {
+        let path = directories.root().join(FILE);
+        let lock = lock(&directories.root().join("lock"))?;
+        let exists = path.exists();
+        let numbers = directories.numbers()?;
+        if !exists && !numbers.is_empty() {
+            return Err(OpenError::Missing { path, snapshots: numbers.len() });
+        }
+        let damaged = |error: rusqlite::Error| match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => {
+                OpenError::Damaged { path: path.clone(), why: error.to_string() }
+            }
+            _ => error.into(),
+        };
+        let connection = connect(&path).map_err(damaged)?;
+        if exists {
+            let found: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(damaged)?;
+            if found > SCHEMA {
+                return Err(OpenError::Newer { path, found });
+            }
+            let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(damaged)?;
+            if check != "ok" || found < 1 {
+                return Err(OpenError::Damaged {
+                    path: path.clone(),
+                    why: if found < 1 { "it has no tables".into() } else { check },
+                });
+            }
+        } else {
+            connection.execute_batch(&format!("BEGIN; {TABLES} PRAGMA user_version = {SCHEMA}; COMMIT"))?;
+        }
+        agree(&Table(&connection), directories, &numbers)?;
+        Ok(Self::start(path, connection, lock))
+    }
+
+    /// Sets the database aside, if there is one, and makes it anew from the records in the snapshot directories.
+    ///
+    /// Returns the database and how many snapshots are in it; a directory whose record is lost is reported and stays.
+    pub fn rebuild(directories: &Directories) -> Result<(Self, usize), OpenError> {
+        let path = directories.root().join(FILE);
+        let lock = lock(&directories.root().join("lock"))?;
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        for suffix in ["", "-wal", "-shm"] {
+            let file = directories.root().join(format!("{FILE}{suffix}"));
+            if file.exists() {
+                let aside = directories.root().join(format!("{FILE}.corrupt-{seconds}{suffix}"));
+                std::fs::rename(&file, aside).map_err(Error::io("set aside", file))?;
+            }
+        }
+        let connection = connect(&path)?;
+        connection.execute_batch(&format!("BEGIN; {TABLES} PRAGMA user_version = {SCHEMA}; COMMIT"))?;
+        let mut records: HashMap<String, Snapshot> = HashMap::new();
+        let numbers = directories.numbers()?;
+        for id in &numbers {
+            match directories.read_record(*id) {
+                Some(record) => {
+                    // Two records of one name: the earlier snapshot was being removed.
+                    let snapshot = record.into_snapshot();
+                    let newer = records.get(&snapshot.info.name).is_none_or(|other| other.id < snapshot.id);
+                    if newer {
+                        records.insert(snapshot.info.name.clone(), snapshot);
+                    }
+                }
+                None => {
+                    tracing::error!(snapshot = %id, "a snapshot directory has no record; it stays where it is, without a row")
+                }
+            }
+        }
+        connection.execute_batch("BEGIN")?;
+        let table = Table(&connection);
+        let highest = numbers.iter().max().map_or(0, |id| id.0);
+        connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('snapshot', ?1)", [highest])?;
+        let mut count = 0;
+        // Parents first, as rows refer to them.
+        while !records.is_empty() {
+            let ready: Vec<String> = records
+                .values()
+                .filter(|snapshot| snapshot.info.parent.as_ref().is_none_or(|parent| !records.contains_key(parent)))
+                .map(|snapshot| snapshot.info.name.clone())
+                .collect();
+            if ready.is_empty() {
+                tracing::error!(
+                    snapshots = records.len(),
+                    "records name each other as parents; these snapshots stay without rows"
+                );
+                break;
+            }
+            for name in ready {
+                let mut snapshot = records.remove(&name).expect("it was just found");
+                if let Some(parent) = &snapshot.info.parent {
+                    match table.get(parent) {
+                        Ok(parent) => snapshot.parent = Some(parent.id),
+                        Err(error) => {
+                            tracing::error!(snapshot = %name, %error, "a snapshot has lost its parent; it stays without a row");
+                            continue;
+                        }
+                    }
+                }
+                table.write_row(&snapshot)?;
+                count += 1;
+            }
+        }
+        connection.execute_batch("COMMIT")?;
+        Ok((Self::start(path, connection, lock), count))
+    }
+
+    fn start(path: PathBuf, connection: Connection, lock: nix::fcntl::Flock<std::fs::File>) -> Self {
+        let (jobs, queue) = mpsc::sync_channel::<Job>(1024);
+        std::thread::Builder::new()
+            .name("metadata".into())
+            .spawn(move || run(&connection, &queue))
+            .expect("a thread can be started at the start");
+        Self { path, jobs, readers: Mutex::default(), _lock: lock }
+    }
+
+    /// Reads in one snapshot of the database.
+    pub fn read<T>(&self, read: impl FnOnce(&Table<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        let pooled = self.readers.lock().pop();
+        let connection = match pooled {
+            Some(connection) => connection,
+            None => {
+                let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+                let connection = Connection::open_with_flags(&self.path, flags)?;
+                connection.busy_timeout(Duration::from_secs(5))?;
+                connection
+            }
+        };
+        connection.execute_batch("BEGIN")?;
+        let result = read(&Table(&connection));
+        connection.execute_batch("COMMIT")?;
+        let mut readers = self.readers.lock();
+        if readers.len() < READERS {
+            readers.push(connection);
+        }
+        result
+    }
+
+    /// Makes a change; it is durable when this returns, or undone when it returns an error.
+    pub fn write<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&Table<'_>) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (answer, result) = mpsc::sync_channel(1);
+        let job: Job = Box::new(move |connection| {
+            let done = savepoint(connection, write);
+            Box::new(move |committed| {
+                let _ = answer.send(done.and_then(|value| committed.map(|()| value).map_err(Error::from)));
+            })
+        });
+        let gone = || Error::Unavailable("the daemon is ending".into());
+        self.jobs.send(job).map_err(|_| gone())?;
+        result.recv().map_err(|_| gone())?
+    }
+}
+
+fn lock(path: &Path) -> Result<nix::fcntl::Flock<std::fs::File>, OpenError> {
+    use nix::fcntl::{Flock, FlockArg};
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(Error::io("open", path))?;
+    // A daemon that is just ending holds it for a moment more.
+    let mut file = file;
+    for _ in 0..50 {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((back, _)) => {
+                file = back;
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+    Err(OpenError::Busy { path: path.to_owned() })
+}
+
+fn connect(path: &Path) -> Result<Connection, rusqlite::Error> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(Duration::from_secs(5))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", "ON")?;
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(connection)
+}
+
+fn savepoint<T>(connection: &Connection, write: impl FnOnce(&Table<'_>) -> Result<T, Error>) -> Result<T, Error> {
+    connection.execute_batch("SAVEPOINT change")?;
+    let result = write(&Table(connection));
+    connection.execute_batch(if result.is_ok() { "RELEASE change" } else { "ROLLBACK TO change; RELEASE change" })?;
+    result
+}
+
+/// The writer's thread.
+fn run(connection: &Connection, queue: &mpsc::Receiver<Job>) {
+    while let Ok(first) = queue.recv() {
+        let begun = connection.execute_batch("BEGIN IMMEDIATE");
+        let mut answers = Vec::new();
+        if begun.is_ok() {
+            answers.push(first(connection));
+            while answers.len() < BATCH
+                && let Ok(job) = queue.try_recv()
+            {
+                answers.push(job(connection));
+            }
+        } else {
+            // The job runs into the same failure outside of a transaction, where its savepoint is one.
+            answers.push(first(connection));
+        }
+        let committed = begun.and_then(|()| connection.execute_batch("COMMIT"));
+        if let Err(error) = &committed {
+            tracing::error!(%error, "changes of snapshots could not be written and are undone");
+            let _ = connection.execute_batch("ROLLBACK");
+        }
+        let mut failure = committed.err();
+        for answer in answers {
+            // SQLite's errors can't be copied; the others learn that much.
+            let again = failure.as_ref().map(|_| rusqlite::Error::ExecuteReturnedResults);
+            let result = failure.take().map_or(Ok(()), Err);
+            failure = again;
+            answer(result);
+        }
+    }
+}
+
+/// Brings directories in agreement with rows at the start, when nobody else is there: a directory without a row was left by a
+/// killed process and goes; a row without its links gets them again; a row without its files is reported and stays.
+fn agree(table: &Table<'_>, directories: &Directories, numbers: &[Id]) -> Result<(), Error> {
+    let mut known = std::collections::HashSet::new();
+    let mut last = None;
+    loop {
+        let page = table.page(last, 1000, None)?;
+        for mut snapshot in page.iter().cloned() {
+            known.insert(snapshot.id);
+            // A conversion whose last step was not written: the links are there, the row is the old one.
+            if !snapshot.is_remote()
+                && directories.is_linked(snapshot.id)
+                && let Some(record) = directories.read_record(snapshot.id)
+                && !record.lowers.is_empty()
+            {
+                (snapshot.lowers, snapshot.how, snapshot.usage) = (record.lowers, record.how, record.usage);
+                table.replace(&mut snapshot)?;
+            }
+            if snapshot.is_remote() {
+                directories.link(snapshot.id, &snapshot.lowers)?;
+            } else if !directories.has_content(snapshot.id) {
+                tracing::error!(snapshot = %snapshot.info.name, id = %snapshot.id, "the files of a snapshot are gone; containers on it can't start");
+            }
+        }
+        last = page.last().map(|snapshot| snapshot.id);
+        if page.len() < 1000 {
+            break;
+        }
+    }
+    for id in numbers.iter().filter(|id| !known.contains(id)) {
+        tracing::info!(snapshot = %id, "a snapshot directory without a row is taken away");
+        directories.discard(*id)?;
+    }
+    Ok(())
+}
+
+/// The tables within a transaction.
+#[derive(Debug)]
+pub struct Table<'a>(&'a Connection);
+
+const COLUMNS: &str = "s.id, s.name, s.kind, s.parent, p.name, s.created, s.updated, s.size, s.inodes, s.how";
+const FROM: &str = "FROM snapshot s LEFT JOIN snapshot p ON p.id = s.parent";
+
+impl Table<'_> {
+    /// The snapshot of a name.
+    pub fn get(&self, name: &str) -> Result<Snapshot, Error> {
+        let mut statement = self.0.prepare_cached(&format!("SELECT {COLUMNS} {FROM} WHERE s.name = ?1"))?;
+        let found = statement.query_row([name], row).optional()?;
+        self.complete(found.ok_or_else(|| Error::NotFound(name.to_owned()))?)
+    }
+
+    /// The snapshot of a number.
+    pub fn by_id(&self, id: Id) -> Result<Snapshot, Error> {
+        let mut statement = self.0.prepare_cached(&format!("SELECT {COLUMNS} {FROM} WHERE s.id = ?1"))?;
+        let found = statement.query_row([id.0], row).optional()?;
+        self.complete(found.ok_or_else(|| Error::NotFound(id.to_string()))?)
+    }
+
+    /// All that a snapshot stands on, the nearest first.
+    pub fn ancestors(&self, snapshot: &Snapshot) -> Result<Vec<Snapshot>, Error> {
+        let mut ancestors: Vec<Snapshot> = Vec::new();
+        let mut next = snapshot.parent;
+        while let Some(id) = next {
+            let ancestor = self.by_id(id)?;
+            next = ancestor.parent;
+            ancestors.push(ancestor);
+        }
+        Ok(ancestors)
+    }
+
+    /// Fails if a snapshot has this name.
+    pub fn ensure_free(&self, name: &str) -> Result<(), Error> {
+        let mut statement = self.0.prepare_cached("SELECT 1 FROM snapshot WHERE name = ?1")?;
+        if statement.exists([name])? { Err(Error::AlreadyExists(name.to_owned())) } else { Ok(()) }
+    }
+
+    /// Does another snapshot stand on this one?
+    pub fn has_children(&self, id: Id) -> Result<bool, Error> {
+        let mut statement = self.0.prepare_cached("SELECT 1 FROM snapshot WHERE parent = ?1 LIMIT 1")?;
+        Ok(statement.exists([id.0])?)
+    }
+
+    /// Does an active snapshot or a view stand on this one, directly or not?
+    pub fn has_mounted_descendant(&self, id: Id) -> Result<bool, Error> {
+        let mut statement = self.0.prepare_cached(
+            "WITH RECURSIVE below (id, kind) AS (
+                 SELECT id, kind FROM snapshot WHERE parent = ?1
+                 UNION ALL SELECT s.id, s.kind FROM snapshot s JOIN below b ON s.parent = b.id
+             ) SELECT 1 FROM below WHERE kind <> 'committed' LIMIT 1",
+        )?;
+        Ok(statement.exists([id.0])?)
+    }
+
+    /// Adds a snapshot under a new number.
+    pub fn insert(
+        &self,
+        info: Info,
+        parent: Option<Id>,
+        lowers: Vec<Lower>,
+        how: Option<&str>,
+        usage: Option<Usage>,
+    ) -> Result<Snapshot, Error> {
+        let info = Info { updated: info.created, ..info };
+        let mut statement = self.0.prepare_cached(
+            "INSERT INTO snapshot (name, kind, parent, created, updated) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?;
+        statement.execute(params![info.name, info.kind.as_str(), parent.map(|id| id.0), info.created, info.updated])?;
+        let id = Id(self.0.last_insert_rowid());
+        let mut snapshot = Snapshot { id, parent, info, lowers, how: how.map(str::to_owned), usage };
+        self.replace(&mut snapshot)?;
+        Ok(snapshot)
+    }
+
+    /// Writes a snapshot under its number. A time of change that is 0 becomes the time of creation.
+    pub fn replace(&self, snapshot: &mut Snapshot) -> Result<(), Error> {
+        if snapshot.info.updated == 0 {
+            snapshot.info.updated = snapshot.info.created;
+        }
+        self.write_row(snapshot)
+    }
+
+    fn write_row(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        let Snapshot { id, parent, info, lowers, how, usage } = snapshot;
+        let mut statement = self.0.prepare_cached(
+            "INSERT INTO snapshot (id, name, kind, parent, created, updated, size, inodes, how) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+             ON CONFLICT (id) DO UPDATE SET name = ?2, kind = ?3, parent = ?4, created = ?5, updated = ?6, size = ?7, inodes = ?8, how = ?9",
+        )?;
+        let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let (size, inodes) = (usage.map(|usage| number(usage.size)), usage.map(|usage| number(usage.inodes)));
+        statement.execute(params![
+            id.0,
+            info.name,
+            info.kind.as_str(),
+            parent.map(|id| id.0),
+            info.created,
+            info.updated,
+            size,
+            inodes,
+            how
+        ])?;
+        for table in ["label", "lower"] {
+            self.0.prepare_cached(&format!("DELETE FROM {table} WHERE snapshot = ?1"))?.execute([id.0])?;
+        }
+        let mut statement = self.0.prepare_cached("INSERT INTO label (snapshot, key, value) VALUES (?1, ?2, ?3)")?;
+        for (key, value) in &info.labels {
+            statement.execute(params![id.0, key, value])?;
+        }
+        let mut statement = self.0.prepare_cached(
+            "INSERT INTO lower (snapshot, position, repository, layer, part) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?;
+        for (position, lower) in lowers.iter().enumerate() {
+            let position = i64::try_from(position).expect("a stack has at most 500 directories");
+            statement.execute(params![id.0, position, lower.repository, lower.layer.hex(), lower.part.as_str()])?;
+        }
+        Ok(())
+    }
+
+    /// Takes a snapshot away.
+    pub fn delete(&self, id: Id) -> Result<(), Error> {
+        self.0.prepare_cached("DELETE FROM snapshot WHERE id = ?1")?.execute([id.0])?;
+        Ok(())
+    }
+
+    /// At most `limit` snapshots with numbers after `last`; only those with a label, if one is given.
+    pub fn page(&self, last: Option<Id>, limit: usize, label: Option<(&str, &str)>) -> Result<Vec<Snapshot>, Error> {
+        let after = last.map_or(0, |id| id.0);
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let found: Vec<Snapshot> = match label {
+            None => {
+                let mut statement = self
+                    .0
+                    .prepare_cached(&format!("SELECT {COLUMNS} {FROM} WHERE s.id > ?1 ORDER BY s.id LIMIT ?2"))?;
+                statement.query_map([after, limit], row)?.collect::<Result<_, _>>()?
+            }
+            Some((key, value)) => {
+                let mut statement = self.0.prepare_cached(&format!(
+                    "SELECT {COLUMNS} {FROM} WHERE s.id > ?1 AND s.id IN (SELECT snapshot FROM label WHERE key = ?3 AND value = ?4)
+                     ORDER BY s.id LIMIT ?2"
+                ))?;
+                statement.query_map(params![after, limit, key, value], row)?.collect::<Result<_, _>>()?
+            }
+        };
+        found.into_iter().map(|snapshot| self.complete(snapshot)).collect()
+    }
+
+    /// How many snapshots there are of each kind, those of repositories apart.
+    pub fn counts(&self) -> Result<Counts, Error> {
+        let mut statement = self.0.prepare_cached(
+            "SELECT kind, EXISTS (SELECT 1 FROM lower WHERE snapshot = s.id) AS remote, count(*) FROM snapshot s GROUP BY 1, 2",
+        )?;
+        let mut counts = Counts::default();
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let (kind, remote, count): (String, bool, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            let count = count.unsigned_abs();
+            match (kind.as_str(), remote) {
+                ("active", _) => counts.active += count,
+                ("view", _) => counts.views += count,
+                (_, true) => counts.remote += count,
+                (_, false) => counts.local += count,
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Layers of repositories that snapshots stand for, each once.
+    pub fn layers(&self) -> Result<Vec<(String, LayerDigest)>, Error> {
+        let mut statement = self.0.prepare_cached("SELECT DISTINCT repository, layer FROM lower")?;
+        let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+        let mut layers = Vec::new();
+        for row in rows {
+            let (repository, hex) = row?;
+            layers.extend(LayerDigest::parse(&format!("sha256:{hex}")).ok().map(|layer| (repository, layer)));
+        }
+        Ok(layers)
+    }
+
+    /// Adds what is not in the row itself.
+    fn complete(&self, mut snapshot: Snapshot) -> Result<Snapshot, Error> {
+        let mut statement = self.0.prepare_cached("SELECT key, value FROM label WHERE snapshot = ?1")?;
+        let labels = statement.query_map([snapshot.id.0], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        snapshot.info.labels = labels.collect::<Result<Labels, _>>()?;
+        let mut statement =
+            self.0.prepare_cached("SELECT repository, layer, part FROM lower WHERE snapshot = ?1 ORDER BY position")?;
+        let mut rows = statement.query([snapshot.id.0])?;
+        while let Some(row) = rows.next()? {
+            let (layer, part): (String, String) = (row.get(1)?, row.get(2)?);
+            let layer = LayerDigest::parse(&format!("sha256:{layer}")).map_err(|_| invalid(1))?;
+            snapshot.lowers.push(Lower {
+                repository: row.get(0)?,
+                layer,
+                part: Part::parse(&part).ok_or_else(|| invalid(2))?,
+            });
+        }
+        Ok(snapshot)
+    }
+}
+
+/// Snapshots by kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Counts {
+    /// writable ones
+    pub active: u64,
+    /// views
+    pub views: u64,
+    /// committed ones that stand for directories of repositories
+    pub remote: u64,
+    /// committed ones with files of their own
+    pub local: u64,
+}
+
+fn invalid(column: usize) -> rusqlite::Error {
+    rusqlite::Error::InvalidColumnType(column, "text of a kind that is not known".into(), rusqlite::types::Type::Text)
+}
+
+fn row(row: &Row<'_>) -> Result<Snapshot, rusqlite::Error> {
+    let kind = match row.get_ref(2)?.as_str()? {
+        "view" => Kind::View,
+        "active" => Kind::Active,
+        "committed" => Kind::Committed,
+        _ => return Err(invalid(2)),
+    };
+    let usage = match (row.get::<_, Option<i64>>(7)?, row.get::<_, Option<i64>>(8)?) {
+        (Some(size), Some(inodes)) => Some(Usage { size: size.unsigned_abs(), inodes: inodes.unsigned_abs() }),
+        _ => None,
+    };
+    Ok(Snapshot {
+        id: Id(row.get(0)?),
+        parent: row.get::<_, Option<i64>>(3)?.map(Id),
+        info: Info {
+            name: row.get(1)?,
+            parent: row.get(4)?,
+            kind,
+            created: row.get(5)?,
+            updated: row.get(6)?,
+            labels: Labels::new(),
+        },
+        lowers: Vec::new(),
+        how: row.get(9)?,
+        usage,
+    })
+}
