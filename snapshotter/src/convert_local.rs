@@ -38,12 +38,12 @@ pub async fn convert(daemon: &Daemon, dry_run: bool) -> Result<Converted, Error>
             result.absent += 1;
             continue;
         };
-        let Ok(lowers) = daemon.lowers(&repository, &hit.layers).await else {
+        let Ok(lowers) = daemon.lowers(&repository, &hit.layer).await else {
             result.absent += 1;
             continue;
         };
         let name = snapshot.info.name.clone();
-        let size = hit.layers.first().map_or((0, 0), |layer| layer.size);
+        let size = hit.layer.size;
         let found = Found { lowers, how: Way::Chain.as_str(), logical: Usage { size: size.0, inodes: size.1 } };
         let id = snapshot.id;
         let done = if dry_run {

@@ -56,8 +56,8 @@ pub struct Daemon {
     metrics: Arc<Metrics>,
     seen: Mutex<HashMap<(String, LayerDigest), Instant>>,
     warmed: Mutex<HashSet<LayerDigest>>,
-    /// one fill of a layer at a time
-    filling: tokio::sync::Mutex<()>,
+    /// layers that are being filled in, by the names of their snapshots
+    filling: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     started: Instant,
 }
 
@@ -72,7 +72,7 @@ impl Daemon {
             metrics,
             seen: Mutex::default(),
             warmed: Mutex::default(),
-            filling: tokio::sync::Mutex::default(),
+            filling: Mutex::default(),
             started: Instant::now(),
         }
     }
@@ -184,7 +184,7 @@ impl Daemon {
         self.warm(&wanted);
         match decision.action() {
             Action::Serve { repository, hit } => {
-                let lowers = self.lowers(&repository, &hit.layers).await;
+                let lowers = self.lowers(&repository, &hit.layer).await;
                 match lowers {
                     Ok(lowers) if overlay::count(lineage.iter()) + lowers.len() <= overlay::MAX_LOWERS => {
                         return self.serve(key, parent, &labels, &wanted, (&repository, &hit, lowers), start).await;
@@ -214,10 +214,7 @@ impl Daemon {
         (repository, hit, lowers): (&Repository, &resolve::Hit, Vec<Lower>),
         start: Instant,
     ) -> Result<Vec<Mount>, Error> {
-        let size = hit.layers.iter().fold(Usage::default(), |sum, layer| Usage {
-            size: sum.size.saturating_add(layer.size.0),
-            inodes: sum.inodes.saturating_add(layer.size.1),
-        });
+        let size = Usage { size: hit.layer.size.0, inodes: hit.layer.size.1 };
         let how = hit.way.as_str();
         let found = Found { lowers, how, logical: size };
         let (owned, target, labels) = (parent.map(str::to_owned), wanted.target.clone(), labels.clone());
@@ -229,7 +226,7 @@ impl Daemon {
             parent,
             "ref" = wanted.target,
             repository = repository.name(),
-            layer = %hit.layers[0].layer,
+            layer = %hit.layer.layer,
             method = how,
             "remote-snapshot-prepared" = true,
             ms = ms(start),
@@ -294,7 +291,28 @@ impl Daemon {
         if !self.any_published(&wanted.following).await {
             return Ok(false);
         }
-        let _one = self.filling.lock().await;
+        let name = crate::snapshots::conjured_name(parent, &wanted.target);
+        let turn = Arc::clone(self.filling.lock().entry(name.clone()).or_default());
+        let filled = {
+            let _turn = turn.lock().await;
+            self.fill_in_turn(parent, labels, wanted, &source).await
+        };
+        // Whoever waits has a share of its own.
+        self.filling.lock().retain(|other, turn| *other != name || Arc::strong_count(turn) > 2);
+        filled
+    }
+
+    async fn fill_in_turn(
+        &self,
+        parent: Option<&str>,
+        labels: &Labels,
+        wanted: &Wanted,
+        source: &fill::Source,
+    ) -> anyhow::Result<bool> {
+        let (owned, target) = (parent.map(str::to_owned), wanted.target.clone());
+        if self.blocking(move |snapshots| snapshots.conjured(owned.as_deref(), &target)).await?.is_some() {
+            return Ok(true);
+        }
         let Some(blob) = source.obtain().await? else { return Ok(false) };
         let own_key = format!("cvmfs-fill/{}", crate::snapshots::conjured_name(parent, &wanted.target));
         let removed = own_key.clone();
@@ -368,18 +386,13 @@ impl Daemon {
         }
     }
 
-    /// The directories that stand for layers, the top one first; or why they can't.
-    pub async fn lowers(&self, repository: &Repository, layers: &[Published]) -> Result<Vec<Lower>, String> {
-        let mut lowers = Vec::new();
-        for published in layers {
-            let lower = |part| Lower { repository: repository.name().to_owned(), layer: published.layer, part };
-            if published.literal && self.has_literal_whiteouts(repository, published.layer).await? {
-                lowers.extend([lower(Part::Above), lower(Part::Content), lower(Part::Below)]);
-            } else {
-                lowers.push(lower(published.part));
-            }
+    /// The directories that stand for a layer, the top one first; or why they can't.
+    pub async fn lowers(&self, repository: &Repository, published: &Published) -> Result<Vec<Lower>, String> {
+        let lower = |part| Lower { repository: repository.name().to_owned(), layer: published.layer, part };
+        if published.literal && self.has_literal_whiteouts(repository, published.layer).await? {
+            return Ok(vec![lower(Part::Above), lower(Part::Content), lower(Part::Below)]);
         }
-        Ok(lowers)
+        Ok(vec![lower(published.part)])
     }
 
     /// Does a layer of the existing tool delete anything? If so, the directories around it are made.

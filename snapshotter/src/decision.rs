@@ -141,7 +141,11 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
+    use image::digest::LayerDigest;
+
     use super::*;
+    use crate::resolve::Published;
+    use crate::snapshots::Part;
 
     fn attempt(on_error: OnError, outcome: Outcome) -> Attempt {
         let repository = Repository::new("a.b", Path::new("/cvmfs/a.b"), on_error, Duration::from_secs(1));
@@ -153,7 +157,9 @@ mod tests {
     }
 
     fn hit() -> Outcome {
-        Outcome::Hit(Hit { way: Way::Chain, layers: Vec::new() })
+        let layer =
+            Published { layer: LayerDigest::of(b""), part: Part::Content, literal: false, diff: None, size: (0, 0) };
+        Outcome::Hit(Hit { way: Way::Chain, layer })
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use image::digest::{ChainId, DiffId, ImageId, LayerDigest};
+use image::digest::{ChainId, DiffId, LayerDigest};
 
 /// Labels of a snapshot or a request, in the order of their names.
 pub type Labels = BTreeMap<String, String>;
@@ -23,31 +23,21 @@ const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
 const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
 const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
 const IMAGE_LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
-/// Annotations of thin images, `REPOSITORY:HEX` of one layer, or the image ID of a whole image in a repository.
+/// Annotation of a layer of a thin image: `REPOSITORY:HEX`.
 const THIN_LAYER: &str = "containerd.io/snapshot/cvmfs.layer";
-const THIN_REPOSITORY: &str = "containerd.io/snapshot/cvmfs.repo";
-const THIN_IMAGE: &str = "containerd.io/snapshot/cvmfs.image";
 
 /// More layers than this are not taken from one label; containerd cuts the list at about 55 itself.
 const MAX_FOLLOWING: usize = 500;
 
-/// What a thin image says of itself: where its layers are instead of what they are.
+/// Where a thin image says that a layer is.
+///
+/// A layer alone, never a whole image: what stands for a chain ID has to be verified against it, and a list of layers can't be.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Thin {
-    /// This one layer.
-    Layer {
-        /// name of the repository, to be found among the configured ones
-        repository: String,
-        /// which layer
-        layer: LayerDigest,
-    },
-    /// All layers of an image.
-    Image {
-        /// name of the repository, to be found among the configured ones
-        repository: String,
-        /// which image
-        image: ImageId,
-    },
+pub struct Thin {
+    /// name of the repository, to be found among the configured ones
+    pub repository: String,
+    /// which layer
+    pub layer: LayerDigest,
 }
 
 /// The layer that a request wants, by all the names that the request gives it.
@@ -116,7 +106,7 @@ impl Wanted {
             chain: ChainId::parse(&target).ok(),
             layer,
             diff: text(DIFF_ID).and_then(|text| DiffId::parse(text).ok()),
-            thin: thin(text(THIN_LAYER), text(THIN_REPOSITORY), text(THIN_IMAGE)),
+            thin: text(THIN_LAYER).and_then(thin),
             image: text(IMAGE_REF).map(str::to_owned),
             following: following.unwrap_or_default(),
             target,
@@ -124,12 +114,9 @@ impl Wanted {
     }
 }
 
-fn thin(layer: Option<&str>, repository: Option<&str>, image: Option<&str>) -> Option<Thin> {
-    if let Some((repository, hex)) = layer.and_then(|text| text.split_once(':')) {
-        let layer = LayerDigest::parse(&format!("sha256:{hex}")).ok()?;
-        return Some(Thin::Layer { repository: repository.to_owned(), layer });
-    }
-    Some(Thin::Image { repository: repository?.to_owned(), image: ImageId::parse(image?).ok()? })
+fn thin(text: &str) -> Option<Thin> {
+    let (repository, hex) = text.split_once(':')?;
+    Some(Thin { repository: repository.to_owned(), layer: LayerDigest::parse(&format!("sha256:{hex}")).ok()? })
 }
 
 /// Labels that a client asks for when it wants the layer lazily, as containerd's own clients do.
@@ -207,14 +194,12 @@ mod tests {
     }
 
     #[test]
-    fn thin_images_name_a_layer_or_an_image() {
-        let hex = "1".repeat(64);
-        let layer = Thin::Layer { repository: "a.b".into(), layer: LayerDigest::parse(&digest('1')).unwrap() };
-        assert_eq!(thin(Some(&format!("a.b:{hex}")), None, None), Some(layer));
-        let image = Thin::Image { repository: "a.b".into(), image: ImageId::parse(&digest('2')).unwrap() };
-        assert_eq!(thin(None, Some("a.b"), Some(&digest('2'))), Some(image));
-        assert_eq!(thin(None, Some("a.b"), None), None);
-        assert_eq!(thin(None, None, Some(&digest('2'))), None);
+    fn thin_images_name_a_layer_of_a_repository() {
+        let layer = Thin { repository: "a.b".into(), layer: LayerDigest::parse(&digest('1')).unwrap() };
+        assert_eq!(thin(&format!("a.b:{}", "1".repeat(64))), Some(layer));
+        for text in ["", "a.b", "a.b:", "a.b:../x", &digest('1')[..70]] {
+            assert_eq!(thin(text), None, "{text}");
+        }
     }
 
     #[test]

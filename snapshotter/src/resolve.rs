@@ -4,7 +4,7 @@
 //!
 //! | way | from | in the repository |
 //! |---|---|---|
-//! | thin | annotations of a thin image | `.layers/xx/HEX` of the named repository, or the layers of the named image |
+//! | thin | an annotation of a thin image | `.layers/xx/HEX` of the named repository |
 //! | digest | digest of the blob | `.layers/xx/HEX` |
 //! | diff | digest of the tar | `.index/diff-id/xx/HEX` |
 //! | chain | digest of this layer and all below | `.index/chain-id/xx/HEX` |
@@ -22,11 +22,10 @@ use std::path::Path;
 
 use image::digest::{ChainId, DiffId, LayerDigest};
 use image::layout::{FormatRecord, IndexKey, LayersJson, Layout, OwnedPath};
-use image::manifest::Config;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use serde::{Deserialize, Serialize};
 
-use crate::labels::{Thin, Wanted};
+use crate::labels::Wanted;
 use crate::snapshots::Part;
 
 /// A way to find a layer.
@@ -98,8 +97,8 @@ impl Below {
 pub struct Hit {
     /// which way led here
     pub way: Way,
-    /// the layers that stand for the wanted one, the top one first; more than one for a thin image of a whole image
-    pub layers: Vec<Published>,
+    /// what it found
+    pub layer: Published,
 }
 
 /// A layer directory of a repository.
@@ -154,29 +153,19 @@ pub struct Answer {
 pub fn ask(repository: &Path, query: &Query) -> io::Result<Option<Answer>> {
     let mut answer = Answer::default();
     for way in &query.ways {
-        let layers = match way {
-            Way::Thin => thin(repository, query)?,
-            Way::Digest => query
-                .wanted
-                .layer
-                .map(|layer| by_digest(repository, layer))
-                .transpose()?
-                .flatten()
-                .map(|found| vec![found]),
-            Way::Diff => by_index(repository, query.wanted.diff.map(IndexKey::DiffId))?.map(|found| vec![found]),
-            Way::Chain => by_index(repository, query.wanted.chain.map(IndexKey::ChainId))?.map(|found| vec![found]),
+        let thin = query.wanted.thin.as_ref().filter(|thin| thin.repository == query.repository).map(|thin| thin.layer);
+        let found = match way {
+            Way::Thin => thin.map(|layer| by_digest(repository, layer)).transpose()?.flatten(),
+            Way::Digest => query.wanted.layer.map(|layer| by_digest(repository, layer)).transpose()?.flatten(),
+            Way::Diff => by_index(repository, query.wanted.diff.map(IndexKey::DiffId))?,
+            Way::Chain => by_index(repository, query.wanted.chain.map(IndexKey::ChainId))?,
         };
-        let Some(layers) = layers else { continue };
+        let Some((layer, format)) = found else { continue };
         // A chain ID names the content with all that is below; the other ways name the layer alone.
-        let unfit = match (way, layers.as_slice()) {
-            (Way::Chain, _) => None,
-            (Way::Thin, [_, _, ..]) => None,
-            (_, [(layer, format)]) => unfit(query, layer, format.as_ref()),
-            _ => continue,
-        };
+        let unfit = if *way == Way::Chain { None } else { unfit(query, &layer, format.as_ref()) };
         match unfit {
             None => {
-                answer.hit = Some(Hit { way: *way, layers: layers.into_iter().map(|(layer, _)| layer).collect() });
+                answer.hit = Some(Hit { way: *way, layer });
                 return Ok(Some(answer));
             }
             Some(unfit) => answer.unfit = answer.unfit.or(Some(unfit)),
@@ -274,30 +263,6 @@ fn by_index(repository: &Path, key: Option<IndexKey>) -> io::Result<Option<Candi
             tracing::warn!(link = %layout.print(&from), target = %target.display(), "a link of an index leads to no layer; it is not followed");
             Ok(None)
         }
-    }
-}
-
-/// The layers of a thin image, the top one first.
-fn thin(repository: &Path, query: &Query) -> io::Result<Option<Vec<Candidate>>> {
-    match &query.wanted.thin {
-        Some(Thin::Layer { repository: name, layer }) if *name == query.repository => {
-            Ok(by_digest(repository, *layer)?.map(|found| vec![found]))
-        }
-        Some(Thin::Image { repository: name, image }) if *name == query.repository => {
-            let path = Layout::new().print(&OwnedPath::Index(IndexKey::Config(*image)));
-            let config = record(repository, &path)?.filter(|bytes| image.digest() == image::digest::Digest::of(bytes));
-            let Some(config) = config.and_then(|bytes| Config::parse(&bytes).ok()) else { return Ok(None) };
-            let mut layers = Vec::new();
-            let mut chain: Option<ChainId> = None;
-            for diff in &config.diff_ids {
-                let next = ChainId::on(chain, *diff);
-                let Some(found) = by_index(repository, Some(IndexKey::ChainId(next)))? else { return Ok(None) };
-                layers.insert(0, found);
-                chain = Some(next);
-            }
-            Ok(Some(layers).filter(|layers| !layers.is_empty()))
-        }
-        _ => Ok(None),
     }
 }
 

@@ -105,7 +105,7 @@ fn explain(name: String, decision: &Decision) -> Explained {
             name,
             lazily: true,
             repository: Some(repository.name().to_owned()),
-            layer: hit.layers.first().map(|layer| layer.layer),
+            layer: Some(hit.layer.layer),
             way: Some(hit.way.as_str()),
             reason: None,
         },
