@@ -54,7 +54,7 @@ pub struct Daemon {
     /// repositories of snapshots that the configuration does not name any more
     former: Mutex<HashMap<String, Arc<Repository>>>,
     metrics: Arc<Metrics>,
-    seen: Mutex<HashMap<(String, LayerDigest), Instant>>,
+    seen: Mutex<HashMap<Lower, Instant>>,
     warmed: Mutex<HashSet<LayerDigest>>,
     /// layers that are being filled in, by the names of their snapshots
     filling: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -160,12 +160,12 @@ impl Daemon {
         let (owned, target) = (parent.map(str::to_owned), wanted.target.clone());
         let (existing, lineage) = self
             .blocking(move |snapshots| {
-                let existing = snapshots.conjured(owned.as_deref(), &target)?;
-                let lineage = if existing.is_some() { Vec::new() } else { snapshots.lineage(owned.as_deref())? };
-                Ok((existing, lineage))
+                Ok((snapshots.conjured(owned.as_deref(), &target)?, snapshots.lineage(owned.as_deref())?))
             })
             .await?;
-        if let Some(existing) = existing {
+        if let Some(existing) = existing
+            && !self.is_gone(&existing).await
+        {
             self.metrics.prepared("existing", existing.how.as_deref().unwrap_or("local"), "", start);
             tracing::info!(
                 key,
@@ -203,6 +203,18 @@ impl Daemon {
             }
             Action::Download(reason) => self.miss(key, parent, labels, &wanted, &decision, &reason, start).await,
         }
+    }
+
+    /// Has a repository said that it has not any more what stands for this snapshot? Whether it can be asked does not matter here.
+    async fn is_gone(&self, snapshot: &Snapshot) -> bool {
+        for lower in snapshot.lowers.iter().filter(|lower| lower.part.is_published()) {
+            let path = self.snapshots.directories().target(lower);
+            let look = move |_: &Path| path.symlink_metadata().map(Some);
+            if matches!(self.repository(&lower.repository).look(look).await, Ok(None)) {
+                return true;
+            }
+        }
+        false
     }
 
     async fn serve(
@@ -442,25 +454,26 @@ impl Daemon {
 
     /// Makes sure that all layers of repositories that a snapshot stands on are there, and says what its `/` is.
     async fn gather(&self, ancestors: &[Snapshot]) -> Result<Option<RootAttributes>, Error> {
-        let wanted: HashSet<(String, LayerDigest)> = {
+        let wanted: HashSet<Lower> = {
             let mut seen = self.seen.lock();
             seen.retain(|_, when| when.elapsed() < SEEN);
-            let lowers = ancestors.iter().flat_map(|ancestor| &ancestor.lowers);
-            let keys = lowers.map(|lower| (lower.repository.clone(), lower.layer));
-            keys.filter(|key| !seen.contains_key(key)).collect()
+            let lowers =
+                ancestors.iter().flat_map(|ancestor| &ancestor.lowers).filter(|lower| lower.part.is_published());
+            lowers.filter(|lower| !seen.contains_key(lower)).cloned().collect()
         };
-        let checks = wanted.into_iter().map(|(name, layer)| async move {
-            let repository = self.repository(&name);
-            let path = self.snapshots.directories().target(&Lower { repository: name.clone(), layer, part: Part::Content });
+        let checks = wanted.into_iter().map(|lower| async move {
+            let repository = self.repository(&lower.repository);
+            let path = self.snapshots.directories().target(&lower);
             match repository.look(move |_| path.symlink_metadata().map(Some)).await {
                 Ok(Some(_)) => {
-                    self.seen.lock().insert((name, layer), Instant::now());
+                    self.seen.lock().insert(lower, Instant::now());
                     Ok(())
                 }
                 Ok(None) => Err(Error::Unavailable(format!(
-                    "layer {layer} is gone from repository {name}; pull the image again, so that it comes from where it is now"
+                    "layer {} is gone from repository {}; remove the image and pull it again, so that it comes from where it is now",
+                    lower.layer, lower.repository
                 ))),
-                Err(down) => Err(unavailable(&down, layer)),
+                Err(down) => Err(unavailable(&down, lower.layer)),
             }
         });
         let all = tokio::time::timeout(GATHER, join_all(checks)).await;

@@ -121,6 +121,11 @@ impl Part {
         }
     }
 
+    /// Is it in a repository, and not local?
+    pub const fn is_published(self) -> bool {
+        matches!(self, Self::Content | Self::Overlay)
+    }
+
     /// Reads that word.
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Content, Self::Overlay, Self::Above, Self::Below].into_iter().find(|part| part.as_str() == text)
@@ -289,7 +294,18 @@ impl Snapshots {
         self.metadata.write(move |table| {
             match table.get(&name) {
                 Err(Error::NotFound(_)) => {}
-                existing => return existing,
+                Ok(existing) if existing.lowers == found.lowers || !existing.is_remote() => return Ok(existing),
+                // What stood for it is gone from its repository, and was found elsewhere.
+                Ok(mut existing) => {
+                    existing.lowers = found.lowers;
+                    existing.how = Some(found.how.to_owned());
+                    existing.usage = Some(found.logical);
+                    table.replace(&mut existing)?;
+                    directories.link(existing.id, &existing.lowers)?;
+                    directories.record(&Record::of(&existing))?;
+                    return Ok(existing);
+                }
+                Err(error) => return Err(error),
             }
             let parent_id =
                 parent.as_deref().map(|parent| committed(table, parent)).transpose()?.map(|parent| parent.id);
