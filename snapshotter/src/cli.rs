@@ -1,5 +1,6 @@
 //! The command line.
 
+mod pull;
 mod resolve;
 mod status;
 
@@ -8,13 +9,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use image::platform::Platform;
 
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::control;
+use crate::pull::Wish;
 
 const EXAMPLES: &str = "\
 Examples:
   cvmfs-snapshotter serve
+  cvmfs-snapshotter pull docker.io/library/python:3.12
   cvmfs-snapshotter status
   cvmfs-snapshotter resolve sha256:3f1c…
   cvmfs-snapshotter convert-local --dry-run";
@@ -22,7 +26,7 @@ Examples:
 /// Lets containerd start images without downloading them, from repositories mounted below /cvmfs.
 #[derive(Debug, Parser)]
 #[command(name = "cvmfs-snapshotter", version, after_help = EXAMPLES, max_term_width = 120)]
-struct Cli {
+pub struct Cli {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
@@ -73,6 +77,30 @@ enum Command {
         /// Set the database aside and make it anew from the snapshot directories
         #[arg(long)]
         rebuild: bool,
+    },
+    /// Pull an image, lazily with every version of containerd; needs the daemon
+    ///
+    /// `ctr images pull` of containerd 1.6 and 1.7 downloads all layers, because it tells a snapshotter nothing of them. This command
+    /// asks for each layer first and downloads only what no repository has. Passwords come from the Docker configuration. The image
+    /// gets the name that `ctr run`, nerdctl and the kubelet look for.
+    #[command(
+        after_help = "Examples:\n  cvmfs-snapshotter pull docker.io/library/python:3.12\n  cvmfs-snapshotter pull --namespace k8s.io quay.io/example/tool:1.4\n  cvmfs-snapshotter pull --json 127.0.0.1:5000/app:1 | jq .layers"
+    )]
+    Pull {
+        /// Image; with its tag or digest
+        image: String,
+        /// Namespace of containerd: default for ctr and nerdctl, k8s.io for Kubernetes, moby for Docker
+        #[arg(long, value_name = "NAME", default_value = "default", env = "CONTAINERD_NAMESPACE")]
+        namespace: String,
+        /// For which machine [default: this one]
+        #[arg(long, value_name = "OS/ARCHITECTURE")]
+        platform: Option<Platform>,
+        /// Ask the registry over HTTP without TLS; registries of this machine always are
+        #[arg(long)]
+        plain_http: bool,
+        /// Print the result as JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Show the state of the running daemon
     #[command(after_help = "Examples:\n  cvmfs-snapshotter status\n  cvmfs-snapshotter status --json | jq .layers")]
@@ -150,6 +178,14 @@ pub fn main() -> ExitCode {
 async fn run(cli: &Cli, config: Config) -> anyhow::Result<ExitCode> {
     match &cli.command {
         Command::Serve { rebuild } => crate::serve::serve(config, *rebuild).await?,
+        Command::Pull { image, namespace, platform, plain_http, json } => {
+            let wish = Wish {
+                image: crate::pull::reference(image, *plain_http)?,
+                platform: platform.clone().map_or_else(this_machine, Ok)?,
+                namespace: namespace.clone(),
+            };
+            return pull::pull(&config, &wish, *json).await;
+        }
         Command::Status { json } => return status::status(&config, *json).await,
         Command::Resolve { what, json } => return resolve::resolve(&config, what, *json).await,
         Command::ConvertLocal { dry_run, json } => {
@@ -163,6 +199,10 @@ async fn run(cli: &Cli, config: Config) -> anyhow::Result<ExitCode> {
         Command::Config => print(config.print().trim_end())?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn this_machine() -> anyhow::Result<Platform> {
+    Ok(Platform::new("linux", std::env::consts::ARCH, None)?)
 }
 
 fn log(config: &Config, daemon: bool) -> anyhow::Result<()> {

@@ -1,27 +1,33 @@
 //! containerd as we use it: its content store, its unpacker, its leases, its images and snapshots.
 //!
+//! | module | calls |
+//! |---|---|
+//! | here | connections, leases |
+//! | [`content`] | blobs |
+//! | [`snapshots`] | snapshots through containerd, and the unpacker |
+//! | [`images`] | names of images |
+//! | [`server`] | what containerd says of itself |
+//!
 //! A request names the namespace in a header, and the lease that keeps what it makes from being collected.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
-use containerd_client::services::v1::{
-    ApplyRequest, CreateRequest, DeleteRequest, InfoRequest, ReadContentRequest, WriteAction, WriteContentRequest,
-};
-use containerd_client::types;
-use futures_util::StreamExt as _;
-use image::digest::{DiffId, Digest};
-use image::manifest::LayerCompression;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tonic::{Code, Request};
+use anyhow::Context as _;
+use containerd_client::services::v1::{AddResourceRequest, CreateRequest, DeleteRequest, Resource};
+use tonic::{Request, Status};
 
-use crate::overlay::Mount;
+pub mod content;
+pub mod images;
+pub mod server;
+pub mod snapshots;
 
-/// Bytes sent to the content store at a time; below the 16 MiB that it takes in one message.
-const PART: usize = 1 << 20;
+pub use content::Blob;
+
 /// Seconds after which a lease ends that nobody ended, for instance because its owner was killed.
 const LEASE_SECONDS: i64 = 24 * 3600;
+/// Lists of images and snapshots are long on big machines; containerd itself takes this much.
+const MESSAGE: usize = 16 << 20;
 
 /// A connection to containerd in one namespace.
 pub struct Engine {
@@ -36,29 +42,6 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-/// A blob in the content store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Blob {
-    /// its digest
-    pub digest: Digest,
-    /// its size in bytes
-    pub size: u64,
-    /// its media type
-    pub media_type: String,
-}
-
-impl Blob {
-    /// As containerd's API has it.
-    pub fn descriptor(&self) -> types::Descriptor {
-        types::Descriptor {
-            media_type: self.media_type.clone(),
-            digest: self.digest.to_string(),
-            size: i64::try_from(self.size).unwrap_or(i64::MAX),
-            annotations: HashMap::new(),
-        }
-    }
-}
-
 impl Engine {
     /// Connects to containerd's socket.
     pub async fn connect(socket: &Path, namespace: &str) -> anyhow::Result<Self> {
@@ -67,6 +50,12 @@ impl Engine {
             format!("containerd does not answer on {}; is it running, and may this user talk to it?", place.display())
         })?;
         Ok(Self { client, namespace: namespace.to_owned(), lease: None })
+    }
+
+    /// The same connection in another namespace, without a lease.
+    pub fn within(&self, namespace: &str) -> Self {
+        let client = containerd_client::Client::from(self.client.channel());
+        Self { client, namespace: namespace.to_owned(), lease: None }
     }
 
     /// The generated clients.
@@ -98,140 +87,36 @@ impl Engine {
         let id = format!("cvmfs-snapshotter-{what}-{}-{nanos}", std::process::id());
         let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expires)]);
         let request = self.request(CreateRequest { id: id.clone(), labels })?;
-        self.client.leases().create(request).await.context("containerd gives no lease")?;
+        self.client.leases().create(request).await.map_err(said).context("containerd gives no lease")?;
         self.lease = Some(id);
         Ok(())
     }
 
-    /// Gives the lease back; what it kept and nothing else refers to is collected.
-    pub async fn end_lease(&mut self) -> anyhow::Result<()> {
-        if let Some(id) = self.lease.take() {
-            let request = self.request(DeleteRequest { id, sync: false })?;
-            self.client.leases().delete(request).await.context("containerd does not end a lease")?;
-        }
+    /// Makes the lease keep something that was there before it.
+    async fn keep(&self, id: &str, kind: String) -> anyhow::Result<()> {
+        let Some(lease) = &self.lease else { return Ok(()) };
+        let resource = Some(Resource { id: id.to_owned(), r#type: kind });
+        let request = self.request(AddResourceRequest { id: lease.clone(), resource })?;
+        let done = self.client.leases().add_resource(request).await.map_err(said);
+        done.with_context(|| format!("containerd does not keep {id} for this pull"))?;
         Ok(())
     }
 
-    /// The size of a blob; nothing if it is not in the content store.
-    pub async fn size(&self, digest: Digest) -> anyhow::Result<Option<u64>> {
-        let request = self.request(InfoRequest { digest: digest.to_string() })?;
-        match self.client.content().info(request).await {
-            Ok(answer) => Ok(answer.into_inner().info.and_then(|info| u64::try_from(info.size).ok())),
-            Err(status) if status.code() == Code::NotFound => Ok(None),
-            Err(status) => Err(status).with_context(|| format!("containerd does not say whether it has {digest}")),
+    /// Gives the lease back; what it kept and nothing else refers to is collected.
+    pub async fn end_lease(&self) -> anyhow::Result<()> {
+        if let Some(id) = self.lease.clone() {
+            let request = self.request(DeleteRequest { id, sync: false })?;
+            self.client.leases().delete(request).await.map_err(said).context("containerd does not end a lease")?;
         }
+        Ok(())
     }
+}
 
-    /// A part of a blob, at most `limit` bytes from the start.
-    pub async fn read(&self, digest: Digest, limit: u64) -> anyhow::Result<Vec<u8>> {
-        let size = i64::try_from(limit).unwrap_or(i64::MAX);
-        let request = self.request(ReadContentRequest { digest: digest.to_string(), offset: 0, size })?;
-        let mut answers = self.client.content().read(request).await?.into_inner();
-        let mut bytes = Vec::new();
-        while let Some(answer) = answers.next().await {
-            bytes.extend(answer?.data);
-            if bytes.len() as u64 > limit {
-                bail!("containerd gives more than the {limit} bytes of {digest} that were asked for");
-            }
-        }
-        Ok(bytes)
-    }
-
-    /// What the first bytes of a layer say that it is.
-    pub async fn media_type(&self, digest: Digest, size: u64) -> anyhow::Result<&'static str> {
-        let start = self.read(digest, size.min(512)).await?;
-        Ok(match LayerCompression::sniff(&start) {
-            Some(LayerCompression::Gzip) => "application/vnd.oci.image.layer.v1.tar+gzip",
-            Some(LayerCompression::Zstd) => "application/vnd.oci.image.layer.v1.tar+zstd",
-            Some(LayerCompression::Plain) => "application/vnd.oci.image.layer.v1.tar",
-            _ => bail!("{digest} is no layer"),
-        })
-    }
-
-    /// Writes a blob into the content store; containerd verifies its digest. One that is there already is left alone.
-    pub async fn write(
-        &self,
-        digest: Digest,
-        size: u64,
-        mut content: impl AsyncRead + Unpin + Send + 'static,
-        labels: HashMap<String, String>,
-    ) -> anyhow::Result<()> {
-        let total = i64::try_from(size)?;
-        let reference = format!("cvmfs-{digest}");
-        let (sender, receiver) = tokio::sync::mpsc::channel(4);
-        let failed = std::sync::Arc::new(parking_lot::Mutex::new(None));
-        let failure = std::sync::Arc::clone(&failed);
-        let expected = digest.to_string();
-        let send = async move {
-            let part = |action: WriteAction, offset: i64, data: Vec<u8>| WriteContentRequest {
-                action: action as i32,
-                r#ref: reference.clone(),
-                total,
-                expected: expected.clone(),
-                offset,
-                data,
-                labels: HashMap::new(),
-            };
-            let mut offset = 0;
-            let mut buffer = vec![0; PART];
-            loop {
-                let mut filled = 0;
-                while filled < buffer.len() {
-                    match content.read(&mut buffer[filled..]).await {
-                        Ok(0) => break,
-                        Ok(read) => filled += read,
-                        Err(error) => {
-                            *failure.lock() = Some(error);
-                            return;
-                        }
-                    }
-                }
-                let last = filled < buffer.len();
-                let action = if last { WriteAction::Commit } else { WriteAction::Write };
-                let mut message = part(action, offset, buffer[..filled].to_vec());
-                if last {
-                    message.labels.clone_from(&labels);
-                }
-                offset += i64::try_from(filled).expect("a part is small");
-                if sender.send(message).await.is_err() || last {
-                    return;
-                }
-            }
-        };
-        let task = tokio::spawn(send);
-        let mut request = self.request(())?.map(|()| tokio_stream::wrappers::ReceiverStream::new(receiver));
-        request.set_timeout(std::time::Duration::from_secs(24 * 3600));
-        let receive = async {
-            let mut answers = self.client.content().write(request).await?.into_inner();
-            while let Some(answer) = answers.next().await {
-                answer?;
-            }
-            Ok::<(), tonic::Status>(())
-        };
-        let result = receive.await;
-        let _ = task.await;
-        if let Some(error) = failed.lock().take() {
-            return Err(error).with_context(|| format!("{digest} did not arrive"));
-        }
-        match result {
-            Err(status) if status.code() == Code::AlreadyExists => Ok(()),
-            done => done.with_context(|| format!("containerd does not take {digest}")),
-        }
-    }
-
-    /// Unpacks a layer from the content store into mounts; returns the digest of its tar.
-    pub async fn apply(&self, blob: &Blob, mounts: &[Mount]) -> anyhow::Result<DiffId> {
-        let mounts = mounts.iter().map(|mount| types::Mount {
-            r#type: mount.kind.clone(),
-            source: mount.source.clone(),
-            target: String::new(),
-            options: mount.options.clone(),
-        });
-        let message =
-            ApplyRequest { diff: Some(blob.descriptor()), mounts: mounts.collect(), ..ApplyRequest::default() };
-        let answer = self.client.diff().apply(self.request(message)?).await;
-        let applied = answer.with_context(|| format!("containerd can't unpack {}", blob.digest))?.into_inner().applied;
-        let applied = applied.context("containerd does not say what it unpacked")?;
-        Ok(DiffId::parse(&applied.digest)?)
-    }
+/// What containerd answered, in its own words.
+pub fn said(status: Status) -> anyhow::Error {
+    let words = match status.message() {
+        "" => status.code().description(),
+        words => words,
+    };
+    anyhow::anyhow!("{}", words.trim())
 }

@@ -72,7 +72,12 @@ impl Source {
         below: Below,
         wanted: &Wanted,
     ) -> anyhow::Result<()> {
-        let diff = obtained.engine.apply(&obtained.blob, mounts).await?;
+        let applied = obtained.engine.apply(&obtained.blob, mounts).await;
+        // What was fetched for this only may go.
+        if let Err(error) = obtained.engine.end_lease().await {
+            tracing::warn!(error = format!("{error:#}"), "a lease ends by itself only");
+        }
+        let diff = applied?;
         let made = match below {
             Below::Nothing => ChainId::on(None, diff),
             Below::Chain(chain) => ChainId::on(Some(chain), diff),
@@ -91,8 +96,9 @@ async fn fetch(engine: &Engine, image: &str, digest: Digest) -> anyhow::Result<(
     let client = Client::new(ClientConfig { credentials: Credentials::from_env()?, ..ClientConfig::default() })?;
     let size = client.blob_size(reference.repository(), digest).await?;
     let size = size.with_context(|| format!("{} does not have {digest}", reference.repository()))?;
-    let reader = client.blob(reference.repository(), digest, size).await?;
-    engine.write(digest, size, reader, std::collections::HashMap::new()).await
+    let content = async { anyhow::Ok(client.blob(reference.repository(), digest, size).await?) };
+    engine.write(digest, size, content, &std::collections::HashMap::new()).await?;
+    Ok(())
 }
 
 /// An image name of containerd's as a reference: it has no scheme, and names registries of this machine over plain HTTP.

@@ -26,6 +26,7 @@ pub mod legacy;
 pub mod metadata;
 pub mod metrics;
 pub mod overlay;
+pub mod pull;
 pub mod repository;
 pub mod resolve;
 pub mod serve;
