@@ -16,4 +16,5 @@ pub mod reference;
 pub mod resolve;
 pub mod rootfs;
 pub mod tar;
+pub mod thin;
 pub mod tree;
