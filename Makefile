@@ -53,10 +53,36 @@ demo: scenarios ## publish a real image and run it from the mount (any other: IM
 
 .PHONY: smoke-engines
 smoke-engines: PROFILE = dev
-smoke-engines: scenarios ## one test an engine; today the demo with every result checked, engines come with their issues
+smoke-engines: scenarios ## one test an engine: the demo with every result checked, containerd of three versions, Docker, caches, another reader
 	integration/demo/demo.py $(BIN) --check
+	@$(MAKE) --no-print-directory test-containerd PROFILE=$(PROFILE) SMOKE=1
+	@$(MAKE) --no-print-directory test-docker PROFILE=$(PROFILE) SMOKE=1
+	integration/soak/snapshotter.py $(BIN) --starts 20 --count 5 --seed 1
 	@$(MAKE) --no-print-directory test-proxies PROFILE=$(PROFILE)
 	@$(MAKE) --no-print-directory test-second-reader PROFILE=$(PROFILE)
+
+.PHONY: engines
+engines: scenarios
+	@integration/setup engines
+	cargo build --locked --manifest-path integration/cri/Cargo.toml --target-dir target/cri
+
+.PHONY: test-engines
+test-engines: PROFILE = dev
+test-engines: ## everything with real engines, and a table of what each of them can do
+	@mkdir -p target; rm -f target/engines.table; status=0; \
+	$(MAKE) --no-print-directory test-containerd PROFILE=$(PROFILE) TABLE=target/engines.table || status=1; \
+	$(MAKE) --no-print-directory test-docker PROFILE=$(PROFILE) TABLE=target/engines.table || status=1; \
+	integration/table.py target/engines.table; exit $$status
+
+.PHONY: test-containerd
+test-containerd: PROFILE = dev
+test-containerd: engines ## containerd 1.6, 1.7 and 2 with the snapshotter (VERSION='1.6 2' some of them; SMOKE=1 a short pass)
+	integration/containerd/containerd.py $(BIN) $(if $(VERSION),--version $(VERSION)) $(if $(SMOKE),--smoke) $(if $(TABLE),--table $(TABLE))
+
+.PHONY: test-docker
+test-docker: PROFILE = dev
+test-docker: engines ## Docker with the containerd image store and the snapshotter (SMOKE=1 a short pass)
+	integration/docker/docker.py $(BIN) $(if $(SMOKE),--smoke) $(if $(TABLE),--table $(TABLE))
 
 .PHONY: test-second-reader
 test-second-reader: PROFILE = dev
@@ -82,6 +108,12 @@ bench: scenarios ## the figures of the design as ratios to a floor measured in t
 	integration/bench/convert.py $(BIN) --megabytes $(or $(MEGABYTES),1500) --largest $(or $(LARGEST),1000)
 	cargo build --locked --release -p cvmfs --example walk
 	integration/bench/walk.py $(BIN)
+	@$(MAKE) --no-print-directory bench-snapshotter PROFILE=$(PROFILE)
+
+.PHONY: bench-snapshotter
+bench-snapshotter: engines ## from pull to first output, lazily and with overlayfs, also over a line of 20 ms and 100 Mbit/s (REPEAT=3; JSON=file)
+	cargo build --locked --release -p snapshotter --example load
+	integration/bench/snapshotter.py $(BIN) --repeat $(or $(REPEAT),3) $(if $(JSON),--json $(JSON))
 
 .PHONY: bench-collect
 bench-collect: ## time and memory of a garbage collection among millions of objects (OBJECTS=10000000 ORPHANS=1000000)
@@ -89,9 +121,10 @@ bench-collect: ## time and memory of a garbage collection among millions of obje
 	integration/bench/collect.py --objects $(or $(OBJECTS),10000000) --orphans $(or $(ORPHANS),1000000)
 
 .PHONY: soak
-soak: scenarios ## kill -9 at random moments of a conversion, then of a collection (COUNT=50 each; SEED=n repeats a run)
+soak: engines ## kill -9 at random moments of conversions, collections, and of pulls by containerd (COUNT=50 each; SEED=n repeats a run)
 	integration/soak/kill.py $(BIN) --count $(or $(COUNT),50)
 	integration/soak/collect.py $(BIN) --count $(or $(COUNT),50)
+	integration/soak/snapshotter.py $(BIN) --starts 100 --count $(or $(COUNT),50)
 
 .PHONY: clean
 clean: ## remove everything that was built, the demo's image too

@@ -136,6 +136,23 @@ class Layout:
         descriptor = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest, "size": size}
         self._layers.append((descriptor, diff_id))
 
+    def begin_with(self, layout):
+        """Takes over all layers of another layout."""
+        manifest, config = read_layout(layout)
+        for descriptor, diff_id in zip(manifest["layers"], config["rootfs"]["diff_ids"]):
+            blob = descriptor["digest"].replace(":", "/")
+            os.link(Path(layout) / "blobs" / blob, self.directory / "blobs" / blob)
+            self._layers.append((descriptor, diff_id))
+
+    def add_archive(self, file):
+        """The next layer, made by somebody else: a tar archive, compressed with gzip. Returns its layer digest."""
+        data = Path(file).read_bytes()
+        digest, diff_id = (hashlib.sha256(content).hexdigest() for content in (data, gzip.decompress(data)))
+        (self.blobs / digest).write_bytes(data)
+        descriptor = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": f"sha256:{digest}", "size": len(data)}
+        self._layers.append((descriptor, f"sha256:{diff_id}"))
+        return descriptor["digest"]
+
     def finish(self, tag, **settings):
         """Writes config (`settings` is its inner `config` object), manifest and index."""
         config = {
@@ -203,9 +220,6 @@ def _write_python_image(directory, debs):
     everything = list_packages(BASE_PACKAGES + PYTHON_PACKAGES, debs)
     fetch_packages(BASE_PACKAGES + PYTHON_PACKAGES, debs)
     layout = Layout(directory)
-    python = next(tuple(map(int, found.groups())) for p in everything if (found := re.match(r"libpython(3)\.(\d+)-minimal_", p)))
-    # Byte code is only good for the minor version that compiled it; another Python would leave it to the container, which then starts slowly.
-    same = importlib.util.cache_from_source("x.py").endswith(f"cpython-{python[0]}{python[1]}.pyc")
 
     with layout.layer() as layer:
         for name in ("bin", "lib", "lib64", "sbin"):
@@ -219,7 +233,7 @@ def _write_python_image(directory, debs):
         layer.add("opt/demo/replaced/old", content=b"an opaque directory hides this\n")
 
     with layout.layer() as layer:
-        layer.add_packages([debs / name for name in everything if name not in base], python if same else None)
+        layer.add_packages([debs / name for name in everything if name not in base], byte_code_version(everything))
         multiarch = f"usr/lib/{os.uname().machine}-linux-gnu"
         for library in ("blas", "lapack"):  # what the packages' scripts would link
             layer.add(f"{multiarch}/lib{library}.so.3", tarfile.SYMTYPE, link=f"{library}/lib{library}.so.3")
@@ -250,6 +264,13 @@ def _write_python_image(directory, debs):
         Entrypoint=["/usr/bin/python3"],
         Cmd=["/opt/demo/program.py"],
     )
+
+
+def byte_code_version(packages):
+    """The version of Python among the packages if the one that runs this is the same, and can compile for it; None otherwise."""
+    python = next(tuple(map(int, found.groups())) for p in packages if (found := re.match(r"libpython(3)\.(\d+)-minimal_", p)))
+    # Byte code is only good for the minor version that compiled it; another Python would leave it to the container, which then starts slowly.
+    return python if importlib.util.cache_from_source("x.py").endswith(f"cpython-{python[0]}{python[1]}.pyc") else None
 
 
 # Debian packages, unpacked without their scripts and without touching this machine
@@ -399,6 +420,8 @@ def merged_tree(layout):
                     upper[member.name] = upper[member.linkname]
                 else:
                     upper[member.name] = _describe_member(members, member)
+        # What is no directory any more has nothing below it.
+        gone += [(path, False) for path, about in upper.items() if about["type"] != "d" and tree.get(path, about)["type"] == "d"]
         for path, itself in gone:
             for name in [n for n in tree if n.startswith(f"{path}/") or itself and n == path]:
                 del tree[name]
@@ -428,11 +451,12 @@ def found_tree(root):
     for directory, directories, files in os.walk(root, followlinks=False):
         for name in directories + files:
             path = os.path.join(directory, name)
-            tree[os.path.relpath(path, root)] = _describe_path(path)
+            tree[os.path.relpath(path, root)] = describe_path(path)
     return tree
 
 
-def _describe_path(path):
+def describe_path(path):
+    """One entry of `found_tree`."""
     info = os.lstat(path)
     kind = {0o04: "d", 0o12: "l", 0o01: "p", 0o02: "c", 0o06: "b"}.get(info.st_mode >> 12, "-")
     content, capability = None, None

@@ -13,24 +13,29 @@ import shlex
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
-CLONE_NEWNS, CLONE_NEWPID = 0x00020000, 0x20000000
+CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x00020000, 0x20000000, 0x40000000
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
 PR_SET_PDEATHSIG = 1
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 
 
 class Failure(Exception):
     """Something outside the scenario's control went wrong; the text says what, where and what to do."""
 
 
-def main(scenario):
-    """Runs `scenario()` in namespaces of its own and exits with its status, or 1 and the text of a Failure."""
-    enter_namespaces()
+def main(scenario, network=True):
+    """Runs `scenario()` in namespaces of its own and exits with its status, or 1 and the text of a Failure.
+
+    Without `network` it also has a network of its own, with nothing but 127.0.0.1 in it.
+    """
+    enter_namespaces(network)
     try:
         sys.exit(scenario())
     except Failure as failure:
@@ -40,7 +45,7 @@ def main(scenario):
         sys.exit(130)
 
 
-def enter_namespaces():
+def enter_namespaces(network=True):
     """Returns in a child that is process 1 of new mount and PID namespaces; the parent waits for it and passes signals on."""
     lacking = []
     if os.geteuid() != 0:
@@ -52,7 +57,7 @@ def enter_namespaces():
         sys.exit("This can't run here. It lacks\n  " + "\n  ".join(lacking))
 
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNS | CLONE_NEWPID) != 0:
+    if libc.unshare(CLONE_NEWNS | CLONE_NEWPID | (0 if network else CLONE_NEWNET)) != 0:
         sys.exit(f"unshare: {os.strerror(ctypes.get_errno())}; in a container, start it with --privileged")
     child = os.fork()
     if child:
@@ -65,6 +70,19 @@ def enter_namespaces():
     signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
     if libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) != 0 or libc.mount(b"proc", b"/proc", b"proc", 0, None) != 0:
         sys.exit(f"mount in a new namespace: {os.strerror(ctypes.get_errno())}")
+    if not network:
+        with socket.socket() as s:
+            fcntl.ioctl(s, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
+
+
+def configured(file, replacements):
+    """The text of a configuration file with other values in it; each of the old ones has to be there."""
+    text = Path(file).read_text()
+    for old, new in replacements.items():
+        if old not in text:
+            raise Failure(f"{file} does not say {old!r}: adapt the scenario")
+        text = text.replace(old, str(new))
+    return text
 
 
 def free_port():
@@ -99,6 +117,10 @@ class Lab:
         print("cleaning up", file=sys.stderr, flush=True)
         return self._undo.__exit__(*exception)
 
+    def undo(self, function, *arguments):
+        """Has something done when the lab ends, before what was asked for earlier."""
+        self._undo.callback(function, *arguments)
+
     def path(self, name):
         """A new directory below the lab's."""
         path = self.dir / name
@@ -123,16 +145,16 @@ class Lab:
 
         return self.start(name, command, accepts, f"does not answer on 127.0.0.1:{port}")
 
-    def start(self, name, command, ready, otherwise):
+    def start(self, name, command, ready, otherwise, **options):
         """Starts a process and returns when `ready()`, or fails with the words `otherwise`; it is stopped with the lab."""
-        log = self.dir / f"{name}.log"
+        log, command = self.dir / f"{name}.log", [str(word) for word in command]
         with open(log, "w") as out:
-            process = subprocess.Popen([str(w) for w in command], stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, **options)
         self._undo.callback(self._stop, name, process)
         deadline = time.monotonic() + 20
         while not ready():
             if process.poll() is not None or time.monotonic() > deadline:
-                raise Failure(f"{name} {otherwise}: {shlex.join(map(str, command))}\n{tail(log.read_text())}")
+                raise Failure(f"{name} {otherwise}: {shlex.join(command)}\n{tail(log.read_text())}")
             time.sleep(0.02)
         return process
 
@@ -147,11 +169,35 @@ class Lab:
 
     # Mounts
 
+    def place(self, path, content):
+        """Shows the directory `content` at an absolute path; the path is made if it isn't there, and removed with the lab."""
+        path = Path(path)
+        for directory in [*reversed(path.parents), path]:
+            made = not directory.exists()
+            if made:
+                directory.mkdir()
+            if made or directory == path:
+                # Removing a directory takes away what is mounted on it in all namespaces: whoever uses one holds a lock.
+                held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+                fcntl.flock(held, fcntl.LOCK_SH)
+                self._undo.callback(self._let_go, directory, held, made)
+        return self.mount(path, "mount", "--bind", content, path)
+
+    def _let_go(self, directory, held, made):
+        with contextlib.suppress(OSError):  # another run uses it
+            if made:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                directory.rmdir()
+        os.close(held)
+
     def mount(self, target, *command):
         """Runs a command that mounts something on `target`; unmounted with the lab, or by calling what this returns."""
         def unmount():
-            if is_mounted(target):
-                self.run("umount", target, ok=None)
+            tries = 20  # what served a mount below this one may need a moment to end and to close its files
+            while is_mounted(target) and tries:
+                if self.run("umount", target, ok=None).returncode != 0:
+                    tries -= 1
+                    time.sleep(0.1)
             if is_mounted(target):
                 self.check(f"{target} can be unmounted", False)
                 self.run("umount", "--lazy", target, ok=None)
@@ -222,10 +268,13 @@ class Relay:
     def _pump(self, source, sink, up):
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 18):
-                if up:
-                    self.requests += data.count(b" HTTP/1.1\r\n")
-                else:
-                    self.received += len(data)
+                self._count(data, up)
                 sink.sendall(data)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
+
+    def _count(self, data, up):
+        if up:
+            self.requests += data.count(b" HTTP/1.1\r\n")
+        else:
+            self.received += len(data)

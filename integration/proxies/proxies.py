@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import lab as laboratory
-from lab import Failure, Lab, free_port
+from lab import Lab, configured, free_port
 from products import Repository
 
 FQRN = "proxies.example.org"
@@ -35,16 +35,6 @@ TTL, DOT_FILES, RESET = 5, 5, 3
 
 # One object of the store in a log line.
 OBJECT = re.compile(r"/data/[0-9a-f]{2}/")
-
-
-def configured(file, replacements):
-    """A configuration file with other values in it; each of the old ones has to be there."""
-    text = (HERE / file).read_text()
-    for old, new in replacements.items():
-        if old not in text:
-            raise Failure(f"{file} does not say {old!r}: adapt proxies.py")
-        text = text.replace(old, str(new))
-    return text
 
 
 class Log:
@@ -88,8 +78,8 @@ class Server:
 def nginx(lab, name, root):
     """An nginx that serves what is in `root`/cvmfs."""
     home, port = lab.path(name), free_port()
-    site = configured("nginx/cvmfs.conf", {"listen 8000;": f"listen 127.0.0.1:{port};", "root /srv;": f"root {root};", "max-age=61": f"max-age={DOT_FILES}"})
-    (home / "cvmfs.conf").write_text(site)
+    replacements = {"listen 8000;": f"listen 127.0.0.1:{port};", "root /srv;": f"root {root};", "max-age=61": f"max-age={DOT_FILES}"}
+    (home / "cvmfs.conf").write_text(configured(HERE / "nginx/cvmfs.conf", replacements))
     (home / "nginx.conf").write_text(
         f"daemon off; master_process off; worker_processes 1; user root; pid {home}/pid; error_log {home}/error.log;\n"
         "events { worker_connections 256; }\n"
@@ -113,7 +103,7 @@ def squid(lab, name):
         "/var/log/squid": home,
         "/run/squid.pid": f"{home}/pid",
     }
-    (home / "squid.conf").write_text(configured("squid/squid.conf", replacements))
+    (home / "squid.conf").write_text(configured(HERE / "squid/squid.conf", replacements))
     (home / "cache").mkdir()
     for path in (home, home / "cache"):
         shutil.chown(path, "proxy", "proxy")
@@ -182,14 +172,14 @@ class Site:
             "RESET_AFTER=300": f"RESET_AFTER={RESET}",
             "RESET_AFTER=1800": f"RESET_AFTER={RESET}",
         }
-        text = configured("cvmfs/default.local", addresses)
+        text = configured(HERE / "cvmfs/default.local", addresses)
         (directory / "default.local").write_text(text + (f'CVMFS_HTTP_PROXY="{proxies}"\n' if proxies else ""))
         servers = {
             "stratum-1a.example.org:8000": self.a.address,
             "stratum-1b.example.org:8000": self.b.address,
             "/etc/cvmfs/keys/example.org": self.repository.keys,
         }
-        (directory / "domain.d/example.org.conf").write_text(configured("cvmfs/domain.d/example.org.conf", servers))
+        (directory / "domain.d/example.org.conf").write_text(configured(HERE / "cvmfs/domain.d/example.org.conf", servers))
         return directory
 
     def mount(self, name, proxies=None):

@@ -1,0 +1,206 @@
+"""What the steps of the scenario work on: images in a registry and in a repository, and a node with one version of containerd."""
+
+import contextlib
+import time
+from pathlib import Path
+
+import images
+import registry
+from containerd import ENGINES, FQRN, SNAPSHOTTER, Node, Pods, within
+from lab import Failure, Relay
+from layers import MOUNTED, Stack, container_tree
+from products import Repository
+
+PUBLISHED = ("one", "twelve", "sixty", "pause")
+NAMESPACES = ("default", "other", "k8s.io")
+NOBODY = "65534:65534"
+
+
+class Site:
+    """What all versions have in common: the registry, the images and the repository they are published in."""
+
+    def __init__(self, lab, args):
+        self.lab, self.binaries, self.cri = lab, args.bin, args.cri
+        self.stack = Stack(lab.home, ENGINES)
+        self.url = registry.serve(lab)
+        self.relay = Relay(int(self.url.rsplit(":", 1)[1]))
+        for name in self.stack.names():
+            registry.push(self.stack.layout(name), self.url, f"lab/{name}", "1")
+        self.repository = Repository(lab, args.bin, FQRN)
+        self.repository.create()
+        self.repository.wish(*(f"http://{self.reference(name)}" for name in PUBLISHED))
+        self.repository.convert()
+        self.port = self.repository.serve()
+        self.reference_trees = {}
+
+    def reference(self, name):
+        """An image as engines call it."""
+        return f"127.0.0.1:{self.relay.port}/lab/{name}:1"
+
+
+class Case:
+    """One version of containerd, and what the repository and the registry have for it."""
+
+    def __init__(self, lab, version, site, table):
+        self.lab, self.version, self.site, self.table = lab, version, site, table
+        self.name, self.engine = version, f"containerd {version}"  # in lines of output, in the table
+        self.stack, self.relay, self.binaries = site.stack, site.relay, site.binaries
+        self.mount = Path("/cvmfs") / FQRN
+        self.node = Node(lab, version, site.binaries, self.reference("pause"))
+        self.pods = Pods(self.node, site.cri)
+        self.mount.mkdir()
+        self.mount_repository("cache")
+        self.node.snapshotter.start()
+        self.node.containerd.start()
+        self.containers = 0
+
+    def reference(self, name):
+        """An image as engines call it."""
+        return self.site.reference(name)
+
+    def mount_repository(self, cache):
+        """Mounts the repository where the snapshotter expects it."""
+        _, unmount = self.site.repository.mount(None, f"{cache}-{self.version}", self.site.port, self.mount)
+        self.lab.undo(unmount)
+        self.unmount = unmount
+
+    @contextlib.contextmanager
+    def step(self, capability):
+        """A row of the table; what goes wrong in it doesn't keep the others from being tried."""
+        failures, start, cell = len(self.lab.failed), time.monotonic(), Cell()
+        self.prefix = f"{self.name}: {capability}: "
+        try:
+            yield cell
+            self.sweep()
+        except (Failure, OSError, KeyError) as failure:
+            self.check("goes on to its end", False, f"{type(failure).__name__}: {failure}")
+            with contextlib.suppress(Failure, OSError):
+                self.sweep()
+        if len(self.lab.failed) > failures:
+            cell.text = "FAILED"
+        self.table.add(self.engine, capability, cell.text)
+        print(f"{self.name:4} {capability:45} {cell.text:30} {time.monotonic() - start:5.1f} s", flush=True)
+
+    def check(self, name, right, detail=""):
+        """Counts an expectation of this step."""
+        self.lab.check(self.prefix + name, right, detail)
+
+    def configure(self, *uncommented):
+        """Starts both programs again with lines of the configuration files that are comments otherwise."""
+        self.node.configure(*uncommented)
+        self.node.containerd.stop()
+        self.node.snapshotter.stop()
+        self.node.snapshotter.start()
+        self.node.containerd.start()
+
+    def equal(self, name, found, expected):
+        """Counts the expectation that two values are equal."""
+        self.lab.equal(self.prefix + name, found, expected)
+
+    def sweep(self):
+        """Removes all containers and images; then nothing may be left."""
+        node = self.node
+        for namespace in NAMESPACES:
+            for container in node.ctr("containers", "ls", "--quiet", namespace=namespace).stdout.split():
+                node.ctr("task", "rm", "--force", container, namespace=namespace, ok=None)
+                node.ctr("containers", "rm", container, namespace=namespace)
+            for snapshotter in (SNAPSHOTTER, "overlayfs"):
+                for key in [key for key, (_, kind) in node.snapshots(namespace, snapshotter).items() if kind != "Committed"]:
+                    node.ctr("snapshots", "--snapshotter", snapshotter, "rm", key, namespace=namespace, ok=None)
+            found = node.ctr("images", "ls", "--quiet", namespace=namespace).stdout.split()
+            if found:
+                node.ctr("images", "rm", "--sync", *found, namespace=namespace)
+        left = lambda: [rows for namespace in NAMESPACES if (rows := node.snapshots(namespace) or node.blobs(namespace))]
+        clean = within(10, lambda: not left())
+        self.check("garbage collection leaves no snapshot and no blob", clean, f"{[sorted(rows)[:3] for rows in left()]}, leases {self.all_leases()}")
+        self.end_leases()  # or they would fail all steps that follow
+        self.check("garbage collection leaves no directory", within(15, lambda: not node.directories()), node.directories())
+        self.check("no mount and no process is left", within(5, lambda: not node.leftovers()), node.leftovers())
+
+    def all_leases(self):
+        """(namespace, lease) of all that keeps something from garbage collection."""
+        listed = {namespace: self.node.ctr("leases", "ls", "--quiet", namespace=namespace).stdout.split() for namespace in NAMESPACES}
+        return [(namespace, lease) for namespace, names in listed.items() for lease in names]
+
+    def end_leases(self):
+        """Ends all of them."""
+        for namespace, lease in self.all_leases():
+            self.node.ctr("leases", "rm", "--sync", lease, namespace=namespace, ok=None)
+
+    # Pulling
+
+    def pull(self, name, how=None, namespace="default"):
+        """Pulls an image in a way, by default in the one that is lazy with this version."""
+        self.relay.reset()
+        if how is None and self.version == "2" or how == "ctr":
+            self.node.pull(self.reference(name), namespace=namespace)
+        elif how == "local":
+            self.node.pull(self.reference(name), "--local", namespace=namespace)
+        else:
+            self.node.pull_ourselves(self.reference(name), namespace=namespace)
+
+    def attempt(self, name):
+        """Whether an image can be pulled, which may fail here."""
+        try:
+            self.pull(name)
+        except Failure:
+            return False
+        return True
+
+    def downloaded(self, name, namespace="default"):
+        """Those layers of an image that containerd has as blobs."""
+        return [layer for layer in self.stack.layers(name) if layer in self.node.blobs(namespace)]
+
+    def lazy(self, name, namespace="default"):
+        """Checks that the last pull of an image brought none of its layers."""
+        downloaded = self.downloaded(name, namespace)
+        self.check(f"{name}: no layer is in containerd's store", not downloaded, f"{len(downloaded)} of {len(self.stack.layers(name))} are")
+        # Manifest and config are long for many layers.
+        allowed = 20_000 + 600 * len(self.stack.layers(name))
+        self.check(f"{name}: the registry sent no layer", self.relay.received < allowed, f"{self.relay.received} bytes")
+
+    def local(self, name):
+        """Checks that the last pull of an image brought all of its layers."""
+        found, wanted = len(self.downloaded(name)), len(self.stack.layers(name))
+        self.equal(f"{name}: layers in containerd's store", found, wanted)
+
+    # Containers
+
+    def container(self, name, snapshotter=SNAPSHOTTER):
+        """A container that goes on running."""
+        self.containers += 1
+        options = ["--allow-new-privs"]
+        return self.node.container(self.reference(name), f"c{self.containers}", "sleep", "100000", snapshotter=snapshotter, options=options)
+
+    def run(self, name, *command, **more):
+        """Runs a container to its end; returns its output."""
+        self.containers += 1
+        return self.node.run(self.reference(name), f"c{self.containers}", *command, **more).stdout
+
+    def right(self, name, container):
+        """Checks the tree that a container sees."""
+        found = container_tree(container.root())
+        if name in self.site.reference_trees:
+            self.same(f"{name}: the tree is the one that overlayfs shows", self.site.reference_trees[name], found)
+        expected = {path: about for path, about in images.merged_tree(self.stack.layout(name)).items() if path not in MOUNTED}
+        said = lambda path, about: {key: value for key, value in about.items() if key in expected.get(path, about)}
+        found = {path: said(path, about) for path, about in found.items() if path != "."}
+        self.same(f"{name}: the tree is what the layers say", expected, found)
+
+    def same(self, name, expected, found):
+        """Checks that two trees are equal."""
+        differences = images.differences(expected, found)
+        self.check(name, not differences, "\n    ".join(differences))
+
+    def rights(self, container):
+        """Checks that what a file is allowed to do, it can do."""
+        reading = lambda program: container.exec(program, "/opt/odd/secret", user=NOBODY).stdout
+        self.equal("an ordinary user can't read the secret", reading("who"), "65534 can't read\n")
+        self.equal("a set-user-id program has its user", reading("/opt/odd/set-user-id"), "0 can read\n")
+        self.equal("a program with a capability has it", reading("/opt/odd/override-rights"), "65534 can read\n")
+
+
+class Cell:
+    """What the table says of a step that went well."""
+
+    text = "yes"
