@@ -20,19 +20,21 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use image::digest::{ChainId, LayerDigest};
+use image::thin::ThinRecord;
 use parking_lot::Mutex;
 
 use crate::config::{Config, FillMissing, UsageReport};
 use crate::decision::{Action, Decision, Outcome};
 use crate::error::Error;
 use crate::fill;
-use crate::labels::{Labels, SNAPSHOT_REF, Wanted};
+use crate::labels::{Labels, LayerName, SNAPSHOT_REF, Wanted};
 use crate::legacy;
 use crate::metrics::Metrics;
 use crate::overlay::{self, Mount};
 use crate::repository::{Down, Repository};
-use crate::resolve::{self, Below, Published};
+use crate::resolve::{self, Below, Published, Way};
 use crate::snapshots::{Found, Kind, Lower, Part, RootAttributes, Snapshot, Snapshots};
+use crate::thin;
 use crate::usage::Usage;
 
 /// How long a layer that was seen counts as there.
@@ -454,6 +456,12 @@ impl Daemon {
 
     /// Makes sure that all layers of repositories that a snapshot stands on are there, and says what its `/` is.
     async fn gather(&self, ancestors: &[Snapshot]) -> Result<Option<RootAttributes>, Error> {
+        // A layer that was seen a moment ago may be in the kernel's cache while its client is dead; this question is not answered from there.
+        let names: HashSet<&str> =
+            ancestors.iter().flat_map(|ancestor| &ancestor.lowers).map(|lower| lower.repository.as_str()).collect();
+        for down in join_all(names.into_iter().map(|name| self.ask_client(name))).await.into_iter().flatten() {
+            return Err(Error::Unavailable(format!("{down}. Mount the repository and start the container again")));
+        }
         let wanted: HashSet<Lower> = {
             let mut seen = self.seen.lock();
             seen.retain(|_, when| when.elapsed() < SEEN);
@@ -494,6 +502,12 @@ impl Daemon {
         self.root_attributes(ancestors[0].lowers.first(), path).await
     }
 
+    /// Does the client of a repository answer?
+    async fn ask_client(&self, repository: &str) -> Option<Down> {
+        let look = |mountpoint: &Path| nix::sys::statvfs::statvfs(mountpoint).map(Some).map_err(std::io::Error::from);
+        self.repository(repository).look(look).await.err()
+    }
+
     async fn root_attributes(&self, lower: Option<&Lower>, path: PathBuf) -> Result<Option<RootAttributes>, Error> {
         let attributes = |path: &Path| {
             let metadata = path.metadata()?;
@@ -528,6 +542,86 @@ impl Daemon {
             ))
         };
         Arc::clone(former.entry(name.to_owned()).or_insert_with(usual))
+    }
+
+    /// `Commit`. A layer of a thin image becomes a snapshot that stands for the layers that it lists.
+    pub async fn commit(&self, name: &str, key: &str, parent: Option<&str>, labels: Labels) -> Result<(), Error> {
+        let owned = key.to_owned();
+        let directories = Arc::clone(self.snapshots.directories());
+        let (record, below) = self
+            .blocking(move |snapshots| {
+                let (snapshot, ancestors) = snapshots.with_ancestors(&owned)?;
+                let record = (snapshot.info.kind == Kind::Active)
+                    .then(|| thin::read(&directories.own(snapshot.id).content))
+                    .flatten();
+                Ok((record, overlay::count(ancestors.iter())))
+            })
+            .await?;
+        let found = match record {
+            None => None,
+            Some(Ok(record)) => Some(self.thin(&record, below).await?),
+            Some(Err(error)) => {
+                tracing::warn!(key, %error, "a layer looks like one of a thin image and is none; it is an ordinary layer");
+                None
+            }
+        };
+        let (name, key, parent) = (name.to_owned(), key.to_owned(), parent.map(str::to_owned));
+        self.blocking(move |snapshots| snapshots.commit(&name, &key, parent.as_deref(), &labels, found).map(drop)).await
+    }
+
+    /// What stands for a thin image: its layers, all of them, from configured repositories.
+    async fn thin(&self, record: &ThinRecord, below: usize) -> Result<Found, Error> {
+        let origin = record.origin.as_deref().unwrap_or("without a name");
+        let mut chain = Below::Nothing;
+        let looks = record.layers.iter().map(|layer| {
+            let query = (layer, chain);
+            chain = match (chain, layer.diff_id) {
+                (Below::Nothing, Some(diff)) => Below::Chain(ChainId::on(None, diff)),
+                (Below::Chain(chain), Some(diff)) => Below::Chain(ChainId::on(Some(chain), diff)),
+                _ => Below::Unknown,
+            };
+            query
+        });
+        let looks = looks.collect::<Vec<_>>().into_iter().map(|(layer, below)| async move {
+            let named = |repository: &&Arc<Repository>| repository.name() == layer.repository;
+            let repository = self.repositories.iter().find(named).ok_or_else(|| {
+                Error::FailedPrecondition(format!(
+                    "thin image {origin} wants layers of repository {0}, which is not configured; add [[repositories]] name = \"{0}\"",
+                    layer.repository
+                ))
+            })?;
+            let wanted = Wanted::named(LayerName::Layer(layer.layer));
+            let decision = Decision::make(std::slice::from_ref(repository), &wanted, below, &[Way::Digest]).await;
+            match decision.action() {
+                Action::Serve { hit, .. } => {
+                    let lowers = self.lowers(repository, &hit.layer).await.map_err(Error::Unavailable)?;
+                    Ok((lowers, hit.layer.size))
+                }
+                Action::Download(reason) => Err(Error::Unavailable(format!(
+                    "layer {} of thin image {origin} can't be used: {reason}; publish the image again, or mount the repository",
+                    layer.layer
+                ))),
+                Action::Refuse(down) => Err(unavailable(&down, layer.layer)),
+            }
+        });
+        let mut found = Found { lowers: Vec::new(), how: "thin", logical: Usage::default() };
+        // The list begins at the bottom, a stack at the top.
+        for layer in join_all(looks).await.into_iter().rev() {
+            let (lowers, (size, inodes)) = layer?;
+            found.lowers.extend(lowers);
+            found.logical.size = found.logical.size.saturating_add(size);
+            found.logical.inodes = found.logical.inodes.saturating_add(inodes);
+        }
+        let all = below + found.lowers.len();
+        if found.lowers.is_empty() || all > overlay::MAX_LOWERS {
+            return Err(Error::FailedPrecondition(format!(
+                "thin image {origin} would need {all} directories; overlayfs takes between 1 and {}",
+                overlay::MAX_LOWERS
+            )));
+        }
+        self.metrics.avoided(found.logical.size);
+        tracing::info!(origin, layers = record.layers.len(), "a thin image stands for published layers");
+        Ok(found)
     }
 
     /// `Usage`.

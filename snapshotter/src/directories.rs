@@ -6,6 +6,7 @@
 //! ROOT/snapshots/ID/work           what overlayfs needs beside a writable directory
 //! ROOT/snapshots/ID/snapshot.json  the snapshot's row again, to make the database anew if it is lost
 //! ROOT/snapshots/rm-ID-N           to be deleted
+//! ROOT/snapshots/lost-ID           what no record explains when a database is made anew; for people, never deleted
 //! ROOT/shadow/REPOSITORY/HEX/{above,below}   see [`crate::legacy`]
 //! ```
 //! A published layer is a symbolic link, not a mount: overlayfs follows it when a container's stack is mounted. So there is nothing
@@ -14,12 +15,14 @@
 //! Order. A directory is made before its row is committed and discarded after the row is gone, so that a row always has its
 //! directory; one without a row is what a killed process left, and the next start discards it. A number is never used twice.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use image::digest::LayerDigest;
 use image::layout::{Layout, OwnedPath};
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +33,7 @@ use crate::usage::Usage;
 
 const RECORD: &str = "snapshot.json";
 const TRASH: &str = "rm-";
+const LOST: &str = "lost-";
 
 /// `snapshot.json`: a row of the database, with the parent by name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,7 +178,7 @@ impl Directories {
     }
 
     /// Where the local directories around a layer with literal whiteouts are.
-    pub fn shadow(&self, repository: &str, layer: &image::digest::LayerDigest) -> PathBuf {
+    pub fn shadow(&self, repository: &str, layer: &LayerDigest) -> PathBuf {
         self.root.join("shadow").join(repository).join(layer.hex())
     }
 
@@ -204,6 +208,13 @@ impl Directories {
         if !directory.is_dir() {
             self.new_directory(id)?;
         }
+        let new = directory.join("new");
+        // Of a process that was killed between the two steps below.
+        match new.symlink_metadata() {
+            Ok(left) if left.is_dir() => self.throw_away(&new, id)?,
+            Ok(_) => fs::remove_file(&new).map_err(Error::io("delete", &new))?,
+            Err(_) => {}
+        }
         for (position, lower) in lowers.iter().enumerate() {
             let (path, target) = (directory.join(link_name(position)), self.target(lower));
             match fs::read_link(&path) {
@@ -215,8 +226,6 @@ impl Directories {
                 _ => {}
             }
             // The path is never without a directory behind it: the new link takes the old one's place.
-            let new = directory.join("new");
-            let _ = fs::remove_file(&new);
             symlink(&target, &new).map_err(Error::io("make the link", &new))?;
             if path.symlink_metadata().is_ok_and(|old| old.is_dir()) {
                 exchange(&new, &path).map_err(Error::io("exchange for a link", &path))?;
@@ -226,6 +235,12 @@ impl Directories {
             }
         }
         Ok(())
+    }
+
+    /// Takes the link away that stands for a snapshot's content.
+    pub fn unlink(&self, id: Id) -> Result<(), Error> {
+        let path = self.own(id).content;
+        fs::remove_file(&path).map_err(Error::io("delete", path))
     }
 
     /// The directory of a number that was never used; what a killed process left under it goes.
@@ -258,6 +273,13 @@ impl Directories {
         }
     }
 
+    /// Sets a snapshot's directory aside for people to look at.
+    pub fn set_aside(&self, id: Id) -> Result<PathBuf, Error> {
+        let aside = self.snapshots.join(format!("{LOST}{id}"));
+        fs::rename(self.of(id), &aside).map_err(Error::io("set aside", self.of(id)))?;
+        Ok(aside)
+    }
+
     fn throw_away(&self, path: &Path, id: Id) -> Result<(), Error> {
         loop {
             let number = self.discarded.fetch_add(1, Ordering::Relaxed);
@@ -286,6 +308,26 @@ impl Directories {
         first.map_or(Ok(()), Err)
     }
 
+    /// Deletes the directories around layers with literal whiteouts that no snapshot stands for. Only when nobody makes any.
+    pub fn sweep_shadows(&self, used: &HashSet<(String, LayerDigest)>) {
+        let list = |path: &Path| -> Vec<(String, PathBuf)> {
+            let entries = fs::read_dir(path).into_iter().flatten().flatten();
+            entries.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path())).collect()
+        };
+        for (repository, directory) in list(&self.root.join("shadow")) {
+            for (name, path) in list(&directory) {
+                let layer = LayerDigest::parse_hex(name.split('.').next().unwrap_or_default());
+                if layer.is_some_and(|layer| used.contains(&(repository.clone(), layer))) {
+                    continue;
+                }
+                let deleted = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                if let Err(error) = deleted {
+                    tracing::warn!(path = %path.display(), %error, "what was made around a layer could not be deleted");
+                }
+            }
+        }
+    }
+
     /// Names and paths of all that is in the directory of snapshots.
     fn entries(&self) -> Result<Vec<(String, PathBuf)>, Error> {
         let read = || -> io::Result<Vec<_>> {
@@ -304,6 +346,12 @@ impl Directories {
     /// Is the content of this snapshot a link?
     pub fn is_linked(&self, id: Id) -> bool {
         self.own(id).content.is_symlink()
+    }
+
+    /// Has this snapshot files of its own?
+    pub fn has_files(&self, id: Id) -> bool {
+        let content = self.own(id).content;
+        !content.is_symlink() && fs::read_dir(content).is_ok_and(|mut entries| entries.next().is_some())
     }
 
     /// Has this snapshot any content?

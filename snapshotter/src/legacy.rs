@@ -8,7 +8,9 @@
 //! below    0:0 devices named NAME, opaque directories: deletes what the layers further down have
 //! ```
 //! A name that the layer deletes and makes anew is right as well: the layer stands above the device that deletes. Directories of
-//! `above` are copies of the layer's, since the topmost directory decides what a container sees of mode and owner.
+//! `above` are copies of the layer's, since the topmost directory decides what a container sees of mode, owner and time.
+//!
+//! One thing can't be said this way: the roots of all layers merge whatever is in them, so a layer that empties `/` is refused.
 //!
 //! The two directories depend on the layer alone, are made once, and are shared by all snapshots of it.
 
@@ -89,6 +91,9 @@ pub fn build(layer: &Path, markers: &Markers, shadow: &Path) -> io::Result<()> {
     if shadow.join("below").is_dir() {
         return Ok(());
     }
+    if markers.opaque.iter().any(|path| path.as_os_str().is_empty()) {
+        return Err(io::Error::other("it empties the whole root, which overlayfs can't do"));
+    }
     let parent = shadow.parent().ok_or(io::ErrorKind::InvalidInput)?;
     fs::create_dir_all(parent)?;
     let new = tempdir(parent)?;
@@ -104,11 +109,13 @@ pub fn build(layer: &Path, markers: &Markers, shadow: &Path) -> io::Result<()> {
         whiteout(layer, &below, path)?;
     }
     for path in &markers.opaque {
-        let directory = directories(layer, &below, path)?;
+        // Deleted as a whole, it hides what is below already.
+        let Some(directory) = directories(layer, &below, path)? else { continue };
         for name in ["trusted.overlay.opaque", "user.overlay.opaque"] {
             xattr::set(&directory, name, b"y")?;
         }
     }
+    copy_times(layer, &above)?;
     match fs::rename(&new, shadow) {
         Err(_) if shadow.join("below").is_dir() => fs::remove_dir_all(&new),
         done => done,
@@ -129,7 +136,7 @@ fn tempdir(parent: &Path) -> io::Result<PathBuf> {
 
 /// A 0:0 device at a path, in copies of the layer's directories.
 fn whiteout(layer: &Path, root: &Path, path: &Path) -> io::Result<()> {
-    let directory = directories(layer, root, path.parent().unwrap_or(Path::new("")))?;
+    let Some(directory) = directories(layer, root, path.parent().unwrap_or(Path::new("")))? else { return Ok(()) };
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     match mknod(&directory.join(name), SFlag::S_IFCHR, Mode::empty(), 0) {
         Ok(()) | Err(nix::errno::Errno::EEXIST) => Ok(()),
@@ -137,19 +144,36 @@ fn whiteout(layer: &Path, root: &Path, path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes copies of the layer's directories down to a path.
-fn directories(layer: &Path, root: &Path, path: &Path) -> io::Result<PathBuf> {
+/// Makes copies of the layer's directories down to a path; nothing if one of them is a device that deletes all of it.
+fn directories(layer: &Path, root: &Path, path: &Path) -> io::Result<Option<PathBuf>> {
     let (mut from, mut to) = (layer.to_owned(), root.to_owned());
     for component in path.components() {
         from.push(component);
         to.push(component);
         match fs::create_dir(&to) {
             Ok(()) => copy_attributes(&from, &to)?,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && to.symlink_metadata()?.is_dir() => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if !to.symlink_metadata()?.is_dir() {
+                    return Ok(None);
+                }
+            }
             Err(error) => return Err(error),
         }
     }
-    Ok(to)
+    Ok(Some(to))
+}
+
+/// Gives directories the times of the layer's, once nothing is made in them any more.
+fn copy_times(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(to)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            copy_times(&from.join(entry.file_name()), &entry.path())?;
+        }
+    }
+    let metadata = from.symlink_metadata()?;
+    let times = fs::FileTimes::new().set_accessed(metadata.accessed()?).set_modified(metadata.modified()?);
+    fs::File::open(to)?.set_times(times)
 }
 
 fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {

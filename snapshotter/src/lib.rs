@@ -18,9 +18,11 @@ pub mod convert_local;
 pub mod daemon;
 pub mod decision;
 pub mod directories;
+pub mod doctor;
 pub mod error;
 pub mod fill;
 pub mod filter;
+pub mod install;
 pub mod labels;
 pub mod legacy;
 pub mod metadata;
@@ -32,6 +34,7 @@ pub mod resolve;
 pub mod serve;
 pub mod service;
 pub mod snapshots;
+pub mod thin;
 pub mod usage;
 
 /// The generated service; its description is `proto/snapshots.proto`.

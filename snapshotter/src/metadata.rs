@@ -15,7 +15,7 @@ use image::digest::LayerDigest;
 use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
 
-use crate::directories::Directories;
+use crate::directories::{Directories, Record};
 use crate::error::Error;
 use crate::labels::Labels;
 use crate::snapshots::{Id, Info, Kind, Lower, Part, Snapshot};
@@ -140,6 +140,10 @@ impl Metadata {
             }
             _ => error.into(),
         };
+        // An empty file is a new database to SQLite, which then deletes the log of the old one.
+        if exists && std::fs::metadata(&path).map_err(Error::io("look at", &path))?.len() == 0 {
+            return Err(OpenError::Damaged { path, why: "it is empty".into() });
+        }
         let connection = connect(&path).map_err(damaged)?;
         if exists {
             let found: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(damaged)?;
@@ -156,13 +160,26 @@ impl Metadata {
         } else {
             connection.execute_batch(&format!("BEGIN; {TABLES} PRAGMA user_version = {SCHEMA}; COMMIT"))?;
         }
-        agree(&Table(&connection), directories, &numbers)?;
+        let table = Table(&connection);
+        let orphans = orphans(&table, numbers)?;
+        // A kill leaves directories of snapshots that were never answered, so nothing was ever written into them.
+        let last =
+            connection.query_row("SELECT max(seq) FROM sqlite_sequence", [], |row| row.get::<_, Option<i64>>(0))?;
+        let lost = orphans.iter().filter(|id| id.0 > last.unwrap_or(0) && directories.has_files(**id)).count();
+        if lost > 0 {
+            return Err(OpenError::Damaged { path, why: format!("it has no rows of {lost} snapshots with files") });
+        }
+        agree(&table, directories)?;
+        for id in orphans {
+            tracing::info!(snapshot = %id, "a snapshot directory without a row is taken away");
+            directories.discard(id)?;
+        }
         Ok(Self::start(path, connection, lock))
     }
 
     /// Sets the database aside, if there is one, and makes it anew from the records in the snapshot directories.
     ///
-    /// Returns the database and how many snapshots are in it; a directory whose record is lost is reported and stays.
+    /// Returns the database and how many snapshots are in it; a directory that no record explains is set aside and stays.
     pub fn rebuild(directories: &Directories) -> Result<(Self, usize), OpenError> {
         let path = directories.root().join(FILE);
         let lock = lock(&directories.root().join("lock"))?;
@@ -188,9 +205,7 @@ impl Metadata {
                         records.insert(snapshot.info.name.clone(), snapshot);
                     }
                 }
-                None => {
-                    tracing::error!(snapshot = %id, "a snapshot directory has no record; it stays where it is, without a row")
-                }
+                None => tracing::error!(snapshot = %id, "a snapshot directory has no record"),
             }
         }
         connection.execute_batch("BEGIN")?;
@@ -206,10 +221,7 @@ impl Metadata {
                 .map(|snapshot| snapshot.info.name.clone())
                 .collect();
             if ready.is_empty() {
-                tracing::error!(
-                    snapshots = records.len(),
-                    "records name each other as parents; these snapshots stay without rows"
-                );
+                tracing::error!(snapshots = records.len(), "records name each other as parents");
                 break;
             }
             for name in ready {
@@ -218,7 +230,7 @@ impl Metadata {
                     match table.get(parent) {
                         Ok(parent) => snapshot.parent = Some(parent.id),
                         Err(error) => {
-                            tracing::error!(snapshot = %name, %error, "a snapshot has lost its parent; it stays without a row");
+                            tracing::error!(snapshot = %name, %error, "a snapshot has lost its parent");
                             continue;
                         }
                     }
@@ -226,6 +238,12 @@ impl Metadata {
                 table.write_row(&snapshot)?;
                 count += 1;
             }
+        }
+        agree(&table, directories)?;
+        // The next start would take them for what a killed process left.
+        for id in orphans(&table, numbers)? {
+            let aside = directories.set_aside(id)?;
+            tracing::error!(directory = %aside.display(), "a snapshot directory without a row was set aside; it is never deleted");
         }
         connection.execute_batch("COMMIT")?;
         Ok((Self::start(path, connection, lock), count))
@@ -351,39 +369,60 @@ fn run(connection: &Connection, queue: &mpsc::Receiver<Job>) {
     }
 }
 
-/// Brings directories in agreement with rows at the start, when nobody else is there: a directory without a row was left by a
-/// killed process and goes; a row without its links gets them again; a row without its files is reported and stays.
-fn agree(table: &Table<'_>, directories: &Directories, numbers: &[Id]) -> Result<(), Error> {
-    let mut known = std::collections::HashSet::new();
+/// Directories without a row.
+fn orphans(table: &Table<'_>, mut numbers: Vec<Id>) -> Result<Vec<Id>, Error> {
+    let mut statement = table.0.prepare("SELECT 1 FROM snapshot WHERE id = ?1")?;
+    let mut failed = Ok(());
+    numbers.retain(|id| match statement.exists([id.0]) {
+        Ok(exists) => !exists,
+        Err(error) => {
+            failed = Err(error);
+            true
+        }
+    });
+    failed?;
+    Ok(numbers)
+}
+
+/// Brings directories in agreement with rows at the start, when nobody else is there: a row without its links or its record, or
+/// with those of a change that was not committed, gets the right ones; a row without its files is reported and stays.
+fn agree(table: &Table<'_>, directories: &Directories) -> Result<(), Error> {
     let mut last = None;
     loop {
         let page = table.page(last, 1000, None)?;
-        for mut snapshot in page.iter().cloned() {
-            known.insert(snapshot.id);
-            // A conversion whose last step was not written: the links are there, the row is the old one.
-            if !snapshot.is_remote()
-                && directories.is_linked(snapshot.id)
-                && let Some(record) = directories.read_record(snapshot.id)
-                && !record.lowers.is_empty()
-            {
-                (snapshot.lowers, snapshot.how, snapshot.usage) = (record.lowers, record.how, record.usage);
-                table.replace(&mut snapshot)?;
+        last = page.last().map(|snapshot| snapshot.id);
+        let full = page.len() == 1000;
+        for mut snapshot in page {
+            let record = directories.read_record(snapshot.id);
+            if !snapshot.is_remote() && directories.is_linked(snapshot.id) {
+                let found = record.as_ref().filter(|record| !record.lowers.is_empty());
+                match found.filter(|_| snapshot.info.kind == Kind::Committed) {
+                    // A conversion whose last step was not written: the links are there, the row is the old one.
+                    Some(record) => {
+                        snapshot.lowers.clone_from(&record.lowers);
+                        (snapshot.how, snapshot.usage) = (record.how.clone(), record.usage);
+                        table.replace(&mut snapshot)?;
+                    }
+                    // A commit of a thin layer that was not written: nobody may write into the repository, or commit nothing.
+                    None => directories.unlink(snapshot.id)?,
+                }
             }
             if snapshot.is_remote() {
                 directories.link(snapshot.id, &snapshot.lowers)?;
             } else if !directories.has_content(snapshot.id) {
                 tracing::error!(snapshot = %snapshot.info.name, id = %snapshot.id, "the files of a snapshot are gone; containers on it can't start");
+                continue;
+            }
+            let right = Record::of(&snapshot);
+            if record.as_ref() != Some(&right) {
+                directories.record(&right)?;
             }
         }
-        last = page.last().map(|snapshot| snapshot.id);
-        if page.len() < 1000 {
+        if !full {
             break;
         }
     }
-    for id in numbers.iter().filter(|id| !known.contains(id)) {
-        tracing::info!(snapshot = %id, "a snapshot directory without a row is taken away");
-        directories.discard(*id)?;
-    }
+    directories.sweep_shadows(&table.layers()?.into_iter().collect());
     Ok(())
 }
 

@@ -371,7 +371,8 @@ impl Pull<'_> {
     async fn store(&self, documents: &Documents) -> anyhow::Result<()> {
         let with_source = |references: Vec<(String, Digest)>| {
             let references = references.into_iter();
-            let references = references.map(|(kind, to)| (format!("containerd.io/gc.ref.content.{kind}"), to.to_string()));
+            let references =
+                references.map(|(kind, to)| (format!("containerd.io/gc.ref.content.{kind}"), to.to_string()));
             references.chain([self.source.clone()]).collect::<HashMap<_, _>>()
         };
         let mut references = vec![("config".to_owned(), documents.config.0.digest)];
@@ -445,7 +446,8 @@ impl Pull<'_> {
         let repositories = self.config.repositories();
         let decisions = join_all((first..self.layers.len()).map(|number| {
             let layer = &self.layers[number];
-            let mut wanted = Wanted::of(&self.labels(layer)).unwrap_or_else(|| Wanted::named(LayerName::Chain(layer.chain)));
+            let mut wanted =
+                Wanted::of(&self.labels(layer)).unwrap_or_else(|| Wanted::named(LayerName::Chain(layer.chain)));
             wanted.diff = Some(layer.diff);
             let below = number.checked_sub(1).map_or(Below::Nothing, |below| Below::Chain(self.layers[below].chain));
             let repositories = &repositories;

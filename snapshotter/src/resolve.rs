@@ -161,9 +161,7 @@ pub fn ask(repository: &Path, query: &Query) -> io::Result<Option<Answer>> {
             Way::Chain => by_index(repository, query.wanted.chain.map(IndexKey::ChainId))?,
         };
         let Some((layer, format)) = found else { continue };
-        // A chain ID names the content with all that is below; the other ways name the layer alone.
-        let unfit = if *way == Way::Chain { None } else { unfit(query, &layer, format.as_ref()) };
-        match unfit {
+        match unfit(query, *way, &layer, format.as_ref()) {
             None => {
                 answer.hit = Some(Hit { way: *way, layer });
                 return Ok(Some(answer));
@@ -186,12 +184,16 @@ pub fn any(repository: &Path, layers: &[LayerDigest]) -> io::Result<Option<()>> 
 
 type Candidate = (Published, Option<FormatRecord>);
 
-fn unfit(query: &Query, layer: &Published, format: Option<&FormatRecord>) -> Option<Unfit> {
+fn unfit(query: &Query, way: Way, layer: &Published, format: Option<&FormatRecord>) -> Option<Unfit> {
+    // A chain ID names the content with all that is below; the other ways name the layer alone.
+    let unknown = way == Way::Chain && query.below == Below::Unknown;
     if let Some(settled_on) = format.and_then(|format| format.settled_on)
         && query.below != Below::Chain(settled_on)
+        && !unknown
     {
         return Some(Unfit::Settled { layer: layer.layer });
     }
+    // The index may be right and the parent another one: containerd names none where it unpacks layers side by side.
     let (chain, diff) = (query.wanted.chain?, layer.diff?);
     let made = query.below.with(diff)?;
     (made != chain).then_some(Unfit::OtherContent { layer: layer.layer, diff, chain })
@@ -272,7 +274,11 @@ const MAX_RECORD: u64 = 64 << 20;
 /// A small file; nothing if it is absent.
 fn record(repository: &Path, path: &str) -> io::Result<Option<Vec<u8>>> {
     use std::io::Read as _;
-    let Some(file) = open(repository, path, OFlag::O_RDONLY)? else { return Ok(None) };
+    // A pipe would wait for a writer.
+    let Some(file) = open(repository, path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)? else { return Ok(None) };
+    if !file.metadata()?.is_file() {
+        return Ok(None);
+    }
     let mut bytes = Vec::new();
     file.take(MAX_RECORD + 1).read_to_end(&mut bytes)?;
     Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= MAX_RECORD))

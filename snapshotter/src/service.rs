@@ -87,8 +87,7 @@ impl SnapshotsService for Service {
 
     async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Answer<()> {
         let CommitSnapshotRequest { name, key, labels, parent, .. } = request.into_inner();
-        let labels = labels.into_iter().collect();
-        let work = self.0.blocking(move |snapshots| snapshots.commit(&name, &key, named(&parent), &labels).map(drop));
+        let work = self.0.commit(&name, &key, named(&parent), labels.into_iter().collect());
         self.timed("Commit", work).await
     }
 

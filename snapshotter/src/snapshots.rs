@@ -33,6 +33,12 @@ use crate::usage::{self, Usage};
 const USAGE_FRESH: Duration = Duration::from_secs(8);
 /// Snapshots read from the database at a time.
 pub const PAGE: usize = 100;
+/// Names and values of labels in one answer; a message takes four times as much.
+const PAGE_BYTES: usize = 4 << 20;
+/// Longest name and value of a label together: what containerd lets pass.
+const MAX_LABEL: usize = 4096;
+/// Labels of one snapshot, in bytes. They come from annotations of images, and whoever lists snapshots gets them all.
+const MAX_LABELS: usize = 1 << 20;
 
 /// What a snapshot is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -249,7 +255,7 @@ impl Snapshots {
         labels: &Labels,
         root: Option<RootAttributes>,
     ) -> Result<(Snapshot, Vec<Snapshot>), Error> {
-        let (key, parent, labels) = (valid(key)?.to_owned(), parent.map(str::to_owned), labels.clone());
+        let (key, parent, labels) = (valid(key)?.to_owned(), parent.map(str::to_owned), valid_labels(labels)?.clone());
         let directories = Arc::clone(&self.directories);
         self.metadata.write(move |table| {
             table.ensure_free(&key)?;
@@ -286,7 +292,7 @@ impl Snapshots {
         found: &Found,
     ) -> Result<Snapshot, Error> {
         let name = conjured_name(parent, target);
-        let mut labels = labels.clone();
+        let mut labels = valid_labels(labels)?.clone();
         labels.insert(labels::REMOTE.to_owned(), labels::REMOTE_VALUE.to_owned());
         labels.insert(labels::SNAPSHOT_REF.to_owned(), target.to_owned());
         let (parent, found) = (parent.map(str::to_owned), found.clone());
@@ -333,12 +339,20 @@ impl Snapshots {
     /// Turns an active snapshot into a committed one with a new name and new labels.
     ///
     /// A parent is accepted from whoever prepared without one (containerd 2.4 unpacks layers side by side and stacks them then).
-    pub fn commit(&self, name: &str, key: &str, parent: Option<&str>, labels: &Labels) -> Result<Snapshot, Error> {
+    /// With `found` the snapshot stands for published layers from now on, and its own files go.
+    pub fn commit(
+        &self,
+        name: &str,
+        key: &str,
+        parent: Option<&str>,
+        labels: &Labels,
+        found: Option<Found>,
+    ) -> Result<Snapshot, Error> {
         let active = self.stat(key)?;
         require_active(&active)?;
         // Outside of the transaction: it may take long, and nobody writes into what is being committed.
         let usage = usage::scan(&self.directories.own(active.id).content)?;
-        let (name, key, labels) = (valid(name)?.to_owned(), key.to_owned(), labels.clone());
+        let (name, key, labels) = (valid(name)?.to_owned(), key.to_owned(), valid_labels(labels)?.clone());
         let parent = parent.map(str::to_owned);
         let directories = Arc::clone(&self.directories);
         let committed_snapshot = self.metadata.write(move |table| {
@@ -366,8 +380,16 @@ impl Snapshots {
             }
             snapshot.info = Info { name, kind: Kind::Committed, labels, created: now(), updated: 0, ..snapshot.info };
             snapshot.usage = Some(usage);
+            if let Some(found) = found {
+                snapshot.lowers = found.lowers;
+                snapshot.how = Some(found.how.to_owned());
+                snapshot.usage = Some(found.logical);
+            }
             table.replace(&mut snapshot)?;
             directories.record(&Record::of(&snapshot))?;
+            if snapshot.is_remote() {
+                directories.link(snapshot.id, &snapshot.lowers)?;
+            }
             Ok(snapshot)
         })?;
         self.measured.lock().remove(&active.id);
@@ -378,7 +400,7 @@ impl Snapshots {
     pub fn commit_conjured(&self, key: &str, parent: Option<&str>, target: &str, labels: &Labels) -> Result<(), Error> {
         let mut labels = labels.clone();
         labels.insert(labels::SNAPSHOT_REF.to_owned(), target.to_owned());
-        match self.commit(&conjured_name(parent, target), key, None, &labels) {
+        match self.commit(&conjured_name(parent, target), key, None, &labels, None) {
             // Somebody else was faster; what was filled in here is not needed.
             Err(Error::AlreadyExists(_)) => self.remove(key),
             done => done.map(drop),
@@ -433,6 +455,7 @@ impl Snapshots {
                     }
                 }
             }
+            valid_labels(&snapshot.info.labels)?;
             snapshot.info.updated = now();
             table.replace(&mut snapshot)?;
             directories.record(&Record::of(&snapshot))?;
@@ -443,8 +466,18 @@ impl Snapshots {
     /// At most [`PAGE`] snapshots after `last` that pass the filter, and where to go on; nothing when all were seen.
     pub fn list(&self, filter: &Filter, last: Option<Id>) -> Result<(Vec<Snapshot>, Option<Id>), Error> {
         self.metadata.read(|table| {
-            let page = table.page(last, PAGE, filter.required_label())?;
-            let next = (page.len() == PAGE).then(|| page[PAGE - 1].id);
+            let mut page = table.page(last, PAGE, filter.required_label())?;
+            let mut next = (page.len() == PAGE).then(|| page[PAGE - 1].id);
+            let mut room = PAGE_BYTES;
+            let mut fits = |snapshot: &Snapshot| {
+                room = room.saturating_sub(size(&snapshot.info.labels));
+                room > 0
+            };
+            let fitting = page.iter().map_while(|snapshot| Some(()).filter(|()| fits(snapshot))).count().max(1);
+            if fitting < page.len() {
+                page.truncate(fitting);
+                next = page.last().map(|snapshot| snapshot.id);
+            }
             Ok((page.into_iter().filter(|snapshot| filter.matches(&snapshot.info)).collect(), next))
         })
     }
@@ -538,6 +571,21 @@ fn require_active(snapshot: &Snapshot) -> Result<(), Error> {
 
 fn valid(name: &str) -> Result<&str, Error> {
     if name.is_empty() { Err(Error::InvalidArgument("a snapshot needs a name".into())) } else { Ok(name) }
+}
+
+fn size(labels: &Labels) -> usize {
+    labels.iter().map(|(key, value)| key.len() + value.len()).sum()
+}
+
+fn valid_labels(labels: &Labels) -> Result<&Labels, Error> {
+    if let Some((key, _)) = labels.iter().find(|(key, value)| key.len() + value.len() > MAX_LABEL) {
+        let key = &key[..key.floor_char_boundary(100)];
+        return Err(Error::InvalidArgument(format!("label {key:?} has more than {MAX_LABEL} bytes with its value")));
+    }
+    if size(labels) > MAX_LABELS {
+        return Err(Error::InvalidArgument(format!("the labels of a snapshot have more than {MAX_LABELS} bytes")));
+    }
+    Ok(labels)
 }
 
 fn now() -> i64 {

@@ -35,7 +35,7 @@ fn line(done: &Done) -> String {
         How::Lazily(None) => "lazily".to_owned(),
         How::Downloaded { bytes, reason } => {
             let reason = reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
-            format!("downloaded {}{reason}", megabytes(*bytes))
+            format!("downloaded {}{reason}", size(*bytes))
         }
     };
     let digest = done.layer.hex();
@@ -52,14 +52,18 @@ fn text(pulled: &Pulled) -> String {
         layers.lazy,
         layers.downloaded,
         layers.present,
-        megabytes(pulled.bytes),
+        size(pulled.bytes),
         pulled.seconds
     )
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people")]
-fn megabytes(bytes: u64) -> String {
-    format!("{:.1} MB", bytes as f64 / 1e6)
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1000 => format!("{bytes} bytes"),
+        1000..1_000_000 => format!("{:.0} kB", bytes as f64 / 1e3),
+        _ => format!("{:.1} MB", bytes as f64 / 1e6),
+    }
 }
 
 #[cfg(test)]
@@ -80,6 +84,7 @@ mod tests {
             say(How::Downloaded { bytes: 3_140_000, reason }),
             "layer 3   e3b0c44298fc downloaded 3.1 MB (not in a.b)"
         );
+        assert_eq!([size(0), size(999), size(1999)], ["0 bytes", "999 bytes", "2 kB"]);
     }
 
     #[test]

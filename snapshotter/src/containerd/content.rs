@@ -146,7 +146,8 @@ impl Engine {
     ) -> anyhow::Result<bool> {
         let total = i64::try_from(size)?;
         let part = |action: WriteAction, offset, data| message(action, digest, total, offset, data);
-        let commit = |offset| WriteContentRequest { labels: labels.clone(), ..part(WriteAction::Commit, offset, Vec::new()) };
+        let commit =
+            |offset| WriteContentRequest { labels: labels.clone(), ..part(WriteAction::Commit, offset, Vec::new()) };
         let mut writer = match self.open(digest, total).await? {
             Opened::Exists => {
                 self.label(digest, labels).await?;
@@ -173,7 +174,8 @@ impl Engine {
             let mut buffer = vec![0; PART];
             let mut offset = 0;
             loop {
-                let filled = fill(&mut content, &mut buffer).await.with_context(|| format!("{digest} did not arrive"))?;
+                let filled =
+                    fill(&mut content, &mut buffer).await.with_context(|| format!("{digest} did not arrive"))?;
                 let data = buffer[..filled].to_vec();
                 if filled > 0 && sender.send(part(WriteAction::Write, offset, data)).await.is_err() {
                     break;
