@@ -382,3 +382,162 @@ fn exchange(a: &Path, b: &Path) -> io::Result<()> {
     use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
     renameat2(AT_FDCWD, a, AT_FDCWD, b, RenameFlags::RENAME_EXCHANGE).map_err(io::Error::from)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    const REPOSITORY: &str = "images.example.org";
+
+    fn opened() -> (tempfile::TempDir, Directories) {
+        let directory = tempfile::tempdir().unwrap();
+        let mountpoints = [(REPOSITORY.to_owned(), directory.path().join("cvmfs"))].into();
+        let directories = Directories::open(&directory.path().join("s"), mountpoints).unwrap();
+        (directory, directories)
+    }
+
+    fn lower(name: &str, part: Part) -> Lower {
+        Lower { repository: REPOSITORY.into(), layer: LayerDigest::of(name.as_bytes()), part }
+    }
+
+    fn names(path: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn links_take_the_place_of_files_and_of_other_links() {
+        let (directory, directories) = opened();
+        let id = Id(3);
+        directories.create(id, Kind::Active, None).unwrap();
+        fs::write(directories.own(id).content.join("file"), "").unwrap();
+        let lowers = [Part::Above, Part::Content, Part::Below].map(|part| lower("a", part));
+        let snapshots = directory.path().join("s/snapshots");
+        for (lowers, trash) in [(&lowers[1..2], 1), (&lowers[..], 1), (&lowers[..], 1)] {
+            directories.link(id, lowers).unwrap();
+            let targets: Vec<PathBuf> = ["fs", "fs1", "fs2"]
+                .iter()
+                .take(lowers.len())
+                .map(|name| fs::read_link(snapshots.join("3").join(name)).unwrap())
+                .collect();
+            assert_eq!(targets, lowers.iter().map(|lower| directories.target(lower)).collect::<Vec<_>>());
+            assert_eq!(names(&snapshots).len(), 1 + trash, "files wait to be deleted");
+        }
+        // Between its steps a process was killed: the files are beside the link.
+        fs::create_dir(snapshots.join("3/new")).unwrap();
+        directories.link(id, &lowers).unwrap();
+        assert_eq!(names(&snapshots.join("3")), ["fs", "fs1", "fs2", "work"]);
+        assert_eq!(names(&snapshots).len(), 3);
+        directories.empty_trash().unwrap();
+        assert_eq!(names(&snapshots), ["3"]);
+    }
+
+    #[test]
+    fn targets_are_below_where_the_repository_is_mounted() {
+        let (directory, directories) = opened();
+        let hex = LayerDigest::of(b"a").hex();
+        let layers = format!("cvmfs/.layers/{}/{hex}", &hex[..2]);
+        for (part, expected) in [
+            (Part::Content, format!("{layers}/layerfs")),
+            (Part::Overlay, format!("{layers}/.overlay/layerfs")),
+            (Part::Above, format!("s/shadow/{REPOSITORY}/{hex}/above")),
+            (Part::Below, format!("s/shadow/{REPOSITORY}/{hex}/below")),
+        ] {
+            assert_eq!(directories.target(&lower("a", part)), directory.path().join(expected));
+        }
+        let former = Lower { repository: "former.example.org".into(), ..lower("a", Part::Content) };
+        assert!(directories.target(&former).starts_with("/cvmfs/former.example.org/.layers"));
+    }
+
+    #[test]
+    fn the_content_of_a_new_snapshot_is_what_will_be_seen_as_the_root() {
+        let (_directory, directories) = opened();
+        let mine = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        for (id, root, expected) in [
+            (1, None, (0o755, mine)),
+            (2, Some(RootAttributes { uid: mine.0, gid: mine.1, mode: 0o1777 }), (0o1777, mine)),
+            (3, Some(RootAttributes { uid: mine.0, gid: mine.1, mode: 0o6511 }), (0o6511, mine)),
+        ] {
+            directories.create(Id(id), Kind::View, root).unwrap();
+            let own = directories.own(Id(id));
+            let metadata = own.content.metadata().unwrap();
+            assert_eq!((metadata.mode() & 0o7777, (metadata.uid(), metadata.gid())), expected);
+            assert!(!own.work.exists(), "nobody writes into a view");
+        }
+        // A killed process left something under a number.
+        fs::write(directories.own(Id(1)).content.join("left"), "").unwrap();
+        directories.create(Id(1), Kind::Active, None).unwrap();
+        assert_eq!(names(&directories.own(Id(1)).content).len(), 0);
+        assert_eq!(directories.own(Id(1)).work.metadata().unwrap().mode() & 0o7777, 0o711);
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_was_written_and_not_under_another_number() {
+        let (_directory, directories) = opened();
+        let snapshot = Snapshot {
+            id: Id(5),
+            parent: None,
+            info: Info {
+                name: "default/1/ü\0".into(),
+                parent: Some("below".into()),
+                kind: Kind::Committed,
+                created: i64::MAX,
+                updated: 1,
+                labels: [("a\n".to_owned(), "\u{1}".to_owned())].into(),
+            },
+            lowers: vec![lower("a", Part::Overlay), lower("b", Part::Content)],
+            how: Some("chain".into()),
+            usage: Some(Usage { size: 1, inodes: 2 }),
+        };
+        directories.create(Id(5), Kind::Active, None).unwrap();
+        directories.record(&Record::of(&snapshot)).unwrap();
+        assert_eq!(directories.read_record(Id(5)).map(Record::into_snapshot), Some(snapshot.clone()));
+        let snapshots = directories.root().join("snapshots");
+        fs::rename(snapshots.join("5"), snapshots.join("6")).unwrap();
+        assert_eq!(directories.read_record(Id(6)), None, "it is of another snapshot");
+        fs::rename(snapshots.join("6"), snapshots.join("5")).unwrap();
+        let text = fs::read_to_string(snapshots.join("5/snapshot.json")).unwrap();
+        for damaged in ["", "{}", &text[..text.len() / 2], &text.replace("\"schema\":1", "\"schema\":2")] {
+            fs::write(snapshots.join("5/snapshot.json"), damaged).unwrap();
+            assert_eq!(directories.read_record(Id(5)), None, "{damaged}");
+        }
+    }
+
+    #[test]
+    fn only_numbers_are_snapshots() {
+        let (directory, directories) = opened();
+        let snapshots = directory.path().join("s/snapshots");
+        for name in ["7", "12", "rm-7-0", "lost-3", "x", "new"] {
+            fs::create_dir(snapshots.join(name)).unwrap();
+        }
+        let mut numbers = directories.numbers().unwrap();
+        numbers.sort();
+        assert_eq!(numbers, [Id(7), Id(12)]);
+        directories.discard(Id(7)).unwrap();
+        directories.discard(Id(8)).expect("what is not there is gone");
+        directories.set_aside(Id(12)).unwrap();
+        directories.empty_trash().unwrap();
+        assert_eq!(names(&snapshots), ["lost-12", "lost-3", "new", "x"]);
+    }
+
+    #[test]
+    fn shadows_of_layers_in_use_stay() {
+        let (directory, directories) = opened();
+        let shadow = directory.path().join("s/shadow");
+        let layers = ["used", "unused"].map(|name| LayerDigest::of(name.as_bytes()));
+        for layer in &layers {
+            for name in ["first.example.org", "second.example.org"] {
+                fs::create_dir_all(directories.shadow(name, layer).join("below")).unwrap();
+            }
+        }
+        fs::write(shadow.join("first.example.org").join(format!("{}.plain", layers[1].hex())), "").unwrap();
+        fs::create_dir(shadow.join("first.example.org/.new-1-0")).unwrap();
+        directories.sweep_shadows(&[("first.example.org".to_owned(), layers[0])].into());
+        assert_eq!(names(&shadow.join("first.example.org")), [layers[0].hex()]);
+        assert_eq!(names(&shadow.join("second.example.org")).len(), 0);
+    }
+}

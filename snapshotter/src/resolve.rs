@@ -306,3 +306,178 @@ fn is_absence(error: &io::Error) -> bool {
     // A link or a file where a directory should be is as good as nothing; it is not what we published.
     error.kind() == io::ErrorKind::NotFound || matches!(error.raw_os_error(), Some(ELOOP | ENOTDIR | EXDEV))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Repository(tempfile::TempDir);
+
+    fn layer(name: &str) -> LayerDigest {
+        LayerDigest::of(name.as_bytes())
+    }
+
+    fn diff(name: &str) -> DiffId {
+        DiffId::of(name.as_bytes())
+    }
+
+    fn format(name: &str, whiteouts: &str) -> FormatRecord {
+        FormatRecord {
+            whiteouts: whiteouts.into(),
+            xattrs: true,
+            diff_id: diff(name),
+            size: 100,
+            entries: 7,
+            rows: 7,
+            lost: Vec::new(),
+            lost_more: 0,
+            owners: true,
+            settled_on: None,
+            implicit: Vec::new(),
+        }
+    }
+
+    impl Repository {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn write(&self, path: &str, bytes: &[u8]) {
+            let path = self.0.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+
+        fn publish(&self, name: &str, below: &str, format: Option<&FormatRecord>) {
+            let directory = format!("{}{below}", Layout::new().print(&OwnedPath::Layer(layer(name))));
+            self.write(&format!("{directory}/layerfs/file"), b"");
+            if let Some(format) = format {
+                self.write(&format!("{directory}/.metadata/format.json"), &format.to_bytes());
+            }
+        }
+
+        fn link(&self, key: IndexKey, to: &OwnedPath) {
+            let (layout, from) = (Layout::new(), OwnedPath::Index(key));
+            let path = self.0.path().join(layout.print(&from));
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink(layout.link(&from, to), path).unwrap();
+        }
+
+        fn ask(&self, wanted: &Wanted, below: Below, ways: &[Way]) -> Option<Answer> {
+            let query = Query { wanted: wanted.clone(), below, ways: ways.to_vec(), repository: "a.b".into() };
+            ask(self.0.path(), &query).unwrap()
+        }
+    }
+
+    fn wanted(chain: Option<ChainId>, layer: Option<LayerDigest>, diff: Option<DiffId>) -> Wanted {
+        Wanted {
+            target: chain.map(|chain| chain.to_string()).unwrap_or_default(),
+            chain,
+            layer,
+            diff,
+            thin: None,
+            image: None,
+            following: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_way_that_leads_to_another_tar_is_no_end_of_the_search() {
+        let repository = Repository::new();
+        for name in ["right", "wrong"] {
+            repository.publish(name, "", Some(&format(name, FormatRecord::OVERLAY)));
+        }
+        let chain = ChainId::on(None, diff("right"));
+        let lie = wanted(Some(chain), Some(layer("wrong")), Some(diff("right")));
+        let answer = repository.ask(&lie, Below::Nothing, &Way::ALL).expect("something is there");
+        assert_eq!(answer.hit, None);
+        let other = Unfit::OtherContent { layer: layer("wrong"), diff: diff("wrong"), chain };
+        assert_eq!(answer.unfit, Some(other));
+        repository.link(IndexKey::DiffId(diff("right")), &OwnedPath::Layer(layer("right")));
+        let answer = repository.ask(&lie, Below::Nothing, &Way::ALL).expect("something is there");
+        assert_eq!(answer.hit.map(|hit| (hit.way, hit.layer.layer)), Some((Way::Diff, layer("right"))));
+        assert_eq!(repository.ask(&lie, Below::Nothing, &[Way::Chain, Way::Thin]), None);
+    }
+
+    #[test]
+    fn every_way_is_held_to_what_is_known_of_the_layers_below() {
+        let repository = Repository::new();
+        let base = ChainId::on(None, diff("base"));
+        let chain = ChainId::on(Some(base), diff("top"));
+        repository.publish("top", "", Some(&format("top", FormatRecord::OVERLAY)));
+        for key in [IndexKey::DiffId(diff("top")), IndexKey::ChainId(chain)] {
+            repository.link(key, &OwnedPath::Layer(layer("top")));
+        }
+        let mut wanted = wanted(Some(chain), Some(layer("top")), Some(diff("top")));
+        wanted.thin = Some(crate::labels::Thin { repository: "a.b".into(), layer: layer("top") });
+        let settled = FormatRecord { settled_on: Some(base), ..format("top", FormatRecord::OVERLAY) };
+        for (record, unknown) in
+            [(format("top", FormatRecord::OVERLAY), [true; 4]), (settled, [false, false, false, true])]
+        {
+            repository.publish("top", "", Some(&record));
+            for (way, unknown) in Way::ALL.into_iter().zip(unknown) {
+                let hits = |below| repository.ask(&wanted, below, &[way]).is_some_and(|answer| answer.hit.is_some());
+                assert!(hits(Below::Chain(base)), "{way:?}");
+                assert!(!hits(Below::Nothing) && !hits(Below::Chain(chain)), "{way:?}");
+                assert_eq!(hits(Below::Unknown), unknown, "{way:?}, settled on {:?}", record.settled_on);
+            }
+        }
+    }
+
+    #[test]
+    fn records_say_what_a_layer_is() {
+        let layers_json = LayersJson {
+            created: String::new(),
+            layer: layer("old"),
+            compressed_size: None,
+            diff_id: diff("old"),
+            size: 55,
+        };
+        type Case = (Option<FormatRecord>, bool, bool, (Part, bool, Option<DiffId>, (u64, u64)));
+        let ours = format("old", FormatRecord::OVERLAY);
+        let literal = FormatRecord { size: 0, entries: 0, ..format("old", FormatRecord::LITERAL) };
+        let cases: [Case; 6] = [
+            (Some(ours.clone()), false, false, (Part::Content, false, Some(diff("old")), (100, 7))),
+            // A copy beside our own layer is none of ours.
+            (Some(ours.clone()), true, true, (Part::Content, false, Some(diff("old")), (100, 7))),
+            (Some(literal.clone()), true, false, (Part::Content, true, Some(diff("old")), (0, 0))),
+            (Some(literal), true, true, (Part::Overlay, false, Some(diff("old")), (100, 7))),
+            (None, true, false, (Part::Content, true, Some(diff("old")), (55, 0))),
+            (None, false, false, (Part::Content, true, None, (0, 0))),
+        ];
+        for (number, (record, older, copy, expected)) in cases.into_iter().enumerate() {
+            let repository = Repository::new();
+            repository.publish("old", "", record.as_ref());
+            if older {
+                let path = Layout::new().print(&OwnedPath::LayerRecord(layer("old")));
+                repository.write(&path, &layers_json.to_bytes());
+            }
+            if copy {
+                repository.publish("old", "/.overlay", Some(&ours));
+            }
+            let answer = repository.ask(&wanted(None, Some(layer("old")), None), Below::Unknown, &[Way::Digest]);
+            let found = answer.and_then(|answer| answer.hit).expect("it is there").layer;
+            assert_eq!((found.part, found.literal, found.diff, found.size), expected, "case {number}");
+        }
+    }
+
+    #[test]
+    fn thin_annotations_are_for_the_repository_that_they_name() {
+        let repository = Repository::new();
+        repository.publish("x", "", Some(&format("x", FormatRecord::OVERLAY)));
+        for (name, expected) in [("a.b", true), ("a", false), ("a.b.c", false), ("", false)] {
+            let mut wanted = wanted(None, None, None);
+            wanted.thin = Some(crate::labels::Thin { repository: name.into(), layer: layer("x") });
+            assert_eq!(repository.ask(&wanted, Below::Unknown, &Way::ALL).is_some(), expected, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn an_absent_repository_is_an_error_and_an_empty_one_has_nothing() {
+        let repository = Repository::new();
+        let wanted = wanted(None, Some(layer("x")), None);
+        assert_eq!(repository.ask(&wanted, Below::Unknown, &Way::ALL), None);
+        let query = Query { wanted, below: Below::Unknown, ways: Way::ALL.to_vec(), repository: String::new() };
+        assert!(ask(&repository.0.path().join("absent"), &query).is_err());
+    }
+}
