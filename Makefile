@@ -57,6 +57,7 @@ smoke-engines: scenarios ## one test an engine; today the demo with every result
 	integration/demo/demo.py $(BIN) --check
 	@$(MAKE) --no-print-directory test-proxies PROFILE=$(PROFILE)
 	@$(MAKE) --no-print-directory test-second-reader PROFILE=$(PROFILE)
+	@$(MAKE) --no-print-directory test-s3 PROFILE=$(PROFILE) ROUNDS=3
 
 .PHONY: test-second-reader
 test-second-reader: PROFILE = dev
