@@ -83,6 +83,7 @@ bench: scenarios ## the figures of the design as ratios to a floor measured in t
 	integration/bench/convert.py $(BIN) --megabytes $(or $(MEGABYTES),1500) --largest $(or $(LARGEST),1000)
 	cargo build --locked --release -p cvmfs --example walk
 	integration/bench/walk.py $(BIN)
+	integration/bench/replicate.py $(BIN)
 
 .PHONY: bench-collect
 bench-collect: ## time and memory of a garbage collection among millions of objects (OBJECTS=10000000 ORPHANS=1000000)
