@@ -60,6 +60,7 @@ smoke-engines: scenarios ## one test an engine: the demo with every result check
 	integration/soak/snapshotter.py $(BIN) --starts 20 --count 5 --seed 1
 	@$(MAKE) --no-print-directory test-proxies PROFILE=$(PROFILE)
 	@$(MAKE) --no-print-directory test-second-reader PROFILE=$(PROFILE)
+	@$(MAKE) --no-print-directory test-s3 PROFILE=$(PROFILE) ROUNDS=3
 
 .PHONY: engines
 engines: scenarios
@@ -108,6 +109,7 @@ bench: scenarios ## the figures of the design as ratios to a floor measured in t
 	integration/bench/convert.py $(BIN) --megabytes $(or $(MEGABYTES),1500) --largest $(or $(LARGEST),1000)
 	cargo build --locked --release -p cvmfs --example walk
 	integration/bench/walk.py $(BIN)
+	integration/bench/replicate.py $(BIN)
 	@$(MAKE) --no-print-directory bench-snapshotter PROFILE=$(PROFILE)
 
 .PHONY: bench-snapshotter

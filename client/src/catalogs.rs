@@ -7,7 +7,7 @@
 //!
 //! Invariants
 //! - An attached catalog is open and locked in the cache, so it is neither evicted nor lost.
-//! - A nested catalog lies strictly below its parent's mountpoint, so nesting ends.
+//! - A nested catalog lies strictly below its parent's mountpoint, so nesting ends; it was written for that place.
 //! - A directory that its catalog calls a mountpoint without naming the catalog is an error, not empty.
 
 use std::collections::{HashMap, HashSet};
@@ -133,6 +133,12 @@ impl Attached {
         mountpoint: RepoPath,
         file: &Arc<File>,
     ) -> Result<Attached, CatalogError> {
+        // Only what is bound may come from another place; else a tree could be shown within itself.
+        if !catalog.mountpoint().is_root() && catalog.root_prefix() != catalog.mountpoint() {
+            let (here, there) = (catalog.mountpoint(), catalog.root_prefix());
+            let what = format!("it belongs to \"{there}\", and is referred to as the nested catalog of {here}");
+            return Err(CatalogError::Corrupt { path: catalog.file().to_owned(), what });
+        }
         // Without its root entry the rows belong elsewhere, and every directory would look empty.
         let root = catalog.lookup(catalog.root_prefix().key())?;
         if !root.is_some_and(|row| row.entry.is_directory()) {

@@ -78,6 +78,9 @@ pub struct Status {
     pub failovers: u64,
     /// Operations that ended in an I/O error.
     pub io_errors: u64,
+    /// Names that the kernel asked for.
+    #[serde(default)]
+    pub lookups: u64,
 }
 
 /// Directory of the sockets of this user.
@@ -206,6 +209,7 @@ fn status(mountpoint: &Path, fs: &FileSystem, updater: &Updater) -> Status {
         retries: stats.retries.get(),
         failovers: stats.failovers.get(),
         io_errors: stats.io_errors.get(),
+        lookups: stats.lookups.get(),
     }
 }
 

@@ -29,7 +29,7 @@ use cvmfs::object::{Compression, Inflater, ObjectError};
 use parking_lot::{Condvar, Mutex};
 
 use crate::cache::{CacheError, CacheKey, DiskCache, Partial};
-use crate::config::Config;
+use crate::config::{Config, NetworkLimits};
 use crate::stats::Stats;
 use http::{Sink, SinkError, Transport, TransportError};
 use throttle::Throttle;
@@ -145,6 +145,7 @@ pub struct Objects {
     cache: DiskCache,
     transport: Transport,
     external: Option<Transport>,
+    external_limits: NetworkLimits,
     flights: Mutex<HashMap<CacheKey, Arc<Flight>>>,
     throttle: Throttle,
     stats: Arc<Stats>,
@@ -160,6 +161,7 @@ impl Objects {
             cache: DiskCache::open_for(config.cache_sharing, &config.cache, config.cache_limit)?,
             transport: transport(config.network.clone(), config.limits, config.selection.clone()),
             external: config.external.clone().map(external),
+            external_limits: config.external_limits,
             flights: Mutex::default(),
             throttle: Throttle::default(),
             stats: stats.clone(),
@@ -179,6 +181,11 @@ impl Objects {
     /// The servers of external files.
     pub fn external(&self) -> Option<&Transport> {
         self.external.as_ref()
+    }
+
+    /// Timeouts and retries for external files.
+    pub fn external_limits(&self) -> NetworkLimits {
+        self.external_limits
     }
 
     /// Counters.

@@ -179,6 +179,7 @@ impl Filesystem for Fuse {
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name: Arc<[u8]> = name.as_bytes().into();
         let copy = name.clone();
+        self.fs.stats().lookups.add(1);
         let operation = move |fs: &FileSystem, parent, wait| Ok((parent, fs.lookup(parent, &copy, wait)?));
         self.answer("lookup", parent, reply, operation, move |fs, reply, result| match result {
             Ok((parent, Lookup::Found(node))) => {

@@ -36,6 +36,8 @@ pub struct Stats {
     pub retries: Counter,
     /// Times another server or proxy was chosen after a failure.
     pub failovers: Counter,
+    /// Names that the kernel asked for.
+    pub lookups: Counter,
     /// Files opened.
     pub opens: Counter,
     /// Directories opened.

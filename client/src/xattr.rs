@@ -261,10 +261,8 @@ impl FileSystem {
             "user.proxy_list_external" => {
                 self.objects().external().map(|t| print_proxies(t.routes().network())).unwrap_or_default()
             }
-            "user.external_timeout" => {
-                let external = self.objects().external().unwrap_or(transport);
-                seconds(external.routes().limits().timeout_proxy)
-            }
+            // As it is configured, whether or not there are external files.
+            "user.external_timeout" => seconds(self.objects().external_limits().timeout_proxy),
             "user.logbuffer" => crate::log::recent(),
             "user.timeout" => seconds(transport.routes().limits().timeout_proxy),
             "user.timeout_direct" => seconds(transport.routes().limits().timeout_direct),

@@ -369,17 +369,28 @@ fn owners_and_permissions_follow_the_configuration() {
     let world = World::new("updates-r3");
     let map = world.directory.path().join("map");
     std::fs::write(&map, "12 112\n").unwrap();
-    let map_option = format!("CVMFS_UID_MAP={}", map.display());
-    let me = nix::unistd::geteuid().as_raw();
-    for (options, uid, mode) in [
-        (&[][..], 12, 0o644),
-        (&["CVMFS_CLAIM_OWNERSHIP=yes"], me, 0o644),
-        (&[map_option.as_str()], 112, 0o644),
-        (&["CVMFS_WORLD_READABLE=yes"], 12, 0o644),
+    let rest = world.directory.path().join("rest");
+    std::fs::write(&rest, "0 100\n* 65534\n").unwrap();
+    let users = format!("CVMFS_UID_MAP={}", map.display());
+    let (other_users, groups) =
+        (format!("CVMFS_UID_MAP={}", rest.display()), format!("CVMFS_GID_MAP={}", rest.display()));
+    let me = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    for (options, owner, of_root) in [
+        (&[][..], (12, 34), (0, 0)),
+        (&["CVMFS_CLAIM_OWNERSHIP=yes"], me, me),
+        (&[users.as_str()], (112, 34), (0, 0)),
+        (&[groups.as_str()], (12, 65534), (0, 100)),
+        (&[other_users.as_str()], (65534, 34), (100, 0)),
+        (&[users.as_str(), groups.as_str()], (112, 65534), (0, 100)),
+        (&["CVMFS_WORLD_READABLE=yes"], (12, 34), (0, 0)),
     ] {
         let client = Client::open(&world, options).unwrap();
-        let attr = client.fs.attr(&client.node("/d/meta", Wait::Yes).unwrap());
-        assert_eq!((attr.uid, attr.mode & 0o7777), (uid, mode), "{options:?}");
+        for (path, owner) in [("/d/meta", owner), ("/d", of_root)] {
+            let attr = client.fs.attr(&client.node(path, Wait::Yes).unwrap());
+            assert_eq!((attr.uid, attr.gid), owner, "{path} with {options:?}");
+        }
+        let meta = client.fs.attr(&client.node("/d/meta", Wait::Yes).unwrap());
+        assert_eq!(meta.mode & 0o7777, 0o644, "{options:?}");
     }
     let world = World::new("updates-r2");
     let client = Client::open(&world, &["CVMFS_WORLD_READABLE=yes"]).unwrap();

@@ -218,7 +218,7 @@ fn every_information_attribute_has_a_sensible_value() {
         ("user.external_host", is("")),
         ("user.timeout", is("7")),
         ("user.timeout_direct", is("8")),
-        ("user.external_timeout", is("7")),
+        ("user.external_timeout", is("9")),
         ("user.nopen", above(2)),
         ("user.ndiropen", Box::new(number)),
         ("user.ndownload", above(2)),
@@ -397,8 +397,75 @@ fn mounts_of_several_repositories_share_a_cache_and_its_limit() {
     assert!(states.iter().all(|status| status.cache_used == states[0].cache_used), "one account for all");
     assert!(states.iter().any(|status| status.cache_evictions > 0), "the limit was never reached");
     assert!(states.iter().all(|status| status.cache_used <= LIMIT));
-    let requests: Vec<usize> = worlds.iter().map(|world| world.server.requests("")).collect();
-    assert!(requests.iter().all(|count| *count > 2));
+}
+
+#[test]
+fn a_second_mount_of_one_repository_downloads_nothing() {
+    if !has_fuse() {
+        return;
+    }
+    let world = World::new("hardlinks");
+    // What tells of the current revision is asked for each time.
+    let objects = || {
+        let named = [".cvmfspublished", ".cvmfswhitelist"].map(|name| world.server.requests(name));
+        world.server.requests("") - named.iter().sum::<usize>()
+    };
+    let first = world.mount(&["CVMFS_MAGIC_XATTRS_VISIBILITY=never"]);
+    assert_eq!(difference(&expected("hardlinks"), &actual(&first.path)), "");
+    let before = objects();
+    let path = world.directory.path().join("second");
+    std::fs::create_dir(&path).unwrap();
+    let output =
+        client().args(world.mount_arguments(&path, &["CVMFS_MAGIC_XATTRS_VISIBILITY=never"])).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let second = Mount { path };
+    assert_eq!(difference(&expected("hardlinks"), &actual(&second.path)), "");
+    assert_eq!((second.status().downloads, objects()), (0, before));
+    assert!(before > 5, "{before}");
+}
+
+#[test]
+fn objects_land_in_a_directory_of_the_repository_below_the_configured_base() {
+    if !has_fuse() {
+        return;
+    }
+    let world = World::new("hardlinks");
+    let base = world.directory.path().join("base");
+    let path = world.directory.path().join("mnt");
+    std::fs::create_dir(&path).unwrap();
+    let base_option = format!("CVMFS_CACHE_BASE={}", base.display());
+    let mut arguments = world.mount_arguments(&path, &[&base_option, "CVMFS_SHARED_CACHE=no"]);
+    let at = arguments.iter().position(|argument| argument == "--cache").unwrap();
+    arguments.drain(at..at + 2);
+    let output = client().args(arguments).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let mount = Mount { path };
+    read(&mount.join("hl/single")).unwrap();
+    let own = base.join("cvmfs-client").join(world.fqrn());
+    assert_eq!(mount.status().cache, own.display().to_string());
+    let object = expected("hardlinks")[&b"/hl/single"[..]]["object"].as_str().unwrap().to_owned();
+    assert!(own.join(&object[..2]).join(&object[2..]).is_file(), "{object}");
+    assert!(!base.join("cvmfs-client/shared").exists() && !world.cache().exists());
+}
+
+#[test]
+fn the_kernel_asks_again_each_time_when_it_may_keep_nothing() {
+    if !has_fuse() {
+        return;
+    }
+    let world = World::new("hardlinks");
+    for (timeout, keeps) in [("0", false), ("60", true)] {
+        let mount = world.mount(&[&format!("CVMFS_KCACHE_TIMEOUT={timeout}")]);
+        let file = mount.join("hl/single");
+        let look = || std::fs::symlink_metadata(&file).map(drop).unwrap();
+        look();
+        let before = mount.status().lookups;
+        (0..10).for_each(|_| look());
+        let asked = mount.status().lookups - before;
+        // Two names on the way.
+        assert!(if keeps { asked == 0 } else { asked >= 20 }, "{asked} lookups with {timeout} s");
+        mount.unmount();
+    }
 }
 
 #[test]

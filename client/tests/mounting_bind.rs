@@ -12,9 +12,11 @@ use common::published::{self, FQRN, Published};
 use common::{Mount, Server, client, has_fuse, read, unpack};
 use cvmfs::entry::{Entry, Flags};
 
-/// Root catalogs of the fixture `basic`: the newest, and that of tag v1, which has no nested catalogs.
+/// Root catalogs of the fixture `basic`: the newest, and that of tag v1, which has no nested catalogs; the nested catalog
+/// of `/many`.
 const NEWEST: &str = "e99b7612f31606a2c64e48982da260cd18e3628c";
 const V1: &str = "e29829bf9d55faed04482f7b244486e227e1ce4b";
+const MANY: &str = "f50f9851bab6c3fc0c7e94dfe79ea69769149146";
 
 /// A repository with these bind mountpoints (path, root catalog) that also holds all objects of `basic`.
 fn bound(rows: &[(&str, &str)]) -> Published {
@@ -118,10 +120,10 @@ fn nested_catalogs_win_over_bind_mountpoints() {
     let mut published = Published::new();
     let directory = Entry::directory("", published::meta(0o755));
     let flags = directory.flags.with(Flags::BIND_MOUNTPOINT).with(Flags::NESTED_MOUNTPOINT);
-    published.publish(vec![("/both", Entry { flags, ..directory })]);
+    published.publish(vec![("/many", Entry { flags, ..directory })]);
     published.rewrite_root(|database| {
-        database.execute("INSERT INTO bind_mountpoints VALUES ('/both', ?1, 0)", [V1]).unwrap();
-        database.execute("INSERT INTO nested_catalogs VALUES ('/both', ?1, 0)", [NEWEST]).unwrap();
+        database.execute("INSERT INTO bind_mountpoints VALUES ('/many', ?1, 0)", [V1]).unwrap();
+        database.execute("INSERT INTO nested_catalogs VALUES ('/many', ?1, 0)", [MANY]).unwrap();
     });
     let other = published.directory.path().join("other");
     std::fs::create_dir(&other).unwrap();
@@ -129,6 +131,14 @@ fn nested_catalogs_win_over_bind_mountpoints() {
     merge(&other.join("basic.fixture.example.org/data"), &published.served().join(FQRN).join("data"));
     let server = Server::start(&published.served());
     let mount = mount(&published, &server);
-    let value = xattr::get(mount.join("both"), "user.catalog_counters").unwrap().unwrap();
-    assert!(String::from_utf8(value).unwrap().starts_with(&format!("catalog_hash: {NEWEST}\n")));
+    let value = xattr::get(mount.join("many"), "user.catalog_counters").unwrap().unwrap();
+    assert!(String::from_utf8(value).unwrap().starts_with(&format!("catalog_hash: {MANY}\n")));
+    assert_eq!(std::fs::read_dir(mount.join("many")).unwrap().count(), names_in("/many"));
+}
+
+/// Number of names that the listing has directly below a directory.
+fn names_in(directory: &str) -> usize {
+    let below = format!("{directory}/");
+    let names = expected("basic").into_keys().filter(|path| path.starts_with(below.as_bytes()));
+    names.filter(|path| !path[below.len()..].contains(&b'/')).count()
 }

@@ -342,44 +342,45 @@ fn signed_root_catalogs_that_are_none_are_refused_and_not_kept() {
 }
 
 #[test]
-fn a_nested_catalog_that_refers_to_itself_or_outside_is_an_error_and_ends() {
+fn a_nested_catalog_at_itself_above_or_outside_is_an_error_and_ends() {
     if !has_fuse() {
         return;
     }
-    let mut published = Published::new();
-    let directory = cvmfs::entry::Entry::directory("", published::meta(0o755));
-    let nested = directory.flags.with(cvmfs::entry::Flags::NESTED_MOUNTPOINT);
-    let file = published.file(0o644, b"own");
-    published.publish(vec![("/file", file), ("/loop", cvmfs::entry::Entry { flags: nested, ..directory })]);
-    // The root catalog of the revision before, as if it were nested in this one: it names no such directory.
-    let before = std::fs::read_to_string(manifest(&published.served().join(FQRN))).map_err(|_| ());
-    let bytes = std::fs::read(manifest(&published.served().join(FQRN))).unwrap();
-    let hash =
-        before.map_or_else(|()| String::from_utf8_lossy(&bytes[1..41]).into_owned(), |text| text[1..41].to_owned());
-    published.rewrite_root(|db| {
-        for path in ["/loop", "", "/elsewhere/../x"] {
-            let _ = db.execute("INSERT INTO nested_catalogs VALUES (?1, ?2, 0)", (path, &hash)).unwrap();
+    // The reference to the root is of no use; the one to what is no path makes the catalog malformed.
+    for (path, refused) in [("/loop", false), ("", false), ("/elsewhere/../x", true)] {
+        let mut published = Published::new();
+        let directory = cvmfs::entry::Entry::directory("", published::meta(0o755));
+        let nested = directory.flags.with(cvmfs::entry::Flags::NESTED_MOUNTPOINT);
+        let file = published.file(0o644, b"own");
+        published.publish(vec![("/file", file), ("/loop", cvmfs::entry::Entry { flags: nested, ..directory })]);
+        // The root catalog of the revision before, as if it were nested in this one.
+        let before = std::fs::read(manifest(&published.served().join(FQRN))).unwrap();
+        let hash = String::from_utf8_lossy(&before[1..41]).into_owned();
+        published.rewrite_root(|db| {
+            db.execute("INSERT INTO nested_catalogs VALUES (?1, ?2, 0)", (path, &hash)).unwrap();
+        });
+        let server = Server::start(&published.served());
+        let mountpoint = published.directory.path().join("mnt");
+        std::fs::create_dir(&mountpoint).unwrap();
+        let output = common::client()
+            .args(["mount", FQRN])
+            .arg(&mountpoint)
+            .args(["--server-url", &server.repository(), "--config-dir", "/nonexistent", "--public-key"])
+            .arg(published.key())
+            .arg("--cache")
+            .arg(published.directory.path().join("cache"))
+            .output()
+            .unwrap();
+        assert_eq!(output.status.success(), !refused, "{path:?}: {output:?}");
+        if refused {
+            assert!(String::from_utf8_lossy(&output.stderr).contains("malformed"), "{path:?}: {output:?}");
+            continue;
         }
-    });
-    let server = Server::start(&published.served());
-    let path = published.directory.path().join("mnt");
-    std::fs::create_dir(&path).unwrap();
-    let output = common::client()
-        .args(["mount", FQRN])
-        .arg(&path)
-        .args(["--server-url", &server.repository(), "--config-dir", "/nonexistent", "--public-key"])
-        .arg(published.key())
-        .arg("--cache")
-        .arg(published.directory.path().join("cache"))
-        .output()
-        .unwrap();
-    // Either refused as a whole, or shown without an end to its loop.
-    if output.status.success() {
-        let mount = common::Mount { path };
+        let mount = common::Mount { path: mountpoint };
         assert_eq!(read(&mount.join("file")).unwrap(), b"own");
-        let _ = std::fs::read_dir(mount.join("loop")).map(|entries| entries.count());
-        assert!(mount.status().catalogs <= 2);
-    } else {
-        assert!(String::from_utf8_lossy(&output.stderr).contains("malformed"), "{output:?}");
+        let listing = std::fs::read_dir(mount.join("loop")).map(drop).map_err(|e| e.raw_os_error());
+        assert_eq!(listing, Err(Some(libc::EIO)), "{path:?}");
+        assert_eq!(read(&mount.join("loop/file")), Err(libc::EIO), "{path:?}");
+        assert!(mount.status().catalogs <= 2, "{path:?}");
     }
 }

@@ -478,13 +478,41 @@ fn servers_are_sorted_by_the_geo_api_and_counted_then() {
 }
 
 #[test]
-fn automatic_proxies_are_refused_with_what_to_do() {
-    let flags = client::config::Flags {
-        server_url: Some("http://server.invalid/repo".into()),
-        public_keys: vec!["/k.pub".into()],
-        proxy: Some("auto".into()),
-        ..Default::default()
+fn automatic_proxies_alone_are_refused_with_what_to_do_and_left_out_of_a_list() {
+    let load = |proxy: &str| {
+        let flags = client::config::Flags {
+            server_url: Some("http://server.invalid/repo".into()),
+            public_keys: vec!["/k.pub".into()],
+            proxy: Some(proxy.into()),
+            ..Default::default()
+        };
+        client::config::Config::load("a.example.org", "/nonexistent".as_ref(), &flags)
     };
-    let said = client::config::Config::load("a.example.org", "/nonexistent".as_ref(), &flags).unwrap_err().to_string();
-    assert!(said.contains("CVMFS_HTTP_PROXY=auto") && said.contains("a list of proxies"), "{said}");
+    for alone in ["auto", "auto;auto", " auto | auto ;"] {
+        let said = load(alone).unwrap_err().to_string();
+        assert!(said.contains("CVMFS_HTTP_PROXY=auto") || alone != "auto", "{said}");
+        assert!(said.contains("a list of proxies"), "{alone}: {said}");
+    }
+    for (list, expected) in [
+        ("auto;DIRECT", vec![vec![None]]),
+        ("auto|p:1;DIRECT", vec![vec![Some("http://p:1")], vec![None]]),
+        ("p:1;auto", vec![vec![Some("http://p:1")]]),
+    ] {
+        let config = load(list).unwrap();
+        let found: Vec<Vec<_>> =
+            config.network.proxies.iter().map(|group| group.iter().map(Option::as_deref).collect()).collect();
+        assert_eq!(found, expected, "{list}");
+        let remarks = client::config::table::remarks(&config.parameters).join("\n");
+        assert!(remarks.contains("auto is left out"), "{list}: {remarks}");
+    }
+}
+
+#[test]
+fn a_list_that_begins_with_automatic_proxies_is_used_from_its_next_group_on() {
+    let object = Object::new(16, 1000);
+    let (server, proxy) = (Scripted::new(Act::Serve).having(&object), Scripted::new(Act::Serve).having(&object));
+    for (list, counts) in [(format!("auto;{}", proxy.url()), (1, 0)), ("auto;DIRECT".to_owned(), (1, 1))] {
+        Getter::new(&server.repository(), &list, &[]).gets(&object);
+        assert_eq!((proxy.count(), server.count()), counts, "{list}");
+    }
 }

@@ -8,6 +8,7 @@ and lets anybody read objects, which is how cvmfs-client gets them. Times stand 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -170,30 +171,67 @@ def publish_and_mount(lab, repository, local, image_names):
     unmount_local()
 
 
-def two_publishers(lab, repository, rounds):
-    """Two at once, again and again, from machines of their own: both succeed, and nothing is lost."""
+def two_publishers(lab, repository, rounds, bucket):
+    """Two at once, again and again, from machines of their own: both succeed, and nothing is lost.
+
+    Leases make them wait for each other. In every other round they are taken away, so that only the condition on the write is left, and
+    the server takes its time with a manifest, so that the other one comes in between.
+    """
     expected = repository.images()
     before, catalogs = repository.revision(), repository.root_catalogs_in_reflog()
     states = [repository.state, repository.home / "state-of-another-machine"]
+    log, races, overtaken = lab.dir / "s3-server.log", 0, 0
     for number in range(rounds):
         names = [f"round-{number}-{which}" for which in "ab"]
         commands = [
             [*repository.command(state), "convert-image", f"oci:{image(lab, name)}", FQRN, "--as", f"rounds/{name}:1"]
             for name, state in zip(names, states)
         ]
-        running = [
-            subprocess.Popen([str(w) for w in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            for command in commands
-        ]
-        for name, process in zip(names, running):
-            said, _ = process.communicate(timeout=300)
-            lab.check(f"{name} is published", process.returncode == 0, laboratory.tail(said))
+        with contextlib.nullcontext() if number % 2 else race(bucket):
+            so_far = lost_races(log)
+            running = [
+                subprocess.Popen([str(w) for w in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                for command in commands
+            ]
+            for name, process in zip(names, running):
+                said, _ = process.communicate(timeout=300)
+                lab.check(f"{name} is published", process.returncode == 0, laboratory.tail(said))
+        if number % 2 == 0:
+            races, overtaken = races + 1, overtaken + (lost_races(log) > so_far)
         expected |= {f"rounds/{name}:1" for name in names}
         found = repository.images()
         lab.check(f"round {number}: nothing is lost", expected <= found, f"missing: {sorted(expected - found)[:5]}")
+    print(f"overtaken in {overtaken} of {races} rounds without leases", flush=True)
+    lab.check("without leases, one was overtaken at least once", overtaken > 0)
     lab.equal("each made a revision", repository.revision(), before + 2 * rounds)
     lab.check("the reflog has every one of them", repository.root_catalogs_in_reflog() >= catalogs + 2 * rounds)
     lab.equal("after the rounds the repository is sound", repository.check("--data"), 0)
+
+
+def lost_races(log):
+    """Writes of the reflog or the manifest that came too late, as the server says."""
+    lines = log.read_text().splitlines()
+    return sum(1 for line in lines if line.startswith("overtaken ") and line.endswith((".cvmfspublished", ".cvmfsreflog")))
+
+
+@contextlib.contextmanager
+def race(bucket):
+    """Takes the leases away all the time, which doc/COLLECTING.md calls harmless, and slows manifests down."""
+    leases, slow, done = bucket / FQRN / ".cvmfsleases", bucket.parent / "slow", threading.Event()
+
+    def take_away():
+        while not done.wait(0.002):
+            leases.unlink(missing_ok=True)
+
+    slow.touch()
+    thread = threading.Thread(target=take_away)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        slow.unlink()
 
 
 def start(repository, arguments, **environment):
@@ -284,7 +322,7 @@ def scenario():
         repository, local = InBucket(lab, args.bin, FQRN, port), Repository(lab, args.bin, f"local.{FQRN}")
         publish_and_mount(lab, repository, local, [f"{url}/demo/first:1"])
         whole, _ = timed(lambda: lab.run(*repository.publisher, "convert-image", f"{url}/demo/second:1", FQRN))
-        two_publishers(lab, repository, args.rounds)
+        two_publishers(lab, repository, args.rounds, root / BUCKET)
         killed(lab, repository, f"{url}/demo/killed:1", whole, args.kills, dice)
         cut_off(lab, repository, f"{url}/demo/cut:1", Faulty(port, dice), dice)
         wrong_settings(lab, repository)

@@ -46,6 +46,8 @@ pub struct Stratum0 {
     pub spool: PathBuf,
     /// The user who owns all of it.
     pub user: Option<String>,
+    /// What whoever publishes should know of its settings.
+    pub remarks: Vec<&'static str>,
     /// Hash algorithm of new objects.
     pub algorithm: Algorithm,
     /// Compression of file content.

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use cvmfs::check::{CheckError, Identity, Options, check};
+use cvmfs::check::{CheckError, Identity, Options, Report, check};
 use cvmfs::hash::{Algorithm, ContentHash};
 use cvmfs::repository::Revision;
 use cvmfs::scrub::scrub;
@@ -27,6 +27,7 @@ use crate::replicate;
 use crate::report::WishOutcome;
 use crate::serve::serve;
 use crate::source::Sources;
+use crate::status;
 use crate::tags::{self, Retagged};
 use crate::target::{InitOptions, Target, sign_whitelist_file};
 use crate::wishlist::{Lint, WishList};
@@ -325,18 +326,36 @@ fn check_repository(arguments: &cli::Check, paths: &Paths, json: bool) -> Result
     let mut options = Options::new(scratch.path());
     options.identity = Identity::Trusted(&anchor);
     options.reflog_checksum = reflog_checksum(&*store, paths);
+    let examine = || {
+        let mut report = check(&*store, &options)?;
+        if arguments.data {
+            let threads = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
+            report.merge(scrub(&*store, threads)?);
+        }
+        Ok(report)
+    };
     let unreadable = |e: CheckError| CommandError::repository(e).context(format!("cannot check {}", arguments.fqrn));
-    let mut report = check(&*store, &options).map_err(unreadable)?;
-    if arguments.data {
-        let threads = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
-        report.merge(scrub(&*store, threads).map_err(unreadable)?);
-    }
+    let examined = examine();
+    note_check(&*store, paths, examined.as_ref().is_ok_and(Report::is_sound));
+    let report = examined.map_err(unreadable)?;
     print_result(&if json {
         check_report::to_json(&report, &arguments.fqrn)
     } else {
         check_report::to_text(&report, &arguments.fqrn)
     })?;
     Ok(if report.is_sound() { ExitStatus::Success } else { ExitStatus::Failed })
+}
+
+/// Says in a stratum 0 of the reference tools when it was checked, and how that ended, as they do.
+pub(crate) fn note_check(store: &dyn Store, paths: &Paths, is_sound: bool) {
+    if paths.storage.stratum0().is_none() {
+        return;
+    }
+    let (date, word) = (status::date(UtcDateTime::now()), if is_sound { "succeeded" } else { "failed" });
+    // Whoever may read may check.
+    if let Err(error) = status::note(store, &[("last_check", &date), ("check_status", word)]) {
+        tracing::warn!(%error, "the check is not noted in {}", status::STATUS);
+    }
 }
 
 /// The hash of the reflog kept in our state, while a publish stands between its last two steps and for copies: it

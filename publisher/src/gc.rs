@@ -9,15 +9,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use cvmfs::gc::{Keep, Mode, Options, Plan, Swept};
 use cvmfs::hash::ObjectKind;
-use cvmfs::store::Listing;
 use indicatif::DecimalBytes;
 use serde::Serialize;
 use serde_json::Value;
 use time::UtcDateTime;
-use time::macros::format_description;
 
 use crate::failure::Failure;
-use crate::target::{STATUS, Target};
+use crate::status;
+use crate::target::Target;
 
 /// Which revisions are kept where nothing else is said: those of the last three days, as the reference tools do.
 pub const DEFAULT_KEEP: Duration = Duration::from_secs(3 * 24 * 3600);
@@ -155,7 +154,8 @@ pub fn collect(target: &Target, options: &CollectOptions) -> Result<Collected, F
     target.expect_reflog()?;
     let mut plan = mark(target.repository()?)?;
     let now = UtcDateTime::now();
-    announce(&*target.store, now)?;
+    // Before anything goes: that is how others know.
+    status::note(&*target.store, &[("last_gc", &status::date(now))])?;
     target.forget_if_collected()?;
     let seconds = now.unix_timestamp().max(0) as u64;
     plan.forget(Some(&target.signer), seconds, Some(&target.reflog_checksum()))?;
@@ -189,20 +189,4 @@ fn report(
         strangers: swept.strangers,
         seconds: start.elapsed().as_secs_f64(),
     })
-}
-
-/// Sets `last_gc` as the reference tools write it, before anything goes: that is how others know. The rest of the file
-/// stays as it is; one that is no JSON object begins anew, as monitors could not read it either.
-fn announce(store: &dyn Listing, now: UtcDateTime) -> Result<(), Failure> {
-    let date = format_description!(
-        "[weekday repr:short] [month repr:short] [day padding:space] [hour]:[minute]:[second] UTC [year]"
-    );
-    let text = now.format(date).map_err(|e| Failure::Content(e.to_string()))?;
-    let old = store.read(STATUS)?.and_then(|s| serde_json::from_slice(&s).ok());
-    let mut status = match old {
-        Some(Value::Object(status)) => status,
-        _ => serde_json::Map::new(),
-    };
-    status.insert("last_gc".into(), Value::String(text));
-    Ok(store.replace(STATUS, format!("{:#}\n", Value::Object(status)).as_bytes())?)
 }

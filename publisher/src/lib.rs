@@ -30,6 +30,7 @@ pub mod rows;
 pub mod serve;
 pub mod source;
 pub mod staging;
+pub mod status;
 pub mod storage;
 pub mod tags;
 pub mod target;

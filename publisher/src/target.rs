@@ -34,7 +34,7 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 use time::UtcDateTime;
 
-pub use self::collections::{STATUS, Traces};
+pub use self::collections::Traces;
 use self::keys::KeyFiles;
 pub use self::keys::sign_whitelist_file;
 pub use self::lease::{LeaseGuard, TERM};
@@ -173,6 +173,7 @@ impl Target {
         let algorithm = target.repository()?.algorithm();
         if let Some(stratum0) = target.paths.storage.stratum0() {
             stratum0.expect_ours(algorithm)?;
+            stratum0.remarks.iter().for_each(|remark| tracing::warn!(fqrn, "{remark}"));
         }
         keys::warn_of_expiry(&*target.store, &target.paths.keys, fqrn);
         target.forget_if_collected()?;

@@ -3,14 +3,18 @@
 use std::sync::Arc;
 
 use cvmfs::check::{Identity, Options, check};
-use cvmfs::hash::{ObjectId, ObjectKind};
+use cvmfs::hash::{ContentHash, ObjectId, ObjectKind};
 use cvmfs::object::Codec;
 use cvmfs::scrub::scrub;
+use cvmfs::store::names;
 use cvmfs::trust::Anchor;
-use image::reference::Wish;
-use publisher::cli::{Environment, PathOptions, Paths};
+use image::reference::{PublicName, Wish};
+use publisher::cli::{Check, Environment, PathOptions, Paths};
 use publisher::convert::{Converter, Request};
+use publisher::error::ExitStatus;
+use publisher::images;
 use publisher::progress::{Event, Progress};
+use publisher::repair;
 use publisher::report::{Outcome, Report};
 use publisher::source::Sources;
 use publisher::target::Target;
@@ -18,8 +22,9 @@ use registry::testing::TestRegistry;
 use registry::{Client, ClientConfig};
 use scenarios::image_builder::{Image, dir, file, opaque, whiteout};
 use scenarios::naive;
-use scenarios::repository::{flat_path, options_of_tests, wish};
-use scenarios::stock::{Stock, assert_only_added};
+use scenarios::repository::{downloads, flat_path, options_of_tests, outcomes, wish};
+use scenarios::stock::{CLIENT_LOCAL, Stock, assert_only_added};
+use scenarios::takeover;
 use scenarios::tree::{self, Tree};
 use time::UtcDateTime;
 
@@ -38,6 +43,11 @@ fn open(stock: &Stock) -> Target {
 }
 
 fn convert(target: &Target, wishes: &[String]) -> Report {
+    convert_as(target, &wishes.iter().map(|text| (text.clone(), None)).collect::<Vec<_>>())
+}
+
+/// The same, some with names of the operator's choice.
+fn convert_as(target: &Target, wishes: &[(String, Option<PublicName>)]) -> Report {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let client = Client::new(ClientConfig::default()).expect("a client");
     let converter = Converter {
@@ -46,11 +56,11 @@ fn convert(target: &Target, wishes: &[String]) -> Report {
         options: options_of_tests(),
         progress: Arc::new(Silent),
     };
-    let request = |(line, text): (usize, &String)| Request {
+    let request = |(line, (text, name)): (usize, &(String, Option<PublicName>))| Request {
         text: text.clone(),
         line: Some(line as u64 + 1),
         source: Wish::parse(text).expect("a wish"),
-        name: None,
+        name: name.clone(),
     };
     let requests: Vec<Request> = wishes.iter().enumerate().map(request).collect();
     converter.apply(&converter.plan(&requests).expect("a plan")).expect("a pass")
@@ -153,4 +163,62 @@ fn a_conversion_is_refused_before_it_fetches_anything_while_a_transaction_is_ope
     assert!(error.contains("cvmfs_server abort"), "{error}");
     assert_eq!(stock.files().len(), before.len());
     assert!(flag.exists());
+}
+
+/// Names of the automatic tags.
+fn automatic_tags(target: &Target) -> Vec<String> {
+    let history = target.repository().expect("trust").history(target.scratch()).expect("tags");
+    history.tags.into_iter().map(|tag| tag.name).filter(|name| name.starts_with("generic-")).collect()
+}
+
+/// Fails unless all that stands beside the storage fits the published revision.
+#[track_caller]
+fn assert_spool(stock: &Stock) {
+    let manifest = stock.manifest();
+    let reflog = ContentHash::of(manifest.root_catalog.algorithm, &stock.files()[names::REFLOG]);
+    assert_eq!(manifest.reflog, Some(reflog));
+    let files = stock.spool_files();
+    assert_eq!(files.keys().collect::<Vec<_>>(), ["client.local", "reflog.chksum"], "no lock, no flag, nothing else");
+    assert_eq!(files["reflog.chksum"], reflog.to_string());
+    assert_eq!(files["client.local"], format!("CVMFS_ROOT_HASH={}\n{CLIENT_LOCAL}", manifest.root_catalog));
+}
+
+#[test]
+fn what_the_existing_publisher_has_filled_is_repaired_and_converted_where_the_reference_tools_have_it() {
+    if !takeover::available() {
+        return;
+    }
+    let (registry, stock) = (TestRegistry::spawn(), Stock::new("ducc", ""));
+    takeover::Images::read().push_all(&registry);
+    let target = open(&stock);
+    let published = images::list(&target).expect("images");
+    assert!(published.len() == 4 && published.iter().all(|i| i.legacy), "{published:?}");
+    let (revision, tags) = (stock.manifest().revision, automatic_tags(&target));
+
+    let fqrn = stock.fqrn.clone();
+    let check = Check { fqrn, data: true, fix: true, dry_run: false, yes_change_live_layers: false };
+    assert_eq!(repair::fix(&check, &target, true).expect("a repair"), ExitStatus::Success);
+    assert_eq!(stock.manifest().revision, revision + 1, "one publish for all repairs");
+    assert_spool(&stock);
+    let after_repair = automatic_tags(&target);
+    assert_eq!(after_repair.len(), tags.len() + 1, "{after_repair:?}");
+
+    let wishes: Vec<(String, Option<PublicName>)> = takeover::wishes(&registry)
+        .into_iter()
+        .map(|(text, name)| (text, Some(PublicName::parse(&name).expect("a name of the fixture"))))
+        .collect();
+    let report = convert_as(&target, &wishes);
+    assert_eq!(outcomes(&report), [Outcome::Unchanged; 4], "{report:?}");
+    assert!(downloads(&registry).1 <= 4, "configs, and no blob of a layer: {:?}", downloads(&registry));
+    assert_eq!(report.wishes.iter().map(|w| w.layers.fetched).sum::<u64>(), 0);
+    assert_eq!(stock.manifest().revision, revision + 2, "records come in one publish");
+    assert_spool(&stock);
+    let after_conversion = automatic_tags(&target);
+    assert_eq!(after_conversion.len(), tags.len() + 2, "{after_conversion:?}");
+    assert_sound(&target);
+
+    registry.forget_requests();
+    assert_eq!(outcomes(&convert_as(&target, &wishes)), [Outcome::Unchanged; 4]);
+    assert_eq!((downloads(&registry), stock.manifest().revision), ((0, 0), revision + 2));
+    assert!(images::list(&target).expect("images").iter().all(|i| !i.legacy));
 }

@@ -5,12 +5,12 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use cvmfs::check::{Identity, Options, check};
 use cvmfs::gc::{self, Keep, Mode, Plan};
-use cvmfs::hash::{Algorithm, ContentHash, ObjectId};
+use cvmfs::hash::{Algorithm, ContentHash, ObjectId, ObjectKind};
 use cvmfs::reflog;
 use cvmfs::repository::{Repository, Revision};
 use cvmfs::signature::PublicKey;
@@ -19,11 +19,13 @@ use cvmfs::trust::Anchor;
 use publisher::failure::Failure;
 use publisher::gc::{CollectOptions, Collected, collect};
 use publisher::report::Outcome::{Added, Updated};
+use publisher::status::STATUS;
 use publisher::tags;
-use publisher::target::{STATUS, Target};
+use publisher::target::Target;
 use registry::testing::{Fault, TestRegistry};
 use scenarios::fixtures::{self, Fixture};
 use scenarios::image_builder::{Image, Layer, Member, Packing, file, noise};
+use scenarios::mounted::{self, Mounted};
 use scenarios::naive;
 use scenarios::repository::{Site, assert_flat, assert_outcome, wish};
 use time::UtcDateTime;
@@ -173,6 +175,48 @@ fn what_readers_see_stays_and_the_rest_goes() {
     tags::roll_back(&site.target, Some("second")).unwrap();
     site.assert_sound();
     assert!(site.tree("").keys().any(|path| path.ends_with(b"/v2-0")), "everything of the tag is there");
+}
+
+#[test]
+fn a_mount_with_an_empty_cache_reads_everything_while_collections_run() {
+    if !mounted::is_possible() {
+        return;
+    }
+    let scene = Scene::new();
+    let site = &scene.site;
+    // Readers of the revisions before are none of its business.
+    let expected = Mounted::new(site).tree();
+    let (reading, read, done) = (AtomicBool::new(false), AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let mount = Mounted::new(site);
+                reading.store(true, Ordering::Relaxed);
+                // Panics at the first error.
+                let tree = mount.tree();
+                reading.store(false, Ordering::Relaxed);
+                assert!(tree == expected, "another tree after {read:?} others");
+                read.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let (start, mut seed, mut during) = (Instant::now(), 0, 0);
+        while read.load(Ordering::Relaxed) < 3 || during < 5 {
+            assert!(!reader.is_finished() && start.elapsed() < Duration::from_secs(120), "{read:?} trees, {during}");
+            // What nothing refers to, so that there is always something to collect.
+            for _ in 0..300 {
+                seed += 1;
+                let bytes = noise(1_000_000 + seed, 500);
+                let orphan = ContentHash::of(Algorithm::Sha1, &bytes).object(ObjectKind::File);
+                site.target.store.put(orphan, &bytes).unwrap();
+            }
+            let before = reading.load(Ordering::Relaxed);
+            assert!(scene.collect().removed.objects >= 300);
+            during += u32::from(before && reading.load(Ordering::Relaxed));
+        }
+        done.store(true, Ordering::Relaxed);
+        reader.join().unwrap();
+    });
+    site.assert_sound();
 }
 
 #[test]

@@ -94,10 +94,30 @@ fn servers(p: &Parameters, fqrn: &str, name: &str, most: &str) -> Result<Vec<Str
     })
 }
 
+/// The member that asks for automatic discovery, of which we know nothing.
+const AUTO: &str = "auto";
+
+/// Parameters that list proxies.
+pub(super) const PROXY_LISTS: [&str; 4] =
+    ["CVMFS_HTTP_PROXY", "CVMFS_FALLBACK_PROXY", "CVMFS_EXTERNAL_HTTP_PROXY", "CVMFS_EXTERNAL_FALLBACK_PROXY"];
+
+/// Whether a list of proxies asks for some that are to be discovered.
+pub(super) fn asks_for_discovery(list: &str) -> bool {
+    members(list).any(|member| member == AUTO)
+}
+
+fn members(list: &str) -> impl Iterator<Item = &str> {
+    list.split([';', '|']).map(str::trim).filter(|member| !member.is_empty())
+}
+
 /// Groups separated by `;`, members by `|`. Fallback groups come last; with them no group is direct.
 fn proxies(p: &Parameters, fqrn: &str, main: &str, fallback: &str) -> Result<Vec<Vec<Option<String>>>, ConfigError> {
-    let mut all = groups(p, fqrn, main)?;
-    let last = groups(p, fqrn, fallback)?;
+    let mut all = groups(p, fqrn, main);
+    let last = groups(p, fqrn, fallback);
+    // The connection must not become direct because nothing else is understood.
+    if all.is_empty() && last.is_empty() && asks_for_discovery(p.effective(main)) {
+        return Err(p.wrong(main, "a list of proxies; automatic discovery is not supported"));
+    }
     if !last.is_empty() {
         all.extend(last);
         all.iter_mut().for_each(|group| group.retain(Option::is_some));
@@ -109,24 +129,15 @@ fn proxies(p: &Parameters, fqrn: &str, main: &str, fallback: &str) -> Result<Vec
     Ok(all)
 }
 
-fn groups(p: &Parameters, fqrn: &str, name: &str) -> Result<Vec<Vec<Option<String>>>, ConfigError> {
+fn groups(p: &Parameters, fqrn: &str, name: &str) -> Vec<Vec<Option<String>>> {
     let text = p.text(name, fqrn).unwrap_or_default();
-    let mut groups = Vec::new();
-    for group in text.split(';') {
-        let mut members = Vec::new();
-        for proxy in group.split('|').map(str::trim).filter(|proxy| !proxy.is_empty()) {
-            members.push(match proxy {
-                "DIRECT" => None,
-                "auto" => return Err(p.wrong(name, "a list of proxies; automatic discovery is not supported")),
-                proxy if proxy.contains("://") => Some(proxy.to_owned()),
-                proxy => Some(format!("http://{proxy}")),
-            });
-        }
-        if !members.is_empty() {
-            groups.push(members);
-        }
-    }
-    Ok(groups)
+    let member = |proxy: &str| match proxy {
+        "DIRECT" => None,
+        proxy if proxy.contains("://") => Some(proxy.to_owned()),
+        proxy => Some(format!("http://{proxy}")),
+    };
+    let group = |group| members(group).filter(|proxy| *proxy != AUTO).map(member).collect::<Vec<_>>();
+    text.split(';').map(group).filter(|group| !group.is_empty()).collect()
 }
 
 #[cfg(test)]
@@ -152,6 +163,9 @@ mod tests {
                 &[("CVMFS_HTTP_PROXY", "p1;DIRECT"), ("CVMFS_FALLBACK_PROXY", "f")],
                 vec![vec![some("http://p1")], vec![some("http://f")]],
             ),
+            (&[("CVMFS_HTTP_PROXY", "auto;DIRECT")], vec![vec![None]]),
+            (&[("CVMFS_HTTP_PROXY", "auto;p1|auto;auto;p2")], vec![vec![some("http://p1")], vec![some("http://p2")]]),
+            (&[("CVMFS_HTTP_PROXY", "auto"), ("CVMFS_FALLBACK_PROXY", "f")], vec![vec![some("http://f")]]),
             (&[("CVMFS_HTTP_PROXY", "")], vec![vec![None]]),
             (&[], vec![vec![None]]),
         ] {

@@ -6,7 +6,7 @@
 //! is warned about together with the nearest name that is.
 
 use super::parameters::parse_flag;
-use super::{Origin, Parameters};
+use super::{Origin, Parameters, network};
 
 /// What kind of value a parameter takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,6 +241,9 @@ pub fn remarks(parameters: &Parameters) -> Vec<String> {
             {
                 remarks.push(format!("{name}={value} ({origin}) has no effect: {why}"));
             }
+            Some(_) if network::PROXY_LISTS.contains(&name) && network::asks_for_discovery(value) => {
+                remarks.push(format!("{name}={value} ({origin}): proxies are not discovered, auto is left out"));
+            }
             Some(_) => {}
         }
     }
@@ -341,6 +344,8 @@ mod tests {
             ("CVMFS_CACHE_PRIMARY", "default", None),
             ("CVMFS_CACHE_ram_TYPE", "ram", Some("one kind of cache")),
             ("CVMFS_DNS_SERVER", "127.0.0.1", None),
+            ("CVMFS_HTTP_PROXY", "auto;DIRECT", Some("CVMFS_HTTP_PROXY=auto;DIRECT (from -o): proxies are not")),
+            ("CVMFS_HTTP_PROXY", "http://automatic:3128;DIRECT", None),
             ("CVMFS_TIMEOUT", "3", None),
             ("SITE_VARIABLE", "3", None),
         ] {

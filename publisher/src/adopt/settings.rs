@@ -83,6 +83,7 @@ impl Reader<'_> {
             storage: self.storage()?,
             spool,
             user: self.get("CVMFS_USER").map(str::to_owned),
+            remarks: self.remarks(),
             algorithm: self
                 .parsed::<Algorithm>("CVMFS_HASH_ALGORITHM", "sha1, rmd160 or shake128")?
                 .unwrap_or_default(),
@@ -97,6 +98,21 @@ impl Reader<'_> {
                     .then(|| AutoTags { timespan: self.get("CVMFS_AUTO_TAG_TIMESPAN").map(str::to_owned) }),
             },
         })
+    }
+
+    /// Wishes that a publish of ours leaves for the next one of the tools.
+    fn remarks(&self) -> Vec<&'static str> {
+        let wishes = [
+            (
+                "CVMFS_VIRTUAL_DIR",
+                "CVMFS_VIRTUAL_DIR=true: tags of this publish appear in /.cvmfs/snapshots with the next cvmfs_server publish",
+            ),
+            (
+                "CVMFS_AUTOCATALOGS",
+                "CVMFS_AUTOCATALOGS=true: catalogs are split by our own rules, those that the tools have split are left as they are",
+            ),
+        ];
+        wishes.into_iter().filter(|(name, _)| self.is_set(name)).map(|(_, remark)| remark).collect()
     }
 
     fn codec(&self) -> Result<Codec, AdoptError> {
@@ -205,6 +221,14 @@ mod tests {
         assert_eq!(adopted("CVMFS_HASH_ALGORITHM=rmd160").algorithm, Algorithm::Rmd160);
         assert_eq!(adopted("CVMFS_AUTO_TAG=true").policy.auto_tags, Some(AutoTags { timespan: None }));
         assert_eq!(adopted("CVMFS_AUTO_TAG=false").policy.auto_tags, None);
+        for (settings, names) in [
+            ("", &[][..]),
+            ("CVMFS_VIRTUAL_DIR=false\nCVMFS_AUTOCATALOGS=false", &[]),
+            ("CVMFS_VIRTUAL_DIR=true\nCVMFS_AUTOCATALOGS=true", &["CVMFS_VIRTUAL_DIR=true", "CVMFS_AUTOCATALOGS=true"]),
+        ] {
+            let remarks = adopted(settings).remarks;
+            assert_eq!(remarks.iter().map(|r| r.split(':').next().unwrap()).collect::<Vec<_>>(), names);
+        }
         assert_eq!(adopted("CVMFS_GARBAGE_COLLECTION=false").policy.garbage_collectable, Some(false));
         let sizes =
             "CVMFS_USE_FILE_CHUNKING=true\nCVMFS_MIN_CHUNK_SIZE=40\nCVMFS_AVG_CHUNK_SIZE=50\nCVMFS_MAX_CHUNK_SIZE=60";

@@ -10,7 +10,7 @@ use time::UtcDateTime;
 use super::{Live, apply, plan, to_json, to_text};
 use crate::check_report;
 use crate::cli::{Check, print_result};
-use crate::command::reflog_checksum;
+use crate::command::{note_check, reflog_checksum};
 use crate::error::{CommandError, ExitStatus};
 use crate::failure::Failure;
 use crate::target::Target;
@@ -35,6 +35,7 @@ pub fn fix(arguments: &Check, target: &Target, json: bool) -> Result<ExitStatus,
     let revision = apply(target, &intended)
         .map_err(|e| e.into_command_error().context(format!("cannot repair {}", target.fqrn)))?;
     let after = examine(target, arguments.data)?;
+    note_check(&*target.store, &target.paths, after.is_sound());
     let rest = planned(&after)?;
     rest.note_damage(target).map_err(Failure::into_command_error)?;
     if json {

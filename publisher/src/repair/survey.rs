@@ -252,8 +252,9 @@ impl Surveyor<'_> {
             self.repair(Fault::LayerFormat, at, what, Action::Format { layer, format });
         }
         if whiteouts > 0 && !has_copy {
-            let what =
-                format!("{whiteouts} files .wh.* are whiteouts in a copy beside; the layer itself stays as it is");
+            let what = format!(
+                "{whiteouts} files .wh.* are whiteouts in a copy beside; the layer itself stays as it is, unless --yes-change-live-layers"
+            );
             let content = reference.expect("it was counted in it");
             self.beside.insert(layer);
             self.repair(Fault::Whiteouts, at, what, Action::Beside { layer, content, format: overlay, record });

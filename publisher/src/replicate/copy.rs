@@ -26,13 +26,12 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
 use time::UtcDateTime;
-use time::macros::format_description;
 
 use super::error::ReplicateError;
+use crate::status::{self, date};
 
 const IS_SNAPSHOTTING: &str = ".cvmfs_is_snapshotting";
 const LAST_SNAPSHOT: &str = ".cvmfs_last_snapshot";
-const STATUS: &str = ".cvmfs_status.json";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// A copy that is being worked on; its lock goes with it.
@@ -152,23 +151,10 @@ impl Copy {
     pub(super) fn finish(self, now: UtcDateTime) -> Result<(), ReplicateError> {
         let date = date(now);
         self.store.replace(LAST_SNAPSHOT, format!("{date}\n").as_bytes())?;
-        let status = self.store.read(STATUS)?.unwrap_or_default();
-        let mut status: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_slice(&status).unwrap_or_default();
-        status.insert("last_snapshot".into(), date.into());
-        let status = serde_json::to_string_pretty(&status).expect("a map of JSON values is JSON");
-        self.store.replace(STATUS, format!("{status}\n").as_bytes())?;
+        status::note(&self.store, &[("last_snapshot", &date)])?;
         let marker = self.store.root().join(IS_SNAPSHOTTING);
         fs::remove_file(&marker).map_err(ReplicateError::io("remove", marker))
     }
-}
-
-/// What `date --utc` prints.
-fn date(now: UtcDateTime) -> String {
-    let format = format_description!(
-        "[weekday repr:short] [month repr:short] [day padding:space] [hour]:[minute]:[second] UTC [year]"
-    );
-    now.format(format).expect("every time has these components")
 }
 
 fn lock(directory: &Path, path: &Path) -> Result<Flock<File>, ReplicateError> {
@@ -259,16 +245,4 @@ fn write_durably(path: &Path, content: &[u8]) -> std::io::Result<()> {
     file.as_file().sync_all()?;
     file.persist(path)?;
     File::open(directory)?.sync_all()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dates_are_as_the_stock_tools_write_them() {
-        let at = |seconds| date(UtcDateTime::from_unix_timestamp(seconds).unwrap());
-        assert_eq!(at(1_795_292_457), "Sat Nov 21 20:20:57 UTC 2026");
-        assert_eq!(at(1_793_663_999), "Mon Nov  2 23:59:59 UTC 2026");
-    }
 }

@@ -15,9 +15,8 @@ use cvmfs::store::{Listing, names};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
+use crate::status::STATUS;
 
-/// What the reference tools keep for people and monitors.
-pub const STATUS: &str = ".cvmfs_status.json";
 const SCHEMA: u32 = 1;
 const FILE: &str = "collections.json";
 

@@ -83,3 +83,48 @@ fn without_the_master_key_all_works_but_signing() {
     ran.ok();
     stock.assert_sound();
 }
+
+#[test]
+fn nothing_is_published_over_what_is_forged() {
+    let stock = Stock::new("updates-r4", "");
+    let (manifest, whitelist_file) = (stock.storage.join(names::MANIFEST), stock.storage.join(names::WHITELIST));
+    let sound = (fs::read(&manifest).unwrap(), fs::read(&whitelist_file).unwrap());
+    let list = whitelist(&stock);
+    let flip = |bytes: &[u8]| {
+        let mut bytes = bytes.to_vec();
+        *bytes.last_mut().unwrap() ^= 1;
+        bytes
+    };
+    let other_key = seal(&list.print(), Algorithm::Sha1, &PrivateKey::generate().unwrap(), Scheme::Raw).unwrap();
+    let mut other_certificate = list;
+    other_certificate.fingerprints = vec![ContentHash::of(Algorithm::Sha1, b"another machine")];
+    let master = fs::read_to_string(stock.keys().join(format!("{}.masterkey", stock.fqrn))).unwrap();
+    let master = PrivateKey::from_pem(&master).unwrap();
+    let other_certificate = seal(&other_certificate.print(), Algorithm::Sha1, &master, Scheme::Raw).unwrap();
+    for (what, forged, reason) in [
+        ("a bit of the manifest's signature", (flip(&sound.0), sound.1.clone()), "is not signed by its certificate"),
+        (
+            "a bit of the whitelist's signature",
+            (sound.0.clone(), flip(&sound.1)),
+            "is signed by none of the 1 trusted master keys",
+        ),
+        (
+            "a whitelist signed by another key",
+            (sound.0.clone(), other_key),
+            "is signed by none of the 1 trusted master keys",
+        ),
+        ("a whitelist with another certificate", (sound.0.clone(), other_certificate), "is not on its whitelist"),
+    ] {
+        fs::write(&manifest, &forged.0).unwrap();
+        fs::write(&whitelist_file, &forged.1).unwrap();
+        let before = stock.files();
+        let ran = stock.ingest("new", &[("a", b"never stored")]);
+        assert_eq!(ran.status, Some(4), "{what}: {}", ran.stderr);
+        assert!(ran.stderr.contains(reason), "{what}: {}", ran.stderr);
+        assert!(stock.files() == before, "{what}: something was stored");
+    }
+    fs::write(&manifest, &sound.0).unwrap();
+    fs::write(&whitelist_file, &sound.1).unwrap();
+    stock.ingest("new", &[("a", b"never stored")]).ok();
+    stock.assert_sound();
+}

@@ -32,13 +32,23 @@ impl Ran {
     }
 }
 
+fn ran(command: &mut Command) -> Ran {
+    let output = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ran { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
 impl Stock {
-    /// The program on this machine. It is told nothing of where the repository is.
+    /// The program on this machine, with answers for programs.
     pub fn command(&self, arguments: &[&str]) -> Command {
+        self.plain_command(&[&["--json"], arguments].concat())
+    }
+
+    /// The program on this machine. It is told nothing of where the repository is.
+    pub fn plain_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cvmfs-publisher"));
         command
             .env("CVMFS_PUBLISHER_CONFIG_DIR", &self.etc)
-            .arg("--json")
             .arg("--state")
             .arg(&self.state)
             .args(arguments)
@@ -49,9 +59,12 @@ impl Stock {
     }
 
     pub fn run(&self, arguments: &[&str]) -> Ran {
-        let output = self.command(arguments).output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        Ran { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+        ran(&mut self.command(arguments))
+    }
+
+    /// Runs it with answers for people.
+    pub fn run_plain(&self, arguments: &[&str]) -> Ran {
+        ran(&mut self.plain_command(arguments))
     }
 
     /// Ingests files below a directory.

@@ -2,6 +2,7 @@
 
 mod named;
 mod objects;
+mod overtaken;
 mod program;
 mod server;
 mod world;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use axum::http::{Method, StatusCode};
 use cvmfs::hash::ObjectId;
@@ -77,6 +77,7 @@ fn uploads_run_side_by_side_and_an_object_is_sent_once() {
     let world = World::new();
     let store = world.store();
     let objects: Vec<_> = (0..200).map(|seed| object(seed, 2000)).collect();
+    world.controls.slow_down(Duration::from_millis(20));
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| put_all(&store, &objects));
@@ -84,6 +85,8 @@ fn uploads_run_side_by_side_and_an_object_is_sent_once() {
     });
     store.flush().unwrap();
     assert_eq!(world.controls.take_requests(&Method::PUT, "/data/"), objects.len());
+    let most = world.controls.most_uploads();
+    assert!((2..=world.settings().connections).contains(&most), "{most} at once");
     assert!(objects.iter().all(|(id, bytes)| read(&store, *id) == *bytes));
 }
 

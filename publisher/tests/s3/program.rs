@@ -8,20 +8,20 @@ use axum::http::{Method, StatusCode};
 use crate::server::{Fault, FaultKind};
 use crate::world::World;
 
-const FQRN: &str = "images.example.org";
+pub const FQRN: &str = "images.example.org";
 
-fn text(output: &Output) -> String {
+pub fn text(output: &Output) -> String {
     let both = [&output.stdout[..], &output.stderr].concat();
     String::from_utf8_lossy(&both).into_owned()
 }
 
-fn succeeds(world: &World, home: &std::path::Path, arguments: &[&str]) -> String {
+pub fn succeeds(world: &World, home: &std::path::Path, arguments: &[&str]) -> String {
     let output = world.program(home, arguments);
     assert!(output.status.success(), "{arguments:?}: {}", text(&output));
     text(&output)
 }
 
-fn archive(home: &std::path::Path, name: &str) {
+pub fn archive(home: &std::path::Path, name: &str) {
     let file = fs::File::create(home.join(name)).unwrap();
     let mut tar = tar::Builder::new(file);
     for i in 0..50 {

@@ -6,7 +6,8 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::error_handling::HandleErrorLayer;
@@ -30,18 +31,28 @@ use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
 
 /// What a test can do to the server, and see of it.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Controls {
     /// Consumed one by one by the requests that they fit.
     faults: Mutex<Vec<Fault>>,
     conditions: Mutex<Conditions>,
-    /// Requests answered so far, by method and path.
+    /// What somebody else does in an ambush.
+    ambush: Mutex<Option<Ambush>>,
+    /// Requests so far, by method and path.
     seen: Mutex<Vec<(Method, String)>>,
+    /// Paths of writes whose condition did not hold.
+    overtaken: Mutex<Vec<String>>,
     /// Headers of the last upload of each key.
     uploads: Mutex<Vec<(String, HeaderMap)>>,
-    requests: AtomicU64,
+    /// How long each upload of an object takes at least.
+    delay: Mutex<Duration>,
+    /// Uploads of objects under way, and the most that there were at once.
+    under_way: (AtomicUsize, AtomicUsize),
     named_files: tokio::sync::Mutex<()>,
 }
+
+/// Something that happens before a request is looked at.
+type Ambush = Box<dyn FnMut() + Send>;
 
 /// What happens to one request.
 #[derive(Debug, Clone)]
@@ -62,6 +73,8 @@ pub enum FaultKind {
     Refused(StatusCode),
     /// The server does what it is asked, and answers as if it had not.
     AnswerLost,
+    /// Before the server does what it is asked, somebody else does something ([`Controls::ambush`]).
+    Ambushed,
 }
 
 /// What the server makes of conditions on writes.
@@ -83,6 +96,11 @@ impl Controls {
         self.faults.lock().extend(faults);
     }
 
+    /// Sets what happens in an ambush.
+    pub fn ambush(&self, ambush: impl FnMut() + Send + 'static) {
+        *self.ambush.lock() = Some(Box::new(ambush));
+    }
+
     /// Faults that no request has met.
     pub fn faults_left(&self) -> usize {
         self.faults.lock().len()
@@ -91,6 +109,22 @@ impl Controls {
     /// Ends all faults.
     pub fn clear(&self) {
         self.faults.lock().clear();
+        *self.ambush.lock() = None;
+    }
+
+    /// Lets uploads of objects take their time.
+    pub fn slow_down(&self, delay: Duration) {
+        *self.delay.lock() = delay;
+    }
+
+    /// The most uploads of objects that were under way at once.
+    pub fn most_uploads(&self) -> usize {
+        self.under_way.1.load(Ordering::Relaxed)
+    }
+
+    /// Writes of a file whose condition did not hold.
+    pub fn overtaken(&self, name: &str) -> usize {
+        self.overtaken.lock().iter().filter(|path| path.ends_with(name)).count()
     }
 
     /// Sets what conditions are worth from now on.
@@ -183,7 +217,6 @@ pub async fn serve(listener: TcpListener, router: Router) {
 
 async fn between(State(controls): State<Arc<Controls>>, request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    controls.requests.fetch_add(1, Ordering::Relaxed);
     controls.seen.lock().push((method.clone(), path.clone()));
     if method == Method::PUT {
         let mut uploads = controls.uploads.lock();
@@ -195,8 +228,21 @@ async fn between(State(controls): State<Arc<Controls>>, request: Request, next: 
         let found = faults.iter().position(|fault| fault.method == method && path.contains(fault.path));
         found.map(|at| faults.remove(at).kind)
     };
-    if let Some(FaultKind::Refused(status)) = fault {
-        return status.into_response();
+    match fault {
+        Some(FaultKind::Refused(status)) => return status.into_response(),
+        Some(FaultKind::Ambushed) => {
+            let controls = controls.clone();
+            let ambush = move || {
+                // Not locked meanwhile: it may set the next one.
+                let ambush = controls.ambush.lock().take();
+                if let Some(mut ambush) = ambush {
+                    ambush();
+                    controls.ambush.lock().get_or_insert(ambush);
+                }
+            };
+            tokio::task::spawn_blocking(ambush).await.expect("an ambush that works");
+        }
+        Some(FaultKind::AnswerLost) | None => {}
     }
     let conditions = *controls.conditions.lock();
     let conditional = [header::IF_MATCH, header::IF_NONE_MATCH].iter().any(|name| request.headers().contains_key(name));
@@ -207,9 +253,20 @@ async fn between(State(controls): State<Arc<Controls>>, request: Request, next: 
     let answer = if named {
         let _one_at_a_time = controls.named_files.lock().await;
         next.run(request).await
+    } else if method == Method::PUT {
+        let (now, most) = &controls.under_way;
+        most.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+        let delay = *controls.delay.lock();
+        tokio::time::sleep(delay).await;
+        let answer = next.run(request).await;
+        now.fetch_sub(1, Ordering::Relaxed);
+        answer
     } else {
         next.run(request).await
     };
+    if answer.status() == StatusCode::PRECONDITION_FAILED {
+        controls.overtaken.lock().push(path);
+    }
     match fault {
         Some(FaultKind::AnswerLost) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         _ => answer,

@@ -1,7 +1,9 @@
 //! A server of its own for each test, and stores that use it.
 
 use std::fs;
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +23,7 @@ pub const SECRET_KEY: &str = "only for tests";
 /// A running server.
 pub struct World {
     pub controls: Arc<Controls>,
-    pub address: std::net::SocketAddr,
+    pub address: SocketAddr,
     // Stopped before its directory goes.
     _runtime: Runtime,
     directory: TempDir,
@@ -76,18 +78,23 @@ impl World {
     }
 
     /// Runs the publisher's program against the server, as an operator would.
-    pub fn program(&self, home: &std::path::Path, arguments: &[&str]) -> std::process::Output {
-        std::process::Command::new(env!("CARGO_BIN_EXE_cvmfs-publisher"))
-            .args(["--storage", &format!("s3://{BUCKET}/{PREFIX}")])
-            .args(["--keys", "keys", "--state", "state"])
-            .args(arguments)
-            .current_dir(home)
-            .env("AWS_ENDPOINT_URL", format!("http://{}", self.address))
-            .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-            .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-            .output()
-            .unwrap()
+    pub fn program(&self, home: &Path, arguments: &[&str]) -> Output {
+        program(self.address, home, arguments)
     }
+}
+
+/// The same where only the server's address is at hand.
+pub fn program(address: SocketAddr, home: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_cvmfs-publisher"))
+        .args(["--storage", &format!("s3://{BUCKET}/{PREFIX}")])
+        .args(["--keys", "keys", "--state", "state"])
+        .args(arguments)
+        .current_dir(home)
+        .env("AWS_ENDPOINT_URL", format!("http://{address}"))
+        .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+        .output()
+        .unwrap()
 }
 
 /// Content that does not repeat, and the name of its object.

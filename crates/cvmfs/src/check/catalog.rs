@@ -13,7 +13,7 @@ use crate::catalog::counters::Counters;
 use crate::catalog::reader::open_immutable;
 use crate::catalog::{CatalogError, NestedRef};
 use crate::entry::{Entry, Flags};
-use crate::manifest::Manifest;
+use crate::manifest::{DEFAULT_TTL, Manifest};
 use crate::path::RepoPath;
 use crate::traversal::{Descend, Loaded, Loader, TraversalError, Visit, has_write_ahead_log, walk};
 
@@ -206,7 +206,9 @@ impl Tree<'_> {
             let expected = format!("{modified} or later");
             self.report.add_expecting(Rule::ManifestTime, place, expected, self.manifest.published);
         }
-        if let Some(ttl) = catalog.ttl()?.filter(|ttl| *ttl != self.manifest.ttl) {
+        // Clients take the default where the catalog says nothing; the tools leave it out until the first publish.
+        let ttl = catalog.ttl()?.unwrap_or(DEFAULT_TTL);
+        if ttl != self.manifest.ttl {
             self.report.add_expecting(Rule::ManifestTtl, place, ttl, self.manifest.ttl);
         }
         Ok(())

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::{OpenCatalog, Transaction, TransactionOptions};
 use crate::catalog::writer::CatalogWriter;
 use crate::history::History;
-use crate::manifest::Manifest;
+use crate::manifest::{DEFAULT_TTL, Manifest};
 use crate::path::RepoPath;
 use crate::reflog;
 use crate::repair::{Findings, Tools, apply, mend, reflog_refs};
@@ -35,7 +35,7 @@ impl Transaction {
         let base = Manifest {
             revision: manifest.revision.max(root.revision),
             published: manifest.published.max(root.last_modified),
-            ttl: root.ttl.unwrap_or(manifest.ttl),
+            ttl: root.ttl.unwrap_or(DEFAULT_TTL),
             ..manifest.clone()
         };
         let writer = CatalogWriter::open(root.file.path())?;

@@ -66,7 +66,13 @@ pub const CASES: &[Case] = &[
     }),
     (&[Rule::ManifestRevision], LINKS, "S one lower", |l| { l.manifest.revision -= 1; l.sign(); }),
     (&[Rule::ManifestTime], LINKS, "T a day earlier", |l| { l.manifest.published -= 86400; l.sign(); }),
-    (&[Rule::ManifestTtl], LINKS, "another D", |l| { l.manifest.ttl = 900; l.sign(); }),
+    (&[Rule::ManifestTtl], LINKS, "D higher than TTL of the root catalog", |l| { l.manifest.ttl = 900; l.sign(); }),
+    (&[Rule::ManifestTtl], LINKS, "D lower than TTL of the root catalog", |l| { l.manifest.ttl = 60; l.sign(); }),
+    (&[Rule::ManifestTtl], LINKS, "no TTL in the root catalog, and D is not the default", |l| {
+        l.catalog("/", "DELETE FROM properties WHERE key = 'TTL'");
+        l.manifest.ttl = 900;
+        l.sign();
+    }),
     (&[Rule::Certificate], LINKS, "the object is missing", |l| l.remove(l.manifest.certificate.unwrap().object(ObjectKind::Certificate))),
     (&[Rule::Certificate], LINKS, "no X", |l| { l.manifest.certificate = None; l.sign(); }),
     (&[Rule::CertificateTrust], LINKS, "the whitelist has another fingerprint", |l| {

@@ -139,8 +139,10 @@ fn damaged_fixtures_are_repaired_where_the_catalogs_are_at_fault() {
 #[test]
 fn what_is_sound_is_left_alone() {
     let keys = Keys::generate();
-    let older: [fn(&mut Laboratory<'_>); 2] = [
+    let older: [fn(&mut Laboratory<'_>); 3] = [
         |_| {},
+        // As before the first publish; D has the default.
+        |l| l.catalog("/", "DELETE FROM properties WHERE key = 'TTL'"),
         // Revision 4 of the schema counted no special files.
         |l| {
             l.catalog(
@@ -151,7 +153,8 @@ fn what_is_sound_is_left_alone() {
             );
         },
     ];
-    let cases = NAMES.map(|name| (name, older[0])).into_iter().chain([("hardlinks", older[1])]);
+    let cases =
+        NAMES.map(|name| (name, older[0])).into_iter().chain([("hardlinks", older[1]), ("hardlinks", older[2])]);
     for (name, change) in cases {
         let mut laboratory = Laboratory::new(&files(name), &keys);
         change(&mut laboratory);

@@ -19,6 +19,7 @@ fn stratum0(spool: &Path) -> Arc<Stratum0> {
         storage: Location::Directory(spool.join("storage")),
         spool: spool.to_owned(),
         user: None,
+        remarks: Vec::new(),
         algorithm: cvmfs::hash::Algorithm::Sha1,
         codec: cvmfs::object::Codec::REFERENCE,
         policy: Policy::default(),
