@@ -65,7 +65,8 @@ const NAME: &str = "cvmfs-snapshotter";
 
 impl Client {
     pub fn connect(socket: &Path) -> Result<Client, tonic::transport::Error> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        // With a thread of its own: a connection has to notice that the daemon ends though nobody makes a call.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let channel = runtime.block_on(containerd_client::connect(socket))?;
         let calls = SnapshotsClient::new(channel.clone()).max_decoding_message_size(16 << 20);
         Ok(Client { runtime, channel, calls })

@@ -84,7 +84,7 @@ fn model_of(client: &mut Client, prefix: &str) -> Model {
     let infos = client.list(&[&format!("name~=/^{prefix}\\//")]);
     let entry = |info: containerd_client::services::v1::snapshots::Info| {
         let label = info.labels.get("x").cloned().unwrap_or_default();
-        (info.name.clone(), (info.kind(), info.parent.clone(), label))
+        (info.name.clone(), (info.kind(), info.parent, label))
     };
     infos.into_iter().map(entry).collect()
 }
