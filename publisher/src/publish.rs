@@ -137,6 +137,7 @@ impl Hand<'_> {
         let status = StatusRecord {
             image: plan.image.clone(),
             digest: plan.document.digest,
+            index: plan.index.as_ref().map(|index| index.digest),
             config: plan.manifest.config,
             platform: plan.platform.clone(),
             published: timestamp(self.now.unix_timestamp()),

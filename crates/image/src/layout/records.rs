@@ -171,6 +171,9 @@ pub struct StatusRecord {
     pub image: String,
     /// digest of its manifest
     pub digest: ManifestDigest,
+    /// digest of the index that its name led to, if it led to one
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<ManifestDigest>,
     /// digest of its config
     pub config: ImageId,
     /// for which machines

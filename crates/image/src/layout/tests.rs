@@ -244,6 +244,7 @@ fn writes_the_records_of_the_design() {
     let status = StatusRecord {
         image: "https://r.io/a:1".to_owned(),
         digest: ManifestDigest::from_digest(layer().digest()),
+        index: None,
         config: image(),
         platform: Platform::parse("linux/amd64").unwrap(),
         published: timestamp(1_795_291_200),
@@ -254,6 +255,8 @@ fn writes_the_records_of_the_design() {
     assert!(text.starts_with(r#"{"schema":1,"image":"https://r.io/a:1","digest":"sha256:abab"#), "{text}");
     assert!(text.contains(r#""platform":"linux/amd64","published":"2026-11-21T20:00:00Z","revision":17"#), "{text}");
     assert_eq!(StatusRecord::parse(text.as_bytes()).unwrap(), status);
+    let indexed = StatusRecord { index: Some(ManifestDigest::of(b"index")), ..status };
+    assert_eq!(StatusRecord::parse(&indexed.to_bytes()).unwrap(), indexed);
     let later = text.replace("\"schema\":1", "\"schema\":2");
     assert!(matches!(StatusRecord::parse(later.as_bytes()), Err(RecordError::Schema { found: 2, .. })));
     assert!(StatusRecord::parse(b"{}").is_err());
