@@ -32,7 +32,8 @@ const MARK: &str = "CVMFS_IMAGE=true";
 /// Annotations that name the image that a thin image stands for.
 const BASE_NAME: &str = "org.opencontainers.image.base.name";
 const BASE_DIGEST: &str = "org.opencontainers.image.base.digest";
-const THIN: &str = "ch.cern.cvmfs.thin.repository";
+/// Annotation that names the repository with the layers; whatever has it is a thin image of ours.
+pub const REPOSITORY: &str = "ch.cern.cvmfs.thin.repository";
 
 /// Why there is no thin image.
 #[derive(Debug, thiserror::Error)]
@@ -274,7 +275,11 @@ pub struct ThinImage {
 impl ThinImage {
     /// Makes the thin image of an image.
     pub fn new(source: &Source<'_>) -> Result<Self, ThinError> {
-        let record = ThinRecord::new(source)?;
+        Self::with_record(source, ThinRecord::new(source)?)
+    }
+
+    /// The same with a record that was changed, for instance to name another layer of the same content.
+    pub fn with_record(source: &Source<'_>, record: ThinRecord) -> Result<Self, ThinError> {
         let tar = tar_of(&record.to_bytes());
         let diff_id = DiffId::of(&tar);
         let layer = Blob::new("application/vnd.oci.image.layer.v1.tar+gzip", stored(&tar));
@@ -287,7 +292,7 @@ impl ThinImage {
             "annotations": {
                 BASE_NAME: source.name,
                 BASE_DIGEST: source.manifest_digest,
-                THIN: source.repository,
+                REPOSITORY: source.repository,
             },
         });
         let platform = crate::manifest::Config::parse(source.config)?.platform;
