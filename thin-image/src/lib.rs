@@ -1,0 +1,35 @@
+//! Every engine runs images from a mounted CernVM-FS repository: thin images, a store for Podman, a mirror of manifests.
+//!
+//! ```text
+//!                                       ┌── output ── OCI layout, archive
+//! /cvmfs/REPOSITORY ── published ── build ── push ─── registry
+//!                          │            └── engines ── Docker, containerd, Podman
+//!                          ├── podman_store ── additional image store on this node
+//!                          └── mirror ── distribution API on this node
+//! ```
+//! All of it is made from the records that the publisher left in the repository; no registry is asked for the source.
+//!
+//! | module | promise |
+//! |---|---|
+//! | [`published`] | what is published under a name |
+//! | [`build`] | thin images of it, all layers being there |
+//! | [`output`] | them as files, whole or not at all |
+//! | [`push`] | them in a registry, only if they changed |
+//! | [`engines`] | them in the engines of this machine |
+//! | [`inspect`] | what a thin image is, whoever made it |
+//! | [`podman_store`] | images for Podman and CRI-O |
+//! | [`mirror`] | a registry that has no layers |
+
+pub mod build;
+pub mod cli;
+pub mod config;
+pub mod engines;
+pub mod files;
+pub mod inspect;
+pub mod mirror;
+pub mod names;
+pub mod output;
+pub mod podman_store;
+pub mod published;
+pub mod push;
+pub mod text;

@@ -1,0 +1,67 @@
+//! What an engine has to be told to ask the mirror first, ready to be copied.
+
+use std::net::SocketAddr;
+
+use clap::ValueEnum;
+
+/// An engine that can use a mirror.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Engine {
+    /// containerd, and with it Kubernetes, nerdctl, and Docker with the containerd image store
+    Containerd,
+    /// Docker
+    Docker,
+    /// Podman, CRI-O, Buildah, Skopeo
+    Podman,
+}
+
+/// The lines for an engine. `resolve`: are tags answered?
+pub fn print(engine: Engine, listen: SocketAddr, resolve: bool) -> String {
+    match engine {
+        Engine::Containerd => {
+            let capabilities = if resolve { r#""pull", "resolve""# } else { r#""pull""# };
+            format!(
+                "# /etc/containerd/certs.d/_default/hosts.toml\n\
+                 # for all registries; without a server of its own, each registry stays the last resort.\n\
+                 # config.toml has to say where certs.d is: config_path = \"/etc/containerd/certs.d\"\n\
+                 [host.\"http://{listen}\"]\n  capabilities = [{capabilities}]\n"
+            )
+        }
+        // JSON has no comments, so the file can be copied as it is.
+        Engine::Docker => format!("{{\n  \"registry-mirrors\": [\"http://{listen}\"]\n}}\n"),
+        Engine::Podman => {
+            let mut text = "# /etc/containers/registries.conf.d/50-cvmfs-mirror.conf\n\
+                            # one block for each registry whose images are published\n"
+                .to_owned();
+            for registry in ["docker.io", "quay.io", "ghcr.io"] {
+                let digests = if resolve { "" } else { "pull-from-mirror = \"digest-only\"\n" };
+                text.push_str(&format!(
+                    "\n[[registry]]\nlocation = \"{registry}\"\n\n[[registry.mirror]]\nlocation = \"{listen}/{registry}\"\ninsecure = true\n{digests}"
+                ));
+            }
+            text
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_engine_gets_lines_that_it_can_read() {
+        let listen = "127.0.0.1:5080".parse().unwrap();
+        let hosts: toml::Table = print(Engine::Containerd, listen, true).parse().unwrap();
+        let host = &hosts["host"]["http://127.0.0.1:5080"];
+        assert_eq!(host["capabilities"].as_array().unwrap().len(), 2);
+        assert!(hosts.get("server").is_none());
+        let daemon: serde_json::Value = serde_json::from_str(&print(Engine::Docker, listen, true)).unwrap();
+        assert_eq!(daemon["registry-mirrors"][0], "http://127.0.0.1:5080");
+        for (resolve, digest_only) in [(true, None), (false, Some("digest-only"))] {
+            let conf: toml::Table = print(Engine::Podman, listen, resolve).parse().unwrap();
+            let mirror = &conf["registry"][0]["mirror"][0];
+            assert_eq!(mirror["location"].as_str(), Some("127.0.0.1:5080/docker.io"));
+            assert_eq!(mirror.get("pull-from-mirror").and_then(|value| value.as_str()), digest_only);
+        }
+    }
+}
