@@ -1,5 +1,7 @@
 //! The command line.
 
+mod doctor;
+mod install;
 mod pull;
 mod resolve;
 mod status;
@@ -13,11 +15,13 @@ use image::platform::Platform;
 
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::control;
+use crate::install::{Engine, Version, Versions};
 use crate::pull::Wish;
 
 const EXAMPLES: &str = "\
 Examples:
-  cvmfs-snapshotter serve
+  cvmfs-snapshotter install --containerd
+  cvmfs-snapshotter doctor
   cvmfs-snapshotter pull docker.io/library/python:3.12
   cvmfs-snapshotter status
   cvmfs-snapshotter resolve sha256:3f1c…
@@ -120,6 +124,56 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look for what is wrong with this node, and say what to do about it
+    ///
+    /// Looks at the repositories and how they are mounted, at the kernel, at the daemon, at containerd and its configuration, and for
+    /// images that only another snapshotter has. Changes nothing. Status 1 if something does not work.
+    #[command(
+        after_help = "Examples:\n  cvmfs-snapshotter doctor\n  cvmfs-snapshotter doctor --json | jq '.[] | select(.state != \"ok\")'"
+    )]
+    Doctor {
+        /// Print everything as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Register the snapshotter with an engine: its configuration, and units of systemd
+    ///
+    /// Writes what the version that is found understands, prints the difference, and keeps the files as they were. Comments and the
+    /// form of a file stay. Restarts nothing; the commands to go on with are printed.
+    #[command(
+        after_help = "Examples:\n  cvmfs-snapshotter install --containerd --dry-run\n  cvmfs-snapshotter install --containerd\n  cvmfs-snapshotter install --docker\n  cvmfs-snapshotter install --k3s --containerd-version 2.0"
+    )]
+    #[command(group = clap::ArgGroup::new("engine").required(true).multiple(true))]
+    Install {
+        /// containerd 1.6 or newer, and with it Kubernetes
+        #[arg(long, group = "engine")]
+        containerd: bool,
+        /// Docker 24 or newer on the containerd of this machine
+        #[arg(long, group = "engine")]
+        docker: bool,
+        /// k3s with its own containerd
+        #[arg(long, group = "engine", conflicts_with_all = ["containerd", "docker"])]
+        k3s: bool,
+        /// Version of containerd [default: what `containerd --version` says]
+        #[arg(long, value_name = "VERSION", value_parser = version)]
+        containerd_version: Option<Version>,
+        /// Only print the difference
+        #[arg(long)]
+        dry_run: bool,
+        /// Directory that stands for /, for machine images
+        #[arg(long, value_name = "DIR", default_value = "/")]
+        root_prefix: PathBuf,
+    },
+    /// Take back what install did; files that somebody has changed since are left alone
+    #[command(after_help = "Examples:\n  cvmfs-snapshotter uninstall --dry-run\n  cvmfs-snapshotter uninstall")]
+    Uninstall {
+        /// Only say what would be taken back
+        #[arg(long)]
+        dry_run: bool,
+        /// Directory that stands for /, for machine images
+        #[arg(long, value_name = "DIR", default_value = "/")]
+        root_prefix: PathBuf,
+    },
     /// Give back the disk of layers that were unpacked here before they were published
     #[command(after_help = "Examples:\n  cvmfs-snapshotter convert-local --dry-run\n  cvmfs-snapshotter convert-local")]
     ConvertLocal {
@@ -188,6 +242,15 @@ async fn run(cli: &Cli, config: Config) -> anyhow::Result<ExitCode> {
         }
         Command::Status { json } => return status::status(&config, *json).await,
         Command::Resolve { what, json } => return resolve::resolve(&config, what, *json).await,
+        Command::Doctor { json } => return doctor::doctor(&config, *json).await,
+        Command::Install { containerd, docker, k3s, containerd_version, dry_run, root_prefix } => {
+            let engines = [(*containerd, Engine::Containerd), (*docker, Engine::Docker), (*k3s, Engine::K3s)];
+            let engines: Vec<Engine> =
+                engines.into_iter().filter(|(wanted, _)| *wanted).map(|(_, engine)| engine).collect();
+            let versions = Versions { named: *containerd_version, look: true };
+            return install::install(&config, root_prefix, &engines, &versions, *dry_run);
+        }
+        Command::Uninstall { dry_run, root_prefix } => return install::uninstall(root_prefix, *dry_run),
         Command::ConvertLocal { dry_run, json } => {
             let converted = control::ask_convert(&config.control(), *dry_run).await?;
             if *json {
@@ -199,6 +262,10 @@ async fn run(cli: &Cli, config: Config) -> anyhow::Result<ExitCode> {
         Command::Config => print(config.print().trim_end())?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn version(text: &str) -> Result<Version, String> {
+    Version::find(text).ok_or_else(|| "write for instance 1.7".to_owned())
 }
 
 fn this_machine() -> anyhow::Result<Platform> {

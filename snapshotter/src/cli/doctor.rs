@@ -28,7 +28,13 @@ fn text(checks: &[Check]) -> String {
         }
     }
     let count = |state| checks.iter().filter(|check| check.state == state).count();
-    let _ = write!(text, "\n{} well, {} could be better, {} broken", count(State::Ok), count(State::Warn), count(State::Fail));
+    let _ = write!(
+        text,
+        "\n{} well, {} could be better, {} broken",
+        count(State::Ok),
+        count(State::Warn),
+        count(State::Fail)
+    );
     text
 }
 
@@ -38,7 +44,8 @@ mod tests {
 
     #[test]
     fn advice_stands_below_what_was_found() {
-        let checks = [Check::ok("overlayfs", "the kernel has it"), Check::fail("daemon", "does not answer", "start it")];
+        let checks =
+            [Check::ok("overlayfs", "the kernel has it"), Check::fail("daemon", "does not answer", "start it")];
         assert_eq!(
             text(&checks),
             "ok    overlayfs  the kernel has it\nFAIL  daemon     does not answer\n                 → start it\n\n1 well, 0 could be better, 1 broken"

@@ -21,7 +21,9 @@ pub fn install(
 ) -> anyhow::Result<ExitCode> {
     let machine = Machine::at(root);
     let plan = Plan::make(&machine, engines, &Settings::of(config), &std::env::current_exe()?, versions)?;
-    super::print(text(&plan).trim_end())?;
+    if !plan.changes.is_empty() {
+        super::print(text(&plan).trim_end())?;
+    }
     let say = |text: String| {
         let _ = writeln!(io::stderr(), "{text}");
     };
@@ -48,7 +50,7 @@ pub fn uninstall(root: &Path, dry_run: bool) -> anyhow::Result<ExitCode> {
         bail!("nothing is recorded as installed");
     }
     let mut text = String::new();
-    let verb = if dry_run { "would restore" } else { "restored" };
+    let verb = if dry_run { "would take back" } else { "took back" };
     for path in &undone.restored {
         let _ = writeln!(text, "{verb} {}", path.display());
     }
@@ -74,7 +76,11 @@ fn text(plan: &Plan) -> String {
     for change in &plan.changes {
         let path = change.path.display();
         let before = if change.before.is_some() { path.to_string() } else { "/dev/null".to_owned() };
-        let _ = write!(text, "--- {before}\n+++ {path}\n{}", difference(change.before.as_deref().unwrap_or_default(), &change.after));
+        let _ = write!(
+            text,
+            "--- {before}\n+++ {path}\n{}",
+            difference(change.before.as_deref().unwrap_or_default(), &change.after)
+        );
     }
     text
 }
