@@ -37,20 +37,23 @@ pub struct Cli {
     command: Command,
 }
 
+/// Where help lists what every command takes.
+const ALL: &str = "Options of all commands";
+
 /// What every command takes.
 #[derive(Debug, Args)]
 struct Global {
     /// Configuration file; files in conf.d beside it are read after it [default: /etc/cvmfs-snapshotter/config.toml, if it is there]
-    #[arg(long, global = true, value_name = "FILE", env = "CVMFS_SNAPSHOTTER_CONFIG")]
+    #[arg(long, global = true, value_name = "FILE", env = "CVMFS_SNAPSHOTTER_CONFIG", hide_env_values = true, help_heading = ALL)]
     config: Option<PathBuf>,
     /// Socket for containerd
-    #[arg(long, global = true, value_name = "SOCKET", env = "CVMFS_SNAPSHOTTER_ADDRESS")]
+    #[arg(long, global = true, value_name = "SOCKET", env = "CVMFS_SNAPSHOTTER_ADDRESS", hide_env_values = true, help_heading = ALL)]
     address: Option<PathBuf>,
     /// State directory
-    #[arg(long, global = true, value_name = "DIR", env = "CVMFS_SNAPSHOTTER_ROOT")]
+    #[arg(long, global = true, value_name = "DIR", env = "CVMFS_SNAPSHOTTER_ROOT", hide_env_values = true, help_heading = ALL)]
     root: Option<PathBuf>,
     /// Which events to log: error, warn, info, debug, or a filter such as snapshotter::daemon=debug
-    #[arg(long, global = true, value_name = "FILTER", env = "CVMFS_SNAPSHOTTER_LOG")]
+    #[arg(long, global = true, value_name = "FILTER", env = "CVMFS_SNAPSHOTTER_LOG", hide_env_values = true, help_heading = ALL)]
     log_level: Option<String>,
 }
 
@@ -94,7 +97,13 @@ enum Command {
         /// Image; with its tag or digest
         image: String,
         /// Namespace of containerd: default for ctr and nerdctl, k8s.io for Kubernetes, moby for Docker
-        #[arg(long, value_name = "NAME", default_value = "default", env = "CONTAINERD_NAMESPACE")]
+        #[arg(
+            long,
+            value_name = "NAME",
+            default_value = "default",
+            env = "CONTAINERD_NAMESPACE",
+            hide_env_values = true
+        )]
         namespace: String,
         /// For which machine [default: this one]
         #[arg(long, value_name = "OS/ARCHITECTURE")]

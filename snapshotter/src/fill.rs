@@ -57,7 +57,7 @@ impl Source {
         if engine.size(digest).await?.is_none() {
             let (true, Some(image)) = (self.registry, &self.image) else { return Ok(None) };
             engine.lease("fill").await?;
-            fetch(&engine, image, digest).await?;
+            Box::pin(fetch(&engine, image, digest)).await?;
         }
         let size = engine.size(digest).await?.context("containerd has lost the layer again")?;
         let media_type = engine.media_type(digest, size).await?.to_owned();

@@ -295,7 +295,7 @@ mod tests {
                     for entry in std::fs::read_dir(directory).unwrap() {
                         let path = entry.unwrap().path();
                         if path.is_dir() {
-                            open.push(path.clone())
+                            open.push(path.clone());
                         }
                         found.push((path.clone(), std::fs::read(&path).ok()));
                     }

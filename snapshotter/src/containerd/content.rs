@@ -49,14 +49,6 @@ impl Blob {
     }
 }
 
-/// What was found when a blob was about to be written.
-enum Opened {
-    /// it is there
-    Exists,
-    /// it can be written
-    Writer(Writer),
-}
-
 /// An open write.
 struct Writer {
     sender: mpsc::Sender<WriteContentRequest>,
@@ -148,12 +140,9 @@ impl Engine {
         let part = |action: WriteAction, offset, data| message(action, digest, total, offset, data);
         let commit =
             |offset| WriteContentRequest { labels: labels.clone(), ..part(WriteAction::Commit, offset, Vec::new()) };
-        let mut writer = match self.open(digest, total).await? {
-            Opened::Exists => {
-                self.label(digest, labels).await?;
-                return Ok(false);
-            }
-            Opened::Writer(writer) => writer,
+        let Some(mut writer) = self.open(digest, total).await? else {
+            self.label(digest, labels).await?;
+            return Ok(false);
         };
         if size > 0 && writer.offset == total {
             // Another namespace has it, or somebody wrote it and was killed: containerd only wants to hear that it is the same.
@@ -163,10 +152,8 @@ impl Engine {
                 self.label(digest, labels).await?;
                 return Ok(false);
             }
-            writer = match self.open(digest, total).await? {
-                Opened::Exists => return Ok(false),
-                Opened::Writer(writer) => writer,
-            };
+            let Some(again) = self.open(digest, total).await? else { return Ok(false) };
+            writer = again;
         }
         let Writer { sender, answers, .. } = writer;
         let send = async {
@@ -194,13 +181,13 @@ impl Engine {
         Ok(true)
     }
 
-    /// Opens a blob for writing. Only one may write it at a time; others wait, and find it there.
-    async fn open(&self, digest: Digest, total: i64) -> anyhow::Result<Opened> {
+    /// Opens a blob for writing; nothing if it is there. Only one may write it at a time; others wait, and find it there.
+    async fn open(&self, digest: Digest, total: i64) -> anyhow::Result<Option<Writer>> {
         let deadline = tokio::time::Instant::now() + LIMIT;
         loop {
             match self.try_open(digest, total).await? {
-                Ok(writer) => return Ok(Opened::Writer(writer)),
-                Err(status) if status.code() == Code::AlreadyExists => return Ok(Opened::Exists),
+                Ok(writer) => return Ok(Some(writer)),
+                Err(status) if status.code() == Code::AlreadyExists => return Ok(None),
                 Err(status)
                     if status.code() == Code::Unavailable
                         && status.message().contains("locked")

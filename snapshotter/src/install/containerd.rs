@@ -16,6 +16,7 @@
 use anyhow::{Context as _, bail};
 use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, TableLike, Value, value};
 
+use super::difference::compare;
 use super::{MARK, Settings, Version};
 
 /// The main file.
@@ -105,8 +106,32 @@ pub fn plan(version: Version, main: Option<&str>, wants: Wants, settings: &Setti
                 .to_owned(),
         );
     }
-    planned.files.push((MAIN, document.to_string()));
+    planned.files.push((MAIN, with_end(main.unwrap_or_default(), &mut document)));
     Ok(planned)
+}
+
+/// The text of a changed file. Comments at its end stay where they are, before what is added: settings that are commented out there
+/// would belong to our tables otherwise, once somebody makes them settings.
+fn with_end(before: &str, document: &mut DocumentMut) -> String {
+    let end = document.trailing().as_str().unwrap_or_default().to_owned();
+    if end.trim().is_empty() || !before.ends_with(&end) {
+        return document.to_string();
+    }
+    document.set_trailing("");
+    let text = document.to_string();
+    let old: Vec<&str> = before[..before.len() - end.len()].split_inclusive('\n').collect();
+    let new: Vec<&str> = text.split_inclusive('\n').collect();
+    // The last line that is not only new.
+    let (mut at, mut last, mut changed) = (0, 0, 0);
+    for (sign, _) in compare(&old, &new) {
+        match sign {
+            '-' => changed += 1,
+            '+' if changed > 0 => (at, last, changed) = (at + 1, at + 1, changed - 1),
+            '+' => at += 1,
+            _ => (at, last, changed) = (at + 1, at + 1, 0),
+        }
+    }
+    [&new[..last].concat(), &end, &new[last..].concat()].map(String::as_str).concat()
 }
 
 /// The whole drop-in of containerd 2.
@@ -218,11 +243,11 @@ fn unpack(transfer: &mut dyn TableLike, settings: &Settings) -> anyhow::Result<(
 
 /// A table that is there.
 fn existing<'a>(document: &'a mut DocumentMut, path: &[&str]) -> Option<&'a mut dyn TableLike> {
-    let mut item = document.as_item_mut();
+    let mut at: &mut dyn TableLike = document.as_table_mut();
     for key in path {
-        item = item.get_mut(key)?;
+        at = at.get_mut(key)?.as_table_like_mut()?;
     }
-    item.as_table_like_mut()
+    Some(at)
 }
 
 /// A table, made if it is not there, with a mark; those above it appear only if something else is in them.
@@ -369,6 +394,19 @@ imports = []
                 "\n# {MARK}\n[proxy_plugins.cvmfs-snapshotter]\ntype = \"snapshot\"\naddress = \"/run/cvmfs-snapshotter/snapshotter.sock\"\n\n# {MARK}\n[proxy_plugins.cvmfs-snapshotter.exports]\nroot = \"/var/lib/cvmfs-snapshotter\"\n"
             )
         );
+    }
+
+    #[test]
+    fn comments_at_the_end_stay_before_what_is_added() {
+        for (version, main) in [(Version(1, 7), DOCKER), (Version(2, 1), DOCKER)] {
+            let planned = planned(version, Some(main), Wants::Kubernetes);
+            assert!(text(&planned, MAIN).starts_with(&format!("{main}\n# {MARK}\n[")), "{}", text(&planned, MAIN));
+        }
+        let changed_last =
+            "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"a\"\n# end\n";
+        let planned = planned(Version(1, 7), Some(changed_last), Wants::Kubernetes);
+        let expected = changed_last.replace("\"a\"", "\"cvmfs-snapshotter\"");
+        assert!(text(&planned, MAIN).starts_with(&expected), "{}", text(&planned, MAIN));
     }
 
     #[test]

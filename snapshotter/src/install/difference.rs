@@ -30,7 +30,7 @@ pub fn difference(before: &str, after: &str) -> String {
 }
 
 /// The lines of both texts, each marked as old, new or common, by the longest common sequence.
-fn compare<'a>(old: &[&'a str], new: &[&'a str]) -> Vec<(char, &'a str)> {
+pub fn compare<'a>(old: &[&'a str], new: &[&'a str]) -> Vec<(char, &'a str)> {
     let width = new.len() + 1;
     // common[i * width + j]: length of the longest common sequence of old[i..] and new[j..]
     let mut common = vec![0_u32; (old.len() + 1) * width];
