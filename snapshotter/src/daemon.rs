@@ -12,6 +12,9 @@
 //! *Already exists* makes containerd look for the snapshot and skip the download. The daemon mounts nothing and holds nothing that
 //! a container needs: whoever stops it, or kills it, stops the making of snapshots and nothing else.
 
+mod layer;
+mod thin;
+
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -20,32 +23,21 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use image::digest::{ChainId, LayerDigest};
-use image::thin::ThinRecord;
 use parking_lot::Mutex;
 
-use crate::config::{Config, FillMissing, UsageReport};
-use crate::decision::{Action, Decision, Outcome};
+use crate::config::{Config, UsageReport};
 use crate::error::Error;
-use crate::fill;
-use crate::labels::{Labels, LayerName, SNAPSHOT_REF, Wanted};
-use crate::legacy;
+use crate::labels::{Labels, SNAPSHOT_REF, Wanted};
 use crate::metrics::Metrics;
 use crate::overlay::{self, Mount};
 use crate::repository::{Down, Repository};
-use crate::resolve::{self, Below, Published, Way};
-use crate::snapshots::{Found, Kind, Lower, Part, RootAttributes, Snapshot, Snapshots};
-use crate::thin;
+use crate::snapshots::{Kind, Lower, RootAttributes, Snapshot, Snapshots};
 use crate::usage::Usage;
 
 /// How long a layer that was seen counts as there.
 const SEEN: Duration = Duration::from_secs(30);
 /// How long all layers of a container may take to show that they are there.
 const GATHER: Duration = Duration::from_secs(10);
-/// Entries of a layer that are looked through for literal whiteouts, and how long that may take.
-const SCAN_LIMIT: usize = 500_000;
-const SCAN_TIME: Duration = Duration::from_secs(60);
-/// Layers that are remembered as looked at ahead.
-const WARMED: usize = 10_000;
 
 /// The daemon's state; requests share it.
 #[derive(Debug)]
@@ -123,7 +115,10 @@ impl Daemon {
         labels: Labels,
     ) -> Result<Vec<Mount>, Error> {
         match Wanted::of(&labels).filter(|_| kind == Kind::Active) {
-            Some(wanted) => self.prepare_layer(key, parent, labels, wanted).await,
+            Some(wanted) => {
+                let asked = layer::Asked { key, parent, labels: &labels, wanted: &wanted, start: Instant::now() };
+                self.prepare_layer(&asked).await
+            }
             None => self.create(kind, key, parent, labels).await,
         }
     }
@@ -150,316 +145,13 @@ impl Daemon {
         Ok(mounts)
     }
 
-    /// A layer of an image.
-    async fn prepare_layer(
-        &self,
-        key: &str,
-        parent: Option<&str>,
-        labels: Labels,
-        wanted: Wanted,
-    ) -> Result<Vec<Mount>, Error> {
-        let start = Instant::now();
-        let (owned, target) = (parent.map(str::to_owned), wanted.target.clone());
-        let (existing, lineage) = self
-            .blocking(move |snapshots| {
-                Ok((snapshots.conjured(owned.as_deref(), &target)?, snapshots.lineage(owned.as_deref())?))
-            })
-            .await?;
-        if let Some(existing) = existing
-            && !self.is_gone(&existing).await
-        {
-            self.metrics.prepared("existing", existing.how.as_deref().unwrap_or("local"), "", start);
-            tracing::info!(
-                key,
-                parent,
-                "ref" = wanted.target,
-                "remote-snapshot-prepared" = true,
-                reason = "made before",
-                ms = ms(start),
-                "prepare"
-            );
-            return Err(Error::AlreadyExists(wanted.target));
-        }
-        let below =
-            lineage.first().map_or(Below::Nothing, |parent| chain_of(parent).map_or(Below::Unknown, Below::Chain));
-        let decision = self.find(&wanted, below).await;
-        self.warm(&wanted);
-        match decision.action() {
-            Action::Serve { repository, hit } => {
-                let lowers = self.lowers(&repository, &hit.layer).await;
-                match lowers {
-                    Ok(lowers) if overlay::count(lineage.iter()) + lowers.len() <= overlay::MAX_LOWERS => {
-                        return self.serve(key, parent, &labels, &wanted, (&repository, &hit, lowers), start).await;
-                    }
-                    Ok(_) => self.miss(key, parent, labels, &wanted, &decision, "too many layers", start).await,
-                    Err(reason) => self.miss(key, parent, labels, &wanted, &decision, &reason, start).await,
-                }
-            }
-            Action::Refuse(down) => {
-                self.metrics.prepared("refused", "", &down.repository, start);
-                tracing::warn!(key, parent, "ref" = wanted.target, "remote-snapshot-prepared" = false, reason = %down, ms = ms(start), "prepare");
-                Err(Error::Unavailable(format!(
-                    "{down}; layer {} may be in it, and on_error is \"fail\"",
-                    wanted.target
-                )))
-            }
-            Action::Download(reason) => self.miss(key, parent, labels, &wanted, &decision, &reason, start).await,
-        }
-    }
-
-    /// Has a repository said that it has not any more what stands for this snapshot? Whether it can be asked does not matter here.
-    async fn is_gone(&self, snapshot: &Snapshot) -> bool {
-        for lower in snapshot.lowers.iter().filter(|lower| lower.part.is_published()) {
-            let path = self.snapshots.directories().target(lower);
-            let look = move |_: &Path| path.symlink_metadata().map(Some);
-            if matches!(self.repository(&lower.repository).look(look).await, Ok(None)) {
-                return true;
-            }
-        }
-        false
-    }
-
-    async fn serve(
-        &self,
-        key: &str,
-        parent: Option<&str>,
-        labels: &Labels,
-        wanted: &Wanted,
-        (repository, hit, lowers): (&Repository, &resolve::Hit, Vec<Lower>),
-        start: Instant,
-    ) -> Result<Vec<Mount>, Error> {
-        let size = Usage { size: hit.layer.size.0, inodes: hit.layer.size.1 };
-        let how = hit.way.as_str();
-        let found = Found { lowers, how, logical: size };
-        let (owned, target, labels) = (parent.map(str::to_owned), wanted.target.clone(), labels.clone());
-        self.blocking(move |snapshots| snapshots.insert_remote(owned.as_deref(), &target, &labels, &found)).await?;
-        self.metrics.prepared("remote", how, repository.name(), start);
-        self.metrics.avoided(size.size);
-        tracing::info!(
-            key,
-            parent,
-            "ref" = wanted.target,
-            repository = repository.name(),
-            layer = %hit.layer.layer,
-            method = how,
-            "remote-snapshot-prepared" = true,
-            ms = ms(start),
-            "prepare"
-        );
-        Err(Error::AlreadyExists(wanted.target.clone()))
-    }
-
-    /// The layer has to come from elsewhere.
-    async fn miss(
-        &self,
-        key: &str,
-        parent: Option<&str>,
-        labels: Labels,
-        wanted: &Wanted,
-        decision: &Decision,
-        reason: &str,
-        start: Instant,
-    ) -> Result<Vec<Mount>, Error> {
-        if self.config.fill_missing != FillMissing::Off && decision.is_absent() {
-            match self.fill(key, parent, &labels, wanted).await {
-                Ok(true) => {
-                    self.metrics.prepared("filled", "content", "", start);
-                    tracing::info!(
-                        key,
-                        parent,
-                        "ref" = wanted.target,
-                        "remote-snapshot-prepared" = true,
-                        reason = "filled in",
-                        ms = ms(start),
-                        "prepare"
-                    );
-                    return Err(Error::AlreadyExists(wanted.target.clone()));
-                }
-                Ok(false) => {}
-                Err(error) => tracing::warn!(
-                    key,
-                    "ref" = wanted.target,
-                    error = format!("{error:#}"),
-                    "an absent layer could not be filled in; containerd downloads it"
-                ),
-            }
-        }
-        let mounts = self.create(Kind::Active, key, parent, labels).await?;
-        self.metrics.prepared("miss", "", "", start);
-        self.metrics.fallback(decision.class());
-        tracing::info!(
-            key,
-            parent,
-            "ref" = wanted.target,
-            "remote-snapshot-prepared" = false,
-            reason,
-            ms = ms(start),
-            "prepare"
-        );
-        Ok(mounts)
-    }
-
-    /// Unpacks an absent layer here, so that containerd does not download everything above it; false if that would bring nothing.
-    async fn fill(&self, key: &str, parent: Option<&str>, labels: &Labels, wanted: &Wanted) -> anyhow::Result<bool> {
-        let Some(source) = fill::Source::of(&self.config, key, wanted) else { return Ok(false) };
-        if !self.any_published(&wanted.following).await {
-            return Ok(false);
-        }
-        let name = crate::snapshots::conjured_name(parent, &wanted.target);
-        let turn = Arc::clone(self.filling.lock().entry(name.clone()).or_default());
-        let filled = {
-            let _turn = turn.lock().await;
-            self.fill_in_turn(parent, labels, wanted, &source).await
-        };
-        // Whoever waits has a share of its own.
-        self.filling.lock().retain(|other, turn| *other != name || Arc::strong_count(turn) > 2);
-        filled
-    }
-
-    async fn fill_in_turn(
-        &self,
-        parent: Option<&str>,
-        labels: &Labels,
-        wanted: &Wanted,
-        source: &fill::Source,
-    ) -> anyhow::Result<bool> {
-        let (owned, target) = (parent.map(str::to_owned), wanted.target.clone());
-        if self.blocking(move |snapshots| snapshots.conjured(owned.as_deref(), &target)).await?.is_some() {
-            return Ok(true);
-        }
-        let Some(blob) = source.obtain().await? else { return Ok(false) };
-        let own_key = format!("cvmfs-fill/{}", crate::snapshots::conjured_name(parent, &wanted.target));
-        let removed = own_key.clone();
-        // Of a process that was killed while it was filling.
-        let _ = self.blocking(move |snapshots| snapshots.remove(&removed)).await;
-        let mounts = self.create(Kind::Active, &own_key, parent, Labels::new()).await?;
-        let below = match parent {
-            None => Below::Nothing,
-            Some(parent) => {
-                let parent = parent.to_owned();
-                let parent = self.blocking(move |snapshots| snapshots.stat(&parent)).await?;
-                chain_of(&parent).map_or(Below::Unknown, Below::Chain)
-            }
-        };
-        let applied = source.apply(&blob, &mounts, below, wanted).await;
-        let (parent, target, labels) = (parent.map(str::to_owned), wanted.target.clone(), labels.clone());
-        match applied {
-            Ok(()) => {
-                self.blocking(move |snapshots| {
-                    snapshots.commit_conjured(&own_key, parent.as_deref(), &target, &labels)
-                })
-                .await?;
-                Ok(true)
-            }
-            Err(error) => {
-                let _ = self.blocking(move |snapshots| snapshots.remove(&own_key)).await;
-                Err(error)
-            }
-        }
-    }
-
-    async fn any_published(&self, layers: &[LayerDigest]) -> bool {
-        for repository in &self.repositories {
-            let layers = layers.to_vec();
-            let look = move |mountpoint: &Path| resolve::any(mountpoint, &layers);
-            if repository.look(look).await.is_ok_and(|found| found.is_some()) {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Asks the repositories for a layer.
-    pub async fn find(&self, wanted: &Wanted, below: Below) -> Decision {
-        let decision = Decision::make(&self.repositories, wanted, below, &self.config.resolve).await;
-        for attempt in &decision.attempts {
-            self.metrics.repository_up(attempt.repository.name(), !matches!(attempt.outcome, Outcome::Down(_)));
-        }
-        decision
-    }
-
-    /// Looks at the layers that will be asked for next, all at once: on a line with a long way each takes a few round trips.
-    fn warm(&self, wanted: &Wanted) {
-        let fresh: Vec<LayerDigest> = {
-            let mut warmed = self.warmed.lock();
-            if warmed.len() > WARMED {
-                warmed.clear();
-            }
-            wanted.following.iter().copied().filter(|layer| warmed.insert(*layer)).collect()
-        };
-        for layer in fresh {
-            let repositories = self.repositories.clone();
-            tokio::spawn(async move {
-                for repository in repositories {
-                    let look = move |mountpoint: &Path| resolve::any(mountpoint, &[layer]);
-                    if repository.look(look).await.is_ok_and(|found| found.is_some()) {
-                        break;
-                    }
-                }
-            });
-        }
-    }
-
-    /// The directories that stand for a layer, the top one first; or why they can't.
-    pub async fn lowers(&self, repository: &Repository, published: &Published) -> Result<Vec<Lower>, String> {
-        let lower = |part| Lower { repository: repository.name().to_owned(), layer: published.layer, part };
-        if published.literal && self.has_literal_whiteouts(repository, published.layer).await? {
-            return Ok(vec![lower(Part::Above), lower(Part::Content), lower(Part::Below)]);
-        }
-        Ok(vec![lower(published.part)])
-    }
-
-    /// Does a layer of the existing tool delete anything? If so, the directories around it are made.
-    async fn has_literal_whiteouts(&self, repository: &Repository, layer: LayerDigest) -> Result<bool, String> {
-        let content = self.snapshots.directories().target(&Lower {
-            repository: repository.name().to_owned(),
-            layer,
-            part: Part::Content,
-        });
-        let shadow = self.snapshots.directories().shadow(repository.name(), &layer);
-        let work = tokio::task::spawn_blocking(move || -> std::io::Result<Option<bool>> {
-            let plain = shadow.with_extension("plain");
-            if plain.exists() {
-                return Ok(Some(false));
-            }
-            if shadow.join("below").is_dir() {
-                return Ok(Some(true));
-            }
-            let Some(markers) = legacy::scan(&content, SCAN_LIMIT)? else { return Ok(None) };
-            if !markers.is_empty() {
-                return legacy::build(&content, &markers, &shadow).map(|()| Some(true));
-            }
-            std::fs::create_dir_all(shadow.parent().unwrap_or(Path::new("/")))?;
-            std::fs::write(plain, b"")?;
-            Ok(Some(false))
-        });
-        match tokio::time::timeout(SCAN_TIME, work).await {
-            Ok(Ok(Ok(Some(deletes)))) => {
-                if deletes {
-                    self.metrics.legacy();
-                }
-                Ok(deletes)
-            }
-            Ok(Ok(Ok(None))) => Err(format!(
-                "layer {layer} may delete files in the old way and has more than {SCAN_LIMIT} entries to look through"
-            )),
-            Ok(Ok(Err(error))) => {
-                Err(format!("layer {layer} could not be looked through for deletions of the old way: {error}"))
-            }
-            Ok(Err(panic)) => Err(panic.to_string()),
-            Err(_) => Err(format!(
-                "layer {layer} could not be looked through for deletions of the old way in {} s",
-                SCAN_TIME.as_secs()
-            )),
-        }
-    }
-
     /// Makes sure that all layers of repositories that a snapshot stands on are there, and says what its `/` is.
     async fn gather(&self, ancestors: &[Snapshot]) -> Result<Option<RootAttributes>, Error> {
         // A layer that was seen a moment ago may be in the kernel's cache while its client is dead; this question is not answered from there.
         let names: HashSet<&str> =
             ancestors.iter().flat_map(|ancestor| &ancestor.lowers).map(|lower| lower.repository.as_str()).collect();
-        for down in join_all(names.into_iter().map(|name| self.ask_client(name))).await.into_iter().flatten() {
+        let answers = join_all(names.into_iter().map(|name| self.ask_client(name))).await;
+        if let Some(down) = answers.into_iter().flatten().next() {
             return Err(Error::Unavailable(format!("{down}. Mount the repository and start the container again")));
         }
         let wanted: HashSet<Lower> = {
@@ -552,7 +244,7 @@ impl Daemon {
             .blocking(move |snapshots| {
                 let (snapshot, ancestors) = snapshots.with_ancestors(&owned)?;
                 let record = (snapshot.info.kind == Kind::Active)
-                    .then(|| thin::read(&directories.own(snapshot.id).content))
+                    .then(|| crate::thin::read(&directories.own(snapshot.id).content))
                     .flatten();
                 Ok((record, overlay::count(ancestors.iter())))
             })
@@ -567,61 +259,6 @@ impl Daemon {
         };
         let (name, key, parent) = (name.to_owned(), key.to_owned(), parent.map(str::to_owned));
         self.blocking(move |snapshots| snapshots.commit(&name, &key, parent.as_deref(), &labels, found).map(drop)).await
-    }
-
-    /// What stands for a thin image: its layers, all of them, from configured repositories.
-    async fn thin(&self, record: &ThinRecord, below: usize) -> Result<Found, Error> {
-        let origin = record.origin.as_deref().unwrap_or("without a name");
-        let mut chain = Below::Nothing;
-        let looks = record.layers.iter().map(|layer| {
-            let query = (layer, chain);
-            chain = match (chain, layer.diff_id) {
-                (Below::Nothing, Some(diff)) => Below::Chain(ChainId::on(None, diff)),
-                (Below::Chain(chain), Some(diff)) => Below::Chain(ChainId::on(Some(chain), diff)),
-                _ => Below::Unknown,
-            };
-            query
-        });
-        let looks = looks.collect::<Vec<_>>().into_iter().map(|(layer, below)| async move {
-            let named = |repository: &&Arc<Repository>| repository.name() == layer.repository;
-            let repository = self.repositories.iter().find(named).ok_or_else(|| {
-                Error::FailedPrecondition(format!(
-                    "thin image {origin} wants layers of repository {0}, which is not configured; add [[repositories]] name = \"{0}\"",
-                    layer.repository
-                ))
-            })?;
-            let wanted = Wanted::named(LayerName::Layer(layer.layer));
-            let decision = Decision::make(std::slice::from_ref(repository), &wanted, below, &[Way::Digest]).await;
-            match decision.action() {
-                Action::Serve { hit, .. } => {
-                    let lowers = self.lowers(repository, &hit.layer).await.map_err(Error::Unavailable)?;
-                    Ok((lowers, hit.layer.size))
-                }
-                Action::Download(reason) => Err(Error::Unavailable(format!(
-                    "layer {} of thin image {origin} can't be used: {reason}; publish the image again, or mount the repository",
-                    layer.layer
-                ))),
-                Action::Refuse(down) => Err(unavailable(&down, layer.layer)),
-            }
-        });
-        let mut found = Found { lowers: Vec::new(), how: "thin", logical: Usage::default() };
-        // The list begins at the bottom, a stack at the top.
-        for layer in join_all(looks).await.into_iter().rev() {
-            let (lowers, (size, inodes)) = layer?;
-            found.lowers.extend(lowers);
-            found.logical.size = found.logical.size.saturating_add(size);
-            found.logical.inodes = found.logical.inodes.saturating_add(inodes);
-        }
-        let all = below + found.lowers.len();
-        if found.lowers.is_empty() || all > overlay::MAX_LOWERS {
-            return Err(Error::FailedPrecondition(format!(
-                "thin image {origin} would need {all} directories; overlayfs takes between 1 and {}",
-                overlay::MAX_LOWERS
-            )));
-        }
-        self.metrics.avoided(found.logical.size);
-        tracing::info!(origin, layers = record.layers.len(), "a thin image stands for published layers");
-        Ok(found)
     }
 
     /// `Usage`.
@@ -641,8 +278,4 @@ fn unavailable(down: &Down, layer: LayerDigest) -> Error {
 pub fn chain_of(snapshot: &Snapshot) -> Option<ChainId> {
     let label = snapshot.info.labels.get(SNAPSHOT_REF).and_then(|text| ChainId::parse(text).ok());
     label.or_else(|| ChainId::parse(snapshot.info.name.rsplit('/').next()?).ok())
-}
-
-fn ms(start: Instant) -> u64 {
-    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
 }

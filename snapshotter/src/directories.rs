@@ -495,7 +495,7 @@ mod tests {
         };
         directories.create(Id(5), Kind::Active, None).unwrap();
         directories.record(&Record::of(&snapshot)).unwrap();
-        assert_eq!(directories.read_record(Id(5)).map(Record::into_snapshot), Some(snapshot.clone()));
+        assert_eq!(directories.read_record(Id(5)).map(Record::into_snapshot), Some(snapshot));
         let snapshots = directories.root().join("snapshots");
         fs::rename(snapshots.join("5"), snapshots.join("6")).unwrap();
         assert_eq!(directories.read_record(Id(6)), None, "it is of another snapshot");

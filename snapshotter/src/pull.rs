@@ -12,8 +12,8 @@
 //! ```
 //! Layers that no repository has are downloaded beside each other, while those below them are unpacked.
 //!
-//! Everything is made under a lease. It ends with the last step, when the name of the image keeps everything; if there is no last step,
-//! it ends by itself after a day, and a pull until then goes on where this one stopped.
+//! Everything is made under a lease. It ends with the last step, when the name of the image keeps everything, or with a failure; if the
+//! process is killed, it ends by itself after a day, and a pull until then goes on where this one stopped.
 //!
 //! The snapshotter is not told of the layers above: it would fill in what is absent, which is done here, with the credentials of
 //! whoever pulls.
@@ -161,18 +161,14 @@ pub async fn pull(config: &Config, wish: &Wish, report: &(dyn Fn(&Done) + Sync))
         name: name.clone(),
         layers,
     };
-    pull.store(&documents).await?;
-    let (counts, bytes) = pull.unpack(report).await?;
-    if let Some(top) = pull.layers.last() {
-        let key = format!("containerd.io/gc.ref.snapshot.{}", config.containerd.snapshotter);
-        pull.engine.label(documents.config.0.digest, &HashMap::from([(key, top.chain.to_string())])).await?;
-    }
-    let target = documents.target();
-    pull.engine.name_image(&name, target).await?;
-    pull.engine.end_lease().await?;
+    let done = pull.all(&documents, report).await;
+    // Whatever came of it: what is named now stays, the rest must not stay for a day.
+    let ended = pull.engine.end_lease().await;
+    let (counts, bytes) = done?;
+    ended?;
     Ok(Pulled {
         image: name,
-        digest: target.digest.to_string(),
+        digest: documents.target().digest.to_string(),
         layers: counts,
         bytes: bytes + documents.fetched,
         seconds: (start.elapsed().as_secs_f64() * 1000.0).round() / 1000.0,
@@ -363,6 +359,18 @@ struct Expected {
 }
 
 impl Pull<'_> {
+    /// Everything under the lease: documents, layers, the name of the image.
+    async fn all(&self, documents: &Documents, report: &(dyn Fn(&Done) + Sync)) -> anyhow::Result<(Layers, u64)> {
+        self.store(documents).await?;
+        let done = self.unpack(report).await?;
+        if let Some(top) = self.layers.last() {
+            let key = format!("containerd.io/gc.ref.snapshot.{}", self.config.containerd.snapshotter);
+            self.engine.label(documents.config.0.digest, &HashMap::from([(key, top.chain.to_string())])).await?;
+        }
+        self.engine.name_image(&self.name, documents.target()).await?;
+        Ok(done)
+    }
+
     fn snapshotter(&self) -> &str {
         &self.config.containerd.snapshotter
     }
