@@ -14,7 +14,7 @@
 //! | [`published`] | what is published under a name |
 //! | [`build`] | thin images of it, all layers being there |
 //! | [`output`] | them as files, whole or not at all |
-//! | [`push`] | them in a registry, only if they changed |
+//! | [`push`] | them in a registry, only if they changed; with whose password |
 //! | [`engines`] | them in the engines of this machine |
 //! | [`inspect`] | what a thin image is, whoever made it |
 //! | [`podman_store`] | images for Podman and CRI-O |

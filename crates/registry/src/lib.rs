@@ -5,6 +5,7 @@
 //! | [`client`] | tags to digests, manifests and other documents, tag lists |
 //! | [`blob`] | a blob as a byte stream: verified, resumed |
 //! | [`push`] | blobs and manifests into a registry |
+//! | [`thin`] | thin images into a registry, only what changed |
 //! | [`credentials`] | whose password goes to which registry |
 //! | [`retry`] | what is tried again and when |
 //! | [`error`] | what can go wrong, as callers branch on it |
@@ -30,6 +31,7 @@ pub mod push;
 pub mod retry;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod thin;
 mod transport;
 
 pub use blob::BlobReader;

@@ -81,7 +81,7 @@ async fn run_push(push: &Push, global: &Global) -> anyhow::Result<()> {
     let credentials = push::credentials(&target, push.user.as_deref(), |name| std::env::var(name).ok())?;
     let client = Client::new(ClientConfig { credentials, extra_ca_files: push.ca.clone(), ..ClientConfig::default() })?;
     let (_, outcome) = push::push(&client, &thin, &target).await?;
-    report(&thin, &target.to_string(), Some(outcome == Pushed::Changed), global)
+    report(&thin, &target.to_string(), Some(outcome == Pushed::Uploaded), global)
 }
 
 fn report(thin: &Thin, name: &str, pushed: Option<bool>, global: &Global) -> anyhow::Result<()> {

@@ -31,7 +31,7 @@ async fn what_is_pushed_is_the_image_and_nothing_is_pushed_twice() {
     let (fake, registry) = (two_platforms(), TestRegistry::spawn());
     let (thin, client, target) = (thin(&fake), client(Credentials::anonymous()), registry.reference("thin/app:1"));
     let digest = ManifestDigest::from_digest(thin.top().digest);
-    assert_eq!(push(&client, &thin, &target).await.unwrap(), (digest, Pushed::Changed));
+    assert_eq!(push(&client, &thin, &target).await.unwrap(), (digest, Pushed::Uploaded));
     assert_eq!(registry.manifest("thin/app", "1").unwrap().1, thin.top().bytes);
     for image in &thin.images {
         assert_eq!(registry.manifest("thin/app", &image.manifest.digest.to_string()).unwrap().1, image.manifest.bytes);
@@ -39,7 +39,7 @@ async fn what_is_pushed_is_the_image_and_nothing_is_pushed_twice() {
         assert_eq!(registry.blob(image.layer.digest).unwrap(), image.layer.bytes);
     }
     registry.forget_requests();
-    assert_eq!(push(&client, &thin, &target).await.unwrap(), (digest, Pushed::Unchanged));
+    assert_eq!(push(&client, &thin, &target).await.unwrap(), (digest, Pushed::Present));
     let requests: Vec<_> = registry.requests().iter().map(|request| request.method.clone()).collect();
     assert_eq!(requests, ["HEAD"]);
 }
@@ -80,7 +80,7 @@ async fn the_password_opens_a_registry_and_a_wrong_one_is_said() {
     assert!(matches!(error, Error::Unauthorized { .. }), "{error}");
     assert!(!format!("{error:?}").contains("wrong"));
     assert!(registry.manifest("thin/app", "1").is_none());
-    assert_eq!(push(&with("secret"), &thin, &target).await.unwrap().1, Pushed::Changed);
+    assert_eq!(push(&with("secret"), &thin, &target).await.unwrap().1, Pushed::Uploaded);
 }
 
 #[tokio::test]
