@@ -381,6 +381,15 @@ pub struct Convert {
     #[arg(long)]
     pub strict: bool,
 
+    /// Push no thin images, whatever output_format says
+    ///
+    /// Without it, the thin image of every published image is pushed to the name that output_format gives, if it
+    /// changed. The password of the list's user is in CVMFS_PUBLISHER_OUTPUT_PASSWORD, in the file that
+    /// CVMFS_PUBLISHER_OUTPUT_PASSWORD_FILE names, or in DUCC_OUTPUT_REGISTRY_PASS; a list without a user takes the
+    /// Docker configuration's.
+    #[arg(long, alias = "skip-thin-image")]
+    pub no_thin_images: bool,
+
     /// How images are converted.
     #[command(flatten)]
     pub conversion: Conversion,

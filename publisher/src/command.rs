@@ -30,6 +30,7 @@ use crate::source::Sources;
 use crate::status;
 use crate::tags::{self, Retagged};
 use crate::target::{InitOptions, Target, sign_whitelist_file};
+use crate::thin;
 use crate::wishlist::{Lint, WishList};
 
 /// Runs one command.
@@ -70,6 +71,8 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
                 .collect();
             let refused: Vec<WishOutcome> = list.failed_wishes().collect();
             let ignored = |name: &str| list.ignores_errors(name);
+            let format = list.output_format.as_deref().filter(|_| !arguments.no_thin_images);
+            let thin = format.map(|format| (format, list.user.as_str()));
             convert(
                 &target,
                 &requests,
@@ -79,6 +82,7 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
                 global.json,
                 progress,
                 &ignored,
+                thin,
             )
         }
         cli::Command::ConvertImage(arguments) => {
@@ -86,7 +90,17 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
             let source = arguments.image.clone();
             let request = Request { text: source.to_string(), line: None, source, name: arguments.name.clone() };
             let conversion = &arguments.conversion;
-            convert(&target, &[request], Vec::new(), conversion, arguments.dry_run, global.json, progress, &|_| false)
+            convert(
+                &target,
+                &[request],
+                Vec::new(),
+                conversion,
+                arguments.dry_run,
+                global.json,
+                progress,
+                &|_| false,
+                None,
+            )
         }
         cli::Command::Images(arguments) => {
             let target = open(&arguments.fqrn)?;
@@ -203,6 +217,7 @@ fn convert(
     json: bool,
     progress: Arc<dyn Progress>,
     ignored: &dyn Fn(&str) -> bool,
+    thin: Option<(&str, &str)>,
 ) -> Result<ExitStatus, CommandError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -227,7 +242,21 @@ fn convert(
         let any_failed = !refused.is_empty() || plan.images.iter().any(Result::is_err);
         return Ok(if any_failed { ExitStatus::Failed } else { ExitStatus::Success });
     }
+    // Before anything is published: a password that is missing is found at once.
+    let pusher = match thin {
+        Some((format, user)) => {
+            let credentials =
+                thin::credentials(format, user, &thin::references(&plan), |name| std::env::var(name).ok())
+                    .map_err(CommandError::config)?;
+            let config = ClientConfig { credentials, ..ClientConfig::default() };
+            Some((format, Client::new(config).map_err(CommandError::failed)?))
+        }
+        None => None,
+    };
     let mut report = converter.apply(&plan).map_err(Failure::into_command_error)?;
+    if let Some((format, client)) = pusher {
+        thin::push(&client, runtime.handle(), format, &target.fqrn, &plan, &mut report);
+    }
     report.wishes.extend(refused);
     report.wishes.sort_by_key(|w| w.line);
     for wish in &mut report.wishes {

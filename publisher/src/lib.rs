@@ -34,4 +34,5 @@ pub mod status;
 pub mod storage;
 pub mod tags;
 pub mod target;
+pub mod thin;
 pub mod wishlist;

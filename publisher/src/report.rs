@@ -9,6 +9,7 @@ use indicatif::DecimalBytes;
 use serde::Serialize;
 
 use crate::error::{ExitStatus, printable};
+use crate::thin::{ThinOutcome, ThinState};
 
 /// What happened to one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -82,6 +83,9 @@ pub struct WishOutcome {
     pub bytes: ByteCounts,
     /// Wall-clock time from the first request to the end, seconds.
     pub seconds: f64,
+    /// Its thin image, if one was to be pushed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thin: Option<ThinOutcome>,
     /// Whether the wish list says that a failure of this image doesn't count (`ignoreErrors`).
     #[serde(skip)]
     pub ignored: bool,
@@ -100,8 +104,18 @@ impl WishOutcome {
             layers: LayerCounts::default(),
             bytes: ByteCounts::default(),
             seconds: 0.0,
+            thin: None,
             ignored: false,
         }
+    }
+
+    /// Is something missing of what was wished for?
+    pub fn has_failed(&self) -> bool {
+        self.outcome == Outcome::Failed || self.thin_state() == Some(ThinState::Failed)
+    }
+
+    fn thin_state(&self) -> Option<ThinState> {
+        self.thin.as_ref().map(|thin| thin.outcome)
     }
 
     /// A wish that failed before anything was fetched.
@@ -138,7 +152,7 @@ impl Report {
 
     /// The exit status: 1 as soon as one wish failed, unless the list says that it doesn't count.
     pub fn exit_status(&self) -> ExitStatus {
-        let counts = |wish: &WishOutcome| wish.outcome == Outcome::Failed && !wish.ignored;
+        let counts = |wish: &WishOutcome| wish.has_failed() && !wish.ignored;
         if self.wishes.iter().any(counts) { ExitStatus::Failed } else { ExitStatus::Success }
     }
 
@@ -149,10 +163,14 @@ impl Report {
         text
     }
 
-    /// The report for people. Images that did not change are counted, not listed.
+    /// The report for people. Images that did not change are counted, not listed, unless their thin images did.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
-        for wish in self.wishes.iter().filter(|wish| wish.outcome != Outcome::Unchanged) {
+        let is_news = |wish: &&WishOutcome| {
+            let thin = matches!(wish.thin_state(), Some(ThinState::Pushed | ThinState::Failed));
+            wish.outcome != Outcome::Unchanged || thin
+        };
+        for wish in self.wishes.iter().filter(is_news) {
             write_wish(&mut text, wish);
         }
         let counts: Vec<String> = Outcome::ALL
@@ -186,7 +204,7 @@ fn write_wish(text: &mut String, wish: &WishOutcome) {
         let _ = writeln!(text, "{line}\n{:<9} {error}", "");
         return;
     }
-    if wish.outcome != Outcome::Removed {
+    if !matches!(wish.outcome, Outcome::Removed | Outcome::Unchanged) {
         let layers = wish.layers.fetched.saturating_add(wish.layers.known);
         let _ = write!(
             text,
@@ -198,6 +216,22 @@ fn write_wish(text: &mut String, wish: &WishOutcome) {
         );
     }
     text.push('\n');
+    if let Some(thin) = &wish.thin {
+        write_thin(text, thin);
+    }
+}
+
+/// What became of a thin image, if it is news.
+fn write_thin(text: &mut String, thin: &ThinOutcome) {
+    let name = printable(&thin.image);
+    let _ = match (thin.outcome, &thin.error) {
+        (ThinState::Unchanged, _) => Ok(()),
+        (ThinState::Pushed, _) => writeln!(text, "{:<9} thin image {name} pushed", ""),
+        (ThinState::Failed, error) => {
+            let error = printable(error.as_deref().unwrap_or("no reason given"));
+            writeln!(text, "{:<9} thin image {name} failed: {error}", "")
+        }
+    };
 }
 
 #[cfg(test)]
@@ -262,6 +296,40 @@ mod tests {
         report.wishes.pop();
         assert_eq!(report.exit_status(), ExitStatus::Success);
         assert_eq!(Report::new("x").exit_status(), ExitStatus::Success);
+    }
+
+    #[test]
+    fn thin_images_are_told_if_they_are_news_and_fail_the_pass() {
+        let mut report = Report::new("images.example.org");
+        let thin = |outcome, error: Option<&str>| {
+            let error = error.map(str::to_owned);
+            Some(ThinOutcome { image: "https://h.example/x:1".into(), digest: None, outcome, error })
+        };
+        let mut wish = WishOutcome::new("https://quay.io/x:1", Some(4), Outcome::Unchanged);
+        for (outcome, error, told, status) in [
+            (ThinState::Unchanged, None, "", ExitStatus::Success),
+            (
+                ThinState::Pushed,
+                None,
+                "unchanged https://quay.io/x:1\n          thin image https://h.example/x:1 pushed\n",
+                ExitStatus::Success,
+            ),
+            (
+                ThinState::Failed,
+                Some("access\nrefused"),
+                "unchanged https://quay.io/x:1\n          thin image https://h.example/x:1 failed: access\u{fffd}refused\n",
+                ExitStatus::Failed,
+            ),
+        ] {
+            wish.thin = thin(outcome, error);
+            report.wishes = vec![wish.clone()];
+            let text = report.to_text();
+            assert_eq!(text.strip_suffix("images.example.org: 1 unchanged (nothing published)\n"), Some(told));
+            assert_eq!(report.exit_status(), status);
+        }
+        report.wishes[0].ignored = true;
+        assert_eq!(report.exit_status(), ExitStatus::Success);
+        assert!(report.to_json().contains("\"outcome\": \"failed\""), "{}", report.to_json());
     }
 
     #[test]

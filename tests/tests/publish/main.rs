@@ -6,6 +6,7 @@ mod images;
 mod layout;
 mod passes;
 mod rows;
+mod thin;
 
 use std::collections::BTreeMap;
 
