@@ -14,7 +14,7 @@ BIN = --bin target/$(patsubst dev,debug,$(PROFILE))
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## install what all targets need (Debian, as root), or say what is missing; targets call it by themselves
@@ -53,10 +53,12 @@ demo: scenarios ## publish a real image and run it from the mount (any other: IM
 
 .PHONY: smoke-engines
 smoke-engines: PROFILE = dev
-smoke-engines: scenarios ## one test an engine: the demo with every result checked, containerd of three versions, Docker, caches, another reader
+smoke-engines: scenarios ## one test an engine: the demo with every result checked, containerd of three versions, Docker, Apptainer, caches, another reader
 	integration/demo/demo.py $(BIN) --check
 	@$(MAKE) --no-print-directory test-containerd PROFILE=$(PROFILE) SMOKE=1
 	@$(MAKE) --no-print-directory test-docker PROFILE=$(PROFILE) SMOKE=1
+	@$(MAKE) --no-print-directory test-apptainer PROFILE=$(PROFILE) SMOKE=1
+	@$(MAKE) --no-print-directory test-runners PROFILE=$(PROFILE) SMOKE=1
 	integration/soak/snapshotter.py $(BIN) --starts 20 --count 5 --seed 1
 	@$(MAKE) --no-print-directory test-proxies PROFILE=$(PROFILE)
 	@$(MAKE) --no-print-directory test-second-reader PROFILE=$(PROFILE)
@@ -73,6 +75,8 @@ test-engines: ## everything with real engines, and a table of what each of them 
 	@mkdir -p target; rm -f target/engines.table; status=0; \
 	$(MAKE) --no-print-directory test-containerd PROFILE=$(PROFILE) TABLE=target/engines.table || status=1; \
 	$(MAKE) --no-print-directory test-docker PROFILE=$(PROFILE) TABLE=target/engines.table || status=1; \
+	$(MAKE) --no-print-directory test-apptainer PROFILE=$(PROFILE) TABLE=target/engines.table || status=1; \
+	$(MAKE) --no-print-directory test-runners PROFILE=$(PROFILE) TABLE=target/engines.table || status=1; \
 	integration/table.py target/engines.table; exit $$status
 
 .PHONY: test-containerd
@@ -84,6 +88,17 @@ test-containerd: engines ## containerd 1.6, 1.7 and 2 with the snapshotter (VERS
 test-docker: PROFILE = dev
 test-docker: engines ## Docker with the containerd image store and the snapshotter (SMOKE=1 a short pass)
 	integration/docker/docker.py $(BIN) $(if $(SMOKE),--smoke) $(if $(TABLE),--table $(TABLE))
+
+.PHONY: test-apptainer
+test-apptainer: PROFILE = dev
+test-apptainer: engines ## Apptainer as root and as an ordinary user, compared with Docker (SMOKE=1 a short pass)
+	integration/apptainer/apptainer.py $(BIN) $(if $(SMOKE),--smoke) $(if $(TABLE),--table $(TABLE))
+
+.PHONY: test-runners
+test-runners: PROFILE = dev
+test-runners: engines ## runc, bubblewrap and an overlay as of systemd-nspawn, on flat images (SMOKE=1 a short pass)
+	@integration/setup runners
+	integration/runners/runners.py $(BIN) $(if $(SMOKE),--smoke) $(if $(TABLE),--table $(TABLE))
 
 .PHONY: test-second-reader
 test-second-reader: PROFILE = dev

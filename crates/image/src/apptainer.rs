@@ -73,7 +73,8 @@ pub fn additions<C>(
     for (name, text) in scripts::ALL {
         additions.own_file(name, 0o755, text.as_bytes().to_vec());
     }
-    additions.own_file(".singularity.d/runscript", 0o755, runscript(config).into_bytes());
+    let runscript = runscript(config, has_shell(root)?);
+    additions.own_file(".singularity.d/runscript", 0o755, runscript.into_bytes());
     additions.own_file(".singularity.d/env/10-docker2singularity.sh", 0o755, environment(config).into_bytes());
     additions.own_file(".singularity.d/labels.json", 0o644, labels(config));
     for (name, mode) in DIRECTORIES {
@@ -180,18 +181,35 @@ impl<C> Additions<'_, C> {
 }
 
 /// A word for the shell, whatever is in it. (NUL can't be in an argument or a variable, so it is left out.)
+///
+/// A single quote is written between double ones: the interpreter inside Apptainer keeps the backslash of `\'` in an
+/// assignment.
 fn quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\0', "").replace('\'', r"'\''"))
+    format!("'{}'", word.replace('\0', "").replace('\'', r#"'"'"'"#))
 }
 
+/// Is there a shell for scripts? One that is found through other links than that of a merged `/usr` is missed.
+fn has_shell<C>(root: &dyn TreeLookup<C>) -> Result<bool, StoreError> {
+    Ok(root.get(&path("bin/sh"))?.is_some() || root.get(&path("usr/bin/sh"))?.is_some())
+}
+
+/// What has Apptainer interpret a script by itself, which images without a shell need: a line that it finds in the
+/// scripts that it makes of Docker's images (`getDockerRunscript` in its sources). Programs then get their whole path
+/// as their name.
+const INTERPRETED: &str = r#"if false; then
+eval "set ${SINGULARITY_OCI_RUN}"
+fi
+"#;
+
 /// Runs what the config says: the entry point with the user's words, or else with those of the config.
-fn runscript(config: &Config) -> String {
+fn runscript(config: &Config, has_shell: bool) -> String {
+    let interpreted = if has_shell { "" } else { INTERPRETED };
     let words = |words: &[String]| words.iter().map(|word| format!(" {}", quoted(word))).collect::<String>();
     let (entrypoint, cmd) = (words(&config.entrypoint), words(&config.cmd));
     format!(
         r#"#!/bin/sh
 # Runs the command of the image; words given by the user replace the second part of it.
-if [ "$#" -gt 0 ]; then
+{interpreted}if [ "$#" -gt 0 ]; then
     set --{entrypoint} "$@"
 else
     set --{entrypoint}{cmd}
@@ -210,12 +228,9 @@ fn environment(config: &Config) -> String {
     let is_name = |name: &str| {
         name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') && !name.starts_with(|c: char| c.is_ascii_digit())
     };
-    let mut variables: Vec<(&str, Option<&str>)> = Vec::new();
-    for variable in &config.env {
-        let (name, value) = match variable.split_once('=') {
-            Some((name, value)) => (name, Some(value)),
-            None => (&**variable, None),
-        };
+    let mut variables: Vec<(&str, &str)> = Vec::new();
+    // a name without a value is nothing for Docker, either
+    for (name, value) in config.env.iter().filter_map(|variable| variable.split_once('=')) {
         // the last of equal names counts; what is no name for a shell can't be set by one
         variables.retain(|(known, _)| *known != name);
         if !name.is_empty() && is_name(name) {
@@ -224,11 +239,10 @@ fn environment(config: &Config) -> String {
     }
     let mut script = "#!/bin/sh\n# Environment of the image; variables that are set already are kept.\n".to_owned();
     for (name, value) in variables {
-        script.push_str(&match value {
-            Some(value) if name == "PATH" => format!("PATH={}\nexport PATH\n", quoted(value)),
+        script.push_str(&match name {
+            "PATH" => format!("PATH={}\nexport PATH\n", quoted(value)),
             // no assignment where there is a value: shells have variables that can't be changed, such as UID
-            Some(value) => format!("[ -n \"${{{name}:-}}\" ] || {name}={}\nexport {name}\n", quoted(value)),
-            None => format!("[ -n \"${{{name}:-}}\" ] || {name}=\nexport {name}\n"),
+            _ => format!("[ -n \"${{{name}:-}}\" ] || {name}={}\nexport {name}\n", quoted(value)),
         });
     }
     script

@@ -53,6 +53,13 @@ fn split(output: &Output) -> Vec<Vec<u8>> {
 
 #[test]
 fn words_of_the_config_arrive_unchanged() {
+    for has_shell in [true, false] {
+        words_arrive_unchanged(has_shell);
+    }
+}
+
+fn words_arrive_unchanged(has_shell: bool) {
+    let runscript = |config: &Config| runscript(config, has_shell);
     let print = ["printf", "%s\\0"];
     let bytes = |words: &[&str]| words.iter().map(|word| word.as_bytes().to_vec()).collect::<Vec<_>>();
     let script = runscript(&config(&print, &NASTY, &[]));
@@ -71,12 +78,35 @@ fn words_of_the_config_arrive_unchanged() {
 }
 
 #[test]
+fn apptainer_interprets_the_script_where_there_is_no_shell() {
+    // as Apptainer looks for it: a whole line, and none before it is longer than its reader takes
+    let interpreted = |tree: &[(&str, Node<u32>)]| {
+        let tree = as_layer(tree.iter().map(|(name, node)| (path(name), node.clone())));
+        let list = additions(&config(&["/x", &"x".repeat(100_000)], &[], &[]), &tree, &[]).unwrap();
+        let (_, script) = list.into_iter().find(|(name, _)| *name == path(".singularity.d/runscript")).unwrap();
+        let NodeKind::Regular { content, .. } = script.kind else { panic!("a file") };
+        let text = String::from_utf8(content).unwrap();
+        text.lines().take_while(|line| line.len() < 1000).any(|line| line == "eval \"set ${SINGULARITY_OCI_RUN}\"")
+    };
+    let link = |target: &str| Node::new(NodeKind::Symlink { target: target.as_bytes().to_vec() }, 0o777);
+    let file = || Node::new(NodeKind::Regular { content: 1, size: 5 }, 0o755);
+    assert!(interpreted(&[]) && interpreted(&[("bin/other", file())]));
+    assert!(!interpreted(&[("bin/sh", link("busybox"))]));
+    assert!(!interpreted(&[("bin", link("usr/bin")), ("usr/bin/sh", file())]));
+}
+
+#[test]
+fn a_single_quote_is_quoted_without_a_backslash() {
+    assert_eq!(quoted("it's"), r#"'it'"'"'s'"#);
+}
+
+#[test]
 fn says_so_when_there_is_nothing_to_run() {
     let none: [&str; 0] = [];
-    let output = sh(&runscript(&config(&[], &[], &[])), &none, &[("SECRET", OsStr::new("x"))]);
+    let output = sh(&runscript(&config(&[], &[], &[]), true), &none, &[("SECRET", OsStr::new("x"))]);
     assert_eq!(output.status.code(), Some(1));
     assert!(output.stdout.is_empty(), "variables are not printed");
-    let output = sh(&runscript(&config(&["-x"], &[], &[])), &none, &[]);
+    let output = sh(&runscript(&config(&["-x"], &[], &[]), true), &none, &[]);
     assert!(!output.status.success(), "a dash is no option for set");
 }
 
@@ -128,7 +158,7 @@ fn variables_of_the_user_win_but_for_the_search_path() {
     assert_eq!(text("A").as_deref(), Some("user"));
     assert_eq!((text("B").as_deref(), text("C").as_deref()), (Some("image"), Some("image")));
     assert_eq!(text("PATH").as_deref(), Some("/opt/bin:/bin"));
-    assert_eq!((text("D").as_deref(), text("E").as_deref()), (Some(""), Some("user")));
+    assert_eq!((text("D").as_deref(), text("E").as_deref()), (None, Some("user")), "a name without a value");
     assert_eq!(text("F").as_deref(), Some("2=3"));
     assert_eq!(found["G"], raw.as_bytes());
     assert!(!found.contains_key("no-name") && !found.contains_key("1x") && !found.contains_key("a b"));
