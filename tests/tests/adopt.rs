@@ -168,7 +168,7 @@ fn a_conversion_is_refused_before_it_fetches_anything_while_a_transaction_is_ope
 /// Names of the automatic tags.
 fn automatic_tags(target: &Target) -> Vec<String> {
     let history = target.repository().expect("trust").history(target.scratch()).expect("tags");
-    history.tags.into_iter().map(|tag| tag.name).filter(|name| name.starts_with("generic-")).collect()
+    history.tags.into_iter().map(|tag| tag.name).filter(|name| name.starts_with("generic")).collect()
 }
 
 /// Fails unless all that stands beside the storage fits the published revision.
