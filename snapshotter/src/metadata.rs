@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -120,6 +121,8 @@ pub struct Metadata {
     path: PathBuf,
     jobs: mpsc::SyncSender<Job>,
     readers: Mutex<Vec<Connection>>,
+    /// the number of the next snapshot
+    next: AtomicI64,
     /// held for as long as the process lives
     _lock: nix::fcntl::Flock<std::fs::File>,
 }
@@ -170,11 +173,12 @@ impl Metadata {
             return Err(OpenError::Damaged { path, why: format!("it has no rows of {lost} snapshots with files") });
         }
         agree(&table, directories)?;
+        let next = 1 + orphans.iter().map(|id| id.0).chain(last).max().unwrap_or(0);
         for id in orphans {
             tracing::info!(snapshot = %id, "a snapshot directory without a row is taken away");
             directories.discard(id)?;
         }
-        Ok(Self::start(path, connection, lock))
+        Ok(Self::start(path, connection, lock, next))
     }
 
     /// Sets the database aside, if there is one, and makes it anew from the records in the snapshot directories.
@@ -246,16 +250,22 @@ impl Metadata {
             tracing::error!(directory = %aside.display(), "a snapshot directory without a row was set aside; it is never deleted");
         }
         connection.execute_batch("COMMIT")?;
-        Ok((Self::start(path, connection, lock), count))
+        Ok((Self::start(path, connection, lock, highest + 1), count))
     }
 
-    fn start(path: PathBuf, connection: Connection, lock: nix::fcntl::Flock<std::fs::File>) -> Self {
+    fn start(path: PathBuf, connection: Connection, lock: nix::fcntl::Flock<std::fs::File>, next: i64) -> Self {
         let (jobs, queue) = mpsc::sync_channel::<Job>(1024);
         std::thread::Builder::new()
             .name("metadata".into())
             .spawn(move || run(&connection, &queue))
             .expect("a thread can be started at the start");
-        Self { path, jobs, readers: Mutex::default(), _lock: lock }
+        Self { path, jobs, readers: Mutex::default(), next: AtomicI64::new(next), _lock: lock }
+    }
+
+    /// A number that no snapshot has or had, so that its directory can be made before the writer is asked: everything that is done
+    /// while the writer waits, all others wait for.
+    pub fn number(&self) -> Id {
+        Id(self.next.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Reads in one snapshot of the database.
@@ -483,24 +493,25 @@ impl Table<'_> {
         Ok(statement.exists([id.0])?)
     }
 
-    /// Adds a snapshot under a new number.
-    pub fn insert(
-        &self,
-        info: Info,
-        parent: Option<Id>,
-        lowers: Vec<Lower>,
-        how: Option<&str>,
-        usage: Option<Usage>,
-    ) -> Result<Snapshot, Error> {
-        let info = Info { updated: info.created, ..info };
+    /// Adds a snapshot under the number that it has.
+    pub fn insert(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        let Snapshot { id, parent, info, how, usage, .. } = snapshot;
         let mut statement = self.0.prepare_cached(
-            "INSERT INTO snapshot (name, kind, parent, created, updated) VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT INTO snapshot (id, name, kind, parent, created, updated, size, inodes, how) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?;
-        statement.execute(params![info.name, info.kind.as_str(), parent.map(|id| id.0), info.created, info.updated])?;
-        let id = Id(self.0.last_insert_rowid());
-        let mut snapshot = Snapshot { id, parent, info, lowers, how: how.map(str::to_owned), usage };
-        self.replace(&mut snapshot)?;
-        Ok(snapshot)
+        let (parent, (size, inodes)) = (parent.map(|id| id.0), columns(*usage));
+        statement.execute(params![
+            id.0,
+            info.name,
+            info.kind.as_str(),
+            parent,
+            info.created,
+            info.updated,
+            size,
+            inodes,
+            how
+        ])?;
+        self.insert_details(snapshot)
     }
 
     /// Writes a snapshot under its number. A time of change that is 0 becomes the time of creation.
@@ -512,18 +523,17 @@ impl Table<'_> {
     }
 
     fn write_row(&self, snapshot: &Snapshot) -> Result<(), Error> {
-        let Snapshot { id, parent, info, lowers, how, usage } = snapshot;
+        let Snapshot { id, parent, info, how, usage, .. } = snapshot;
         let mut statement = self.0.prepare_cached(
             "INSERT INTO snapshot (id, name, kind, parent, created, updated, size, inodes, how) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
              ON CONFLICT (id) DO UPDATE SET name = ?2, kind = ?3, parent = ?4, created = ?5, updated = ?6, size = ?7, inodes = ?8, how = ?9",
         )?;
-        let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        let (size, inodes) = (usage.map(|usage| number(usage.size)), usage.map(|usage| number(usage.inodes)));
+        let (parent, (size, inodes)) = (parent.map(|id| id.0), columns(*usage));
         statement.execute(params![
             id.0,
             info.name,
             info.kind.as_str(),
-            parent.map(|id| id.0),
+            parent,
             info.created,
             info.updated,
             size,
@@ -533,6 +543,11 @@ impl Table<'_> {
         for table in ["label", "lower"] {
             self.0.prepare_cached(&format!("DELETE FROM {table} WHERE snapshot = ?1"))?.execute([id.0])?;
         }
+        self.insert_details(snapshot)
+    }
+
+    /// What is not in the row itself.
+    fn insert_details(&self, Snapshot { id, info, lowers, .. }: &Snapshot) -> Result<(), Error> {
         let mut statement = self.0.prepare_cached("INSERT INTO label (snapshot, key, value) VALUES (?1, ?2, ?3)")?;
         for (key, value) in &info.labels {
             statement.execute(params![id.0, key, value])?;
@@ -641,6 +656,12 @@ pub struct Counts {
     pub local: u64,
 }
 
+/// Disk usage as columns.
+fn columns(usage: Option<Usage>) -> (Option<i64>, Option<i64>) {
+    let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    (usage.map(|usage| number(usage.size)), usage.map(|usage| number(usage.inodes)))
+}
+
 fn invalid(column: usize) -> rusqlite::Error {
     rusqlite::Error::InvalidColumnType(column, "text of a kind that is not known".into(), rusqlite::types::Type::Text)
 }
@@ -704,10 +725,13 @@ mod tests {
     fn add(metadata: &Metadata, name: &str, parent: Option<&str>, kind: Kind) -> Snapshot {
         let info = info(name, parent, kind);
         let parent = parent.map(str::to_owned);
+        let id = metadata.number();
         metadata
             .write(move |table| {
                 let parent = parent.map(|parent| table.get(&parent)).transpose()?.map(|parent| parent.id);
-                table.insert(info, parent, Vec::new(), None, None)
+                let snapshot = Snapshot { id, parent, info, lowers: Vec::new(), how: None, usage: None };
+                table.insert(&snapshot)?;
+                Ok(snapshot)
             })
             .unwrap()
     }
@@ -719,9 +743,11 @@ mod tests {
         let workers = (0..200).map(|number| {
             let metadata = Arc::clone(&metadata);
             std::thread::spawn(move || {
+                let info = info(&number.to_string(), None, Kind::Active);
+                let id = metadata.number();
+                let made = Snapshot { id, parent: None, info, lowers: Vec::new(), how: None, usage: None };
                 metadata.write(move |table| {
-                    let made =
-                        table.insert(info(&number.to_string(), None, Kind::Active), None, Vec::new(), None, None)?;
+                    table.insert(&made)?;
                     if number % 2 == 0 { Ok(made.id) } else { Err(Error::InvalidArgument(number.to_string())) }
                 })
             })

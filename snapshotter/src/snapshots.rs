@@ -256,31 +256,59 @@ impl Snapshots {
         root: Option<RootAttributes>,
     ) -> Result<(Snapshot, Vec<Snapshot>), Error> {
         let (key, parent, labels) = (valid(key)?.to_owned(), parent.map(str::to_owned), valid_labels(labels)?.clone());
-        let directories = Arc::clone(&self.directories);
+        let lineage = self.lineage(parent.as_deref())?;
+        let lowers = overlay::count(lineage.iter());
+        if lowers > overlay::MAX_LOWERS {
+            return Err(Error::FailedPrecondition(format!(
+                "snapshot {key:?} would stand on {lowers} directories; overlayfs takes {}",
+                overlay::MAX_LOWERS
+            )));
+        }
+        let (id, now) = (self.metadata.number(), now());
+        let snapshot = Snapshot {
+            id,
+            parent: lineage.first().map(|parent| parent.id),
+            info: Info { name: key.clone(), parent, kind, created: now, updated: now, labels },
+            lowers: Vec::new(),
+            how: None,
+            usage: None,
+        };
+        let made = self.directories.create(id, kind, root).and_then(|()| self.insert(snapshot, |_, _| Ok(None)));
+        if made.is_err() {
+            self.forget(id);
+        }
+        made?;
+        // Read anew: what it stands on is held by it from now on, and may have been converted a moment ago.
+        self.with_ancestors(&key)
+    }
+
+    /// Adds a snapshot whose directory is there, unless `instead` finds another one.
+    fn insert(
+        &self,
+        snapshot: Snapshot,
+        instead: impl FnOnce(&Table<'_>, &Snapshot) -> Result<Option<Snapshot>, Error> + Send + 'static,
+    ) -> Result<Snapshot, Error> {
+        self.directories.record(&Record::of(&snapshot))?;
         self.metadata.write(move |table| {
-            table.ensure_free(&key)?;
-            let ancestors = match &parent {
-                Some(parent) => {
-                    let parent = committed(table, parent)?;
-                    let mut ancestors = table.ancestors(&parent)?;
-                    ancestors.insert(0, parent);
-                    ancestors
-                }
-                None => Vec::new(),
-            };
-            let lowers = overlay::count(ancestors.iter());
-            if lowers > overlay::MAX_LOWERS {
-                return Err(Error::FailedPrecondition(format!(
-                    "snapshot {key:?} would stand on {lowers} directories; overlayfs takes {}",
-                    overlay::MAX_LOWERS
-                )));
+            if let Some(other) = instead(table, &snapshot)? {
+                return Ok(other);
             }
-            let info = Info { name: key, parent, kind, created: now(), updated: 0, labels };
-            let snapshot = table.insert(info, ancestors.first().map(|parent| parent.id), Vec::new(), None, None)?;
-            directories.create(snapshot.id, kind, root)?;
-            directories.record(&Record::of(&snapshot))?;
-            Ok((snapshot, ancestors))
+            table.ensure_free(&snapshot.info.name)?;
+            if let Some(parent) = &snapshot.info.parent
+                && Some(committed(table, parent)?.id) != snapshot.parent
+            {
+                return Err(Error::NotFound(parent.clone()));
+            }
+            table.insert(&snapshot)?;
+            Ok(snapshot)
         })
+    }
+
+    /// Takes away the directory of a snapshot that did not come to be.
+    fn forget(&self, id: Id) {
+        if let Err(error) = self.directories.discard(id) {
+            tracing::warn!(snapshot = %id, %error, "the directory of a snapshot that failed stays until the next start");
+        }
     }
 
     /// Makes a committed snapshot that stands for directories of a repository; whoever comes second gets the first one's.
@@ -295,32 +323,45 @@ impl Snapshots {
         let mut labels = valid_labels(labels)?.clone();
         labels.insert(labels::REMOTE.to_owned(), labels::REMOTE_VALUE.to_owned());
         labels.insert(labels::SNAPSHOT_REF.to_owned(), target.to_owned());
-        let (parent, found) = (parent.map(str::to_owned), found.clone());
+        let parent_id =
+            self.metadata.read(|table| parent.map(|parent| Ok(committed(table, parent)?.id)).transpose())?;
+        let (id, now) = (self.metadata.number(), now());
+        let snapshot = Snapshot {
+            id,
+            parent: parent_id,
+            info: Info {
+                name,
+                parent: parent.map(str::to_owned),
+                kind: Kind::Committed,
+                created: now,
+                updated: now,
+                labels,
+            },
+            lowers: found.lowers.clone(),
+            how: Some(found.how.to_owned()),
+            usage: Some(found.logical),
+        };
         let directories = Arc::clone(&self.directories);
-        self.metadata.write(move |table| {
-            match table.get(&name) {
-                Err(Error::NotFound(_)) => {}
-                Ok(existing) if existing.lowers == found.lowers || !existing.is_remote() => return Ok(existing),
-                // What stood for it is gone from its repository, and was found elsewhere.
-                Ok(mut existing) => {
-                    existing.lowers = found.lowers;
-                    existing.how = Some(found.how.to_owned());
-                    existing.usage = Some(found.logical);
-                    table.replace(&mut existing)?;
-                    directories.link(existing.id, &existing.lowers)?;
-                    directories.record(&Record::of(&existing))?;
-                    return Ok(existing);
-                }
-                Err(error) => return Err(error),
+        let instead = move |table: &Table<'_>, snapshot: &Snapshot| match table.get(&snapshot.info.name) {
+            Err(Error::NotFound(_)) => Ok(None),
+            Ok(existing) if existing.lowers == snapshot.lowers || !existing.is_remote() => Ok(Some(existing)),
+            // What stood for it is gone from its repository, and was found elsewhere.
+            Ok(mut existing) => {
+                existing.lowers.clone_from(&snapshot.lowers);
+                existing.how.clone_from(&snapshot.how);
+                existing.usage = snapshot.usage;
+                table.replace(&mut existing)?;
+                directories.link(existing.id, &existing.lowers)?;
+                directories.record(&Record::of(&existing))?;
+                Ok(Some(existing))
             }
-            let parent_id =
-                parent.as_deref().map(|parent| committed(table, parent)).transpose()?.map(|parent| parent.id);
-            let info = Info { name, parent, kind: Kind::Committed, created: now(), updated: 0, labels };
-            let snapshot = table.insert(info, parent_id, found.lowers, Some(found.how), Some(found.logical))?;
-            directories.link(snapshot.id, &snapshot.lowers)?;
-            directories.record(&Record::of(&snapshot))?;
-            Ok(snapshot)
-        })
+            Err(error) => Err(error),
+        };
+        let made = self.directories.link(id, &found.lowers).and_then(|()| self.insert(snapshot, instead));
+        if made.as_ref().map_or(true, |made| made.id != id) {
+            self.forget(id);
+        }
+        made
     }
 
     /// What to mount to use an active snapshot or a view.
