@@ -9,3 +9,4 @@ mod layers;
 mod mounts;
 mod refusals;
 mod state;
+mod thin;

@@ -1,0 +1,97 @@
+//! Thin images: a layer that lists others, unpacked and committed like any other.
+
+use std::fs;
+
+use containerd_client::services::v1::snapshots::Kind;
+use image::digest::LayerDigest;
+use image::thin::{ThinLayer, ThinRecord};
+use tonic::Code;
+
+use crate::common::{Client, Layer, World};
+
+const NAME: &str = "images.example.org";
+
+fn record(layers: &[(&str, &Layer)]) -> Vec<u8> {
+    let layers = layers.iter().map(|(repository, layer)| ThinLayer {
+        repository: (*repository).to_owned(),
+        layer: layer.digest,
+        diff_id: Some(layer.diff),
+        size: None,
+    });
+    let origin = Some("https://registry.example.org/x:1".to_owned());
+    ThinRecord { origin, manifest: None, config: None, platform: None, layers: layers.collect() }.to_bytes()
+}
+
+/// What containerd does with the layer of a thin image: prepares, unpacks, commits.
+fn unpack(client: &mut Client, name: &str, parent: &str, thin: &[u8]) -> Result<(), crate::common::Failure> {
+    let key = format!("extract {name}");
+    let mounts = client.prepare(&key, parent, &[])?;
+    let upper = mounts[0].options.iter().find_map(|option| option.strip_prefix("upperdir="));
+    fs::write(format!("{}/thin.json", upper.unwrap_or(&mounts[0].source)), thin).expect("a directory to write to");
+    client.commit(name, &key, &[])
+}
+
+#[test]
+fn a_container_of_a_thin_image_stands_on_the_layers_that_it_lists() {
+    let mut world = World::new();
+    let repository = world.repository(NAME);
+    let layers = ["base", "middle", "top"].map(|name| repository.layer(name));
+    repository.index(&layers);
+    let daemon = world.start();
+    let mut client = daemon.client();
+    let all: Vec<(&str, &Layer)> = layers.iter().map(|layer| (NAME, layer)).collect();
+    unpack(&mut client, "default/1/thin", "", &record(&all)).unwrap();
+    assert_eq!(client.stat("default/1/thin").unwrap().kind(), Kind::Committed);
+    assert_eq!(world.how("default/1/thin").as_deref(), Some("thin"));
+    // An image built on a thin one is layers as any on it.
+    client.layer("default/2/more", "default/1/thin");
+    client.prepare("default/3/container", "default/2/more", &[]).unwrap();
+    let mut daemon = daemon;
+    for _ in 0..2 {
+        let mounts = daemon.client().mounts("default/3/container").unwrap();
+        let lowers = mounts[0].options.iter().find_map(|option| option.strip_prefix("lowerdir=")).unwrap();
+        let mut lowers = lowers.split(':');
+        assert_eq!(lowers.next(), world.content("default/2/more").to_str());
+        let targets: Vec<_> = lowers.map(|lower| fs::read_link(lower).unwrap()).collect();
+        assert_eq!(targets, [2, 1, 0].map(|number| repository.content(&layers[number])), "the top one first");
+        daemon.kill();
+        daemon = world.start();
+    }
+}
+
+#[test]
+fn a_thin_image_that_can_t_be_had_is_not_committed() {
+    let mut world = World::new();
+    let repository = world.repository(NAME);
+    let layer = repository.layer("base");
+    let absent = Layer { digest: LayerDigest::of(b"absent"), ..Layer::named("absent") };
+    let daemon = world.start();
+    let mut client = daemon.client();
+    for (thin, code, says) in [
+        (record(&[(NAME, &layer), (NAME, &absent)]), Code::Unavailable, "can't be used"),
+        (record(&[("other.example.org", &layer)]), Code::FailedPrecondition, "which is not configured"),
+        (record(&[]), Code::FailedPrecondition, "overlayfs takes between 1 and"),
+    ] {
+        let failure = unpack(&mut client, "thin", "", &thin).expect_err(says);
+        assert_eq!(failure.code, code, "{}", failure.text);
+        assert!(failure.text.contains(says), "{}", failure.text);
+        client.remove("extract thin").unwrap();
+    }
+    assert_eq!(client.everything().len(), 0);
+}
+
+#[test]
+fn what_only_looks_thin_is_an_ordinary_layer() {
+    let mut world = World::new();
+    let repository = world.repository(NAME);
+    let layer = repository.layer("base");
+    let daemon = world.start();
+    let mut client = daemon.client();
+    let hostile = String::from_utf8(record(&[(NAME, &layer)])).unwrap().replace("/layerfs", "/layerfs/../../../..");
+    for (number, thin) in [hostile.as_str(), "{}", "", "[1]", r#"{"version":"9","layers":[]}"#].iter().enumerate() {
+        let name = format!("layer {number}");
+        unpack(&mut client, &name, "", thin.as_bytes()).unwrap();
+        assert_eq!(fs::read_to_string(world.content(&name).join("thin.json")).unwrap(), *thin);
+        assert_eq!(world.how(&name), None);
+    }
+}
