@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -362,4 +362,61 @@ fn status_health_and_metrics_say_how_it_is() {
     assert!(daemon.stop().success());
     let text = world.fails(&["status"]);
     assert!(text.contains("is cvmfs-snapshotter running?"), "{text}");
+}
+
+#[test]
+fn the_service_manager_hears_that_it_is_ready_alive_and_ending() {
+    let mut world = World::new();
+    world.repository(NAME);
+    let path = world.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let hear = |wanted: &str| {
+        let mut buffer = [0; 1024];
+        loop {
+            let length = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{wanted}: {error}"));
+            if std::str::from_utf8(&buffer[..length]).unwrap().lines().any(|line| line == wanted) {
+                return;
+            }
+        }
+    };
+    let daemon =
+        world.start_command(world.command(&["serve"]).env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000"));
+    hear("READY=1");
+    hear("WATCHDOG=1");
+    hear("WATCHDOG=1");
+    assert!(daemon.stop().success());
+    hear("STOPPING=1");
+}
+
+#[test]
+fn each_decision_is_one_line_with_the_same_fields() {
+    let mut world = World::with("log_format = \"json\"");
+    let repository = world.repository(NAME);
+    let chains = repository.index(&[repository.layer("base")]);
+    let daemon = world.start();
+    let mut client = daemon.client();
+    client.lazily("default/1/extract", "", &request(chains[0], None)).unwrap().expect("it is published");
+    let absent = ChainId::of(b"absent");
+    assert!(client.lazily("default/2/extract", "", &request(absent, None)).unwrap().is_none());
+    assert!(daemon.stop().success());
+    let log = world.log();
+    let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("an object a line"));
+    let decisions: Vec<_> =
+        lines.map(|line| line["fields"].clone()).filter(|line| line["message"] == "prepare").collect();
+    let said: Vec<_> = decisions
+        .iter()
+        .map(|line| (line["key"].as_str(), line["ref"].as_str(), line["remote-snapshot-prepared"].as_bool()))
+        .collect();
+    let (chain, absent) = (chains[0].to_string(), absent.to_string());
+    assert_eq!(
+        said,
+        [
+            (Some("default/1/extract"), Some(chain.as_str()), Some(true)),
+            (Some("default/2/extract"), Some(absent.as_str()), Some(false))
+        ]
+    );
+    assert!(
+        decisions.iter().all(|line| line["ms"].is_u64() && !line["reason"].as_str().unwrap_or_default().is_empty())
+    );
 }
