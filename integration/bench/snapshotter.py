@@ -156,7 +156,7 @@ class Bench:
                 yield f"  {place:22}{way:10}{sizes}{found['requests']:>10.0f}{times}"
             ordinary, lazy = (medians[place, way] for way in WAYS)
             moved = ordinary["downloaded"] / (lazy["downloaded"] + lazy["repository"])
-            times = "".join(f"{ordinary[what] / lazy[what]:>9.1f}" for what in ("pull", "start", "total", "warm"))
+            times = "".join(f"{ordinary[what] / lazy[what]:>9.2f}" for what in ("pull", "start", "total", "warm"))
             yield f"  {'':22}{'ratio':10}{ordinary['downloaded'] / lazy['downloaded']:>12.0f}{moved:>12.1f}{'':10}{times}"
         yield "  (repository: what the client fetched; its ratio is of all bytes)"
 

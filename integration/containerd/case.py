@@ -58,6 +58,10 @@ class Case:
         """An image as engines call it."""
         return self.site.reference(name)
 
+    def binary(self, name):
+        """One of our programs."""
+        return Path(self.binaries).resolve() / name
+
     def mount_repository(self, cache):
         """Mounts the repository where the snapshotter expects it."""
         _, unmount = self.site.repository.mount(None, f"{cache}-{self.version}", self.site.port, self.mount)

@@ -25,7 +25,7 @@ import images
 import lab as laboratory
 import registry
 from case import Case, Site
-from containerd import SNAPSHOTTER, STATE, VERSIONS, processes, within
+from containerd import FQRN, SNAPSHOTTER, STATE, VERSIONS, processes, within
 from lab import Lab
 from layers import container_tree
 from table import Table
@@ -259,6 +259,21 @@ def cri(case, title, *uncommented):
         case.configure()
 
 
+def thin(case):
+    """A thin image from a file: no registry is asked for anything, and the container is the same."""
+    with case.step("thin image, no registry"):
+        archive = case.lab.path("thin") / "twelve.tar"
+        case.lab.run(case.binary("thin-image"), "build", f"http://{case.reference('twelve')}", "--repo", FQRN, "--output", archive)
+        case.check("it is a few KB", archive.stat().st_size < 100_000, f"{archive.stat().st_size} bytes")
+        case.relay.reset()
+        case.node.ctr("images", "import", "--snapshotter", SNAPSHOTTER, archive)
+        container = case.container("twelve")
+        case.right("twelve", container)
+        case.equal("no layer is in containerd's store", case.downloaded("twelve"), [])
+        case.equal("the registry was asked for nothing", case.relay.requests, 0)
+        case.equal("layers from repositories", len([1 for lazy in case.node.directories().values() if lazy]), 1)
+
+
 def restarts(case):
     """The snapshotter ends, in either way, under a running container."""
     node = case.node
@@ -387,9 +402,9 @@ def both(case):
     cri(case, "CRI, annotations enabled", ANNOTATIONS)
 
 
-SMOKE = (ctr_pull, own_pull, run_and_exec, lambda case: cri(case, "CRI"), collected)
+SMOKE = (ctr_pull, own_pull, run_and_exec, thin, lambda case: cri(case, "CRI"), collected)
 ALL = (
-    *(overlayfs, ctr_pull, ctr_pull_local, own_pull, run_and_exec, many_layers, two_namespaces, usage, commit, gap, gap_filled, both),
+    *(overlayfs, ctr_pull, ctr_pull_local, own_pull, run_and_exec, many_layers, two_namespaces, usage, commit, gap, gap_filled, thin, both),
     *(restarts, restarts_in_pulls, containerd_restarts, not_mounted, plain_directory, client_dies, collected),
 )
 
