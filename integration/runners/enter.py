@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import sys
+import warnings  # noqa: F401  os.execvpe loads it, when the machine's files are out of sight
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWPID = 0x00020000, 0x04000000, 0x08000000, 0x20000000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
