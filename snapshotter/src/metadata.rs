@@ -262,8 +262,8 @@ impl Metadata {
         Self { path, jobs, readers: Mutex::default(), next: AtomicI64::new(next), _lock: lock }
     }
 
-    /// A number that no snapshot has or had, so that its directory can be made before the writer is asked: everything that is done
-    /// while the writer waits, all others wait for.
+    /// A number that no snapshot has or had, so that what is small can be made before the writer is asked: for everything that is done
+    /// in a transaction all others wait.
     pub fn number(&self) -> Id {
         Id(self.next.fetch_add(1, Ordering::Relaxed))
     }

@@ -256,30 +256,45 @@ impl Snapshots {
         root: Option<RootAttributes>,
     ) -> Result<(Snapshot, Vec<Snapshot>), Error> {
         let (key, parent, labels) = (valid(key)?.to_owned(), parent.map(str::to_owned), valid_labels(labels)?.clone());
-        let lineage = self.lineage(parent.as_deref())?;
-        let lowers = overlay::count(lineage.iter());
-        if lowers > overlay::MAX_LOWERS {
-            return Err(Error::FailedPrecondition(format!(
-                "snapshot {key:?} would stand on {lowers} directories; overlayfs takes {}",
-                overlay::MAX_LOWERS
-            )));
-        }
-        let (id, now) = (self.metadata.number(), now());
-        let snapshot = Snapshot {
-            id,
-            parent: lineage.first().map(|parent| parent.id),
-            info: Info { name: key.clone(), parent, kind, created: now, updated: now, labels },
-            lowers: Vec::new(),
-            how: None,
-            usage: None,
-        };
-        let made = self.directories.create(id, kind, root).and_then(|()| self.insert(snapshot, |_, _| Ok(None)));
+        let id = self.metadata.number();
+        let directories = Arc::clone(&self.directories);
+        // The directory is made within the transaction: many made beside it at once hold up the flush of the disk that ends it.
+        let made = self.metadata.write(move |table| {
+            table.ensure_free(&key)?;
+            let ancestors = match &parent {
+                Some(parent) => {
+                    let parent = committed(table, parent)?;
+                    let mut ancestors = table.ancestors(&parent)?;
+                    ancestors.insert(0, parent);
+                    ancestors
+                }
+                None => Vec::new(),
+            };
+            let lowers = overlay::count(ancestors.iter());
+            if lowers > overlay::MAX_LOWERS {
+                return Err(Error::FailedPrecondition(format!(
+                    "snapshot {key:?} would stand on {lowers} directories; overlayfs takes {}",
+                    overlay::MAX_LOWERS
+                )));
+            }
+            let now = now();
+            let snapshot = Snapshot {
+                id,
+                parent: ancestors.first().map(|parent| parent.id),
+                info: Info { name: key, parent, kind, created: now, updated: now, labels },
+                lowers: Vec::new(),
+                how: None,
+                usage: None,
+            };
+            table.insert(&snapshot)?;
+            directories.create(id, kind, root)?;
+            directories.record(&Record::of(&snapshot))?;
+            Ok((snapshot, ancestors))
+        });
         if made.is_err() {
             self.forget(id);
         }
-        made?;
-        // Read anew: what it stands on is held by it from now on, and may have been converted a moment ago.
-        self.with_ancestors(&key)
+        made
     }
 
     /// Adds a snapshot whose directory is there, unless `instead` finds another one.
