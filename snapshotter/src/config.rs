@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use image::thin::is_repository_name;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -294,10 +295,7 @@ impl Config {
         let mut names = std::collections::HashSet::new();
         for repository in &self.repositories {
             let name = &repository.name;
-            let plain = !name.is_empty()
-                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-                && !name.starts_with('.');
-            if !plain {
+            if !is_repository_name(name) {
                 return Err(format!("{name:?} is not the name of a repository; write for instance unpacked.cern.ch"));
             }
             if !names.insert(name) {

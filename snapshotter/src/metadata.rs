@@ -239,7 +239,7 @@ impl Metadata {
                         }
                     }
                 }
-                table.write_row(&snapshot)?;
+                table.insert(&snapshot)?;
                 count += 1;
             }
         }
@@ -495,44 +495,36 @@ impl Table<'_> {
 
     /// Adds a snapshot under the number that it has.
     pub fn insert(&self, snapshot: &Snapshot) -> Result<(), Error> {
-        let Snapshot { id, parent, info, how, usage, .. } = snapshot;
-        let mut statement = self.0.prepare_cached(
+        self.write_row(
             "INSERT INTO snapshot (id, name, kind, parent, created, updated, size, inodes, how) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            snapshot,
         )?;
-        let (parent, (size, inodes)) = (parent.map(|id| id.0), columns(*usage));
-        statement.execute(params![
-            id.0,
-            info.name,
-            info.kind.as_str(),
-            parent,
-            info.created,
-            info.updated,
-            size,
-            inodes,
-            how
-        ])?;
         self.insert_details(snapshot)
     }
 
-    /// Writes a snapshot under its number. A time of change that is 0 becomes the time of creation.
+    /// Writes a snapshot under its number, where there is one. A time of change that is 0 becomes the time of creation.
     pub fn replace(&self, snapshot: &mut Snapshot) -> Result<(), Error> {
         if snapshot.info.updated == 0 {
             snapshot.info.updated = snapshot.info.created;
         }
-        self.write_row(snapshot)
+        self.write_row(
+            "UPDATE snapshot SET name = ?2, kind = ?3, parent = ?4, created = ?5, updated = ?6, size = ?7, inodes = ?8, how = ?9 WHERE id = ?1",
+            snapshot,
+        )?;
+        for table in ["label", "lower"] {
+            self.0.prepare_cached(&format!("DELETE FROM {table} WHERE snapshot = ?1"))?.execute([snapshot.id.0])?;
+        }
+        self.insert_details(snapshot)
     }
 
-    fn write_row(&self, snapshot: &Snapshot) -> Result<(), Error> {
+    fn write_row(&self, statement: &str, snapshot: &Snapshot) -> Result<(), Error> {
         let Snapshot { id, parent, info, how, usage, .. } = snapshot;
-        let mut statement = self.0.prepare_cached(
-            "INSERT INTO snapshot (id, name, kind, parent, created, updated, size, inodes, how) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
-             ON CONFLICT (id) DO UPDATE SET name = ?2, kind = ?3, parent = ?4, created = ?5, updated = ?6, size = ?7, inodes = ?8, how = ?9",
-        )?;
         let (parent, (size, inodes)) = (parent.map(|id| id.0), columns(*usage));
-        statement.execute(params![
+        let kind = info.kind.as_str();
+        self.0.prepare_cached(statement)?.execute(params![
             id.0,
             info.name,
-            info.kind.as_str(),
+            kind,
             parent,
             info.created,
             info.updated,
@@ -540,10 +532,7 @@ impl Table<'_> {
             inodes,
             how
         ])?;
-        for table in ["label", "lower"] {
-            self.0.prepare_cached(&format!("DELETE FROM {table} WHERE snapshot = ?1"))?.execute([id.0])?;
-        }
-        self.insert_details(snapshot)
+        Ok(())
     }
 
     /// What is not in the row itself.

@@ -226,13 +226,7 @@ impl Snapshots {
 
     /// A committed snapshot that stands on `parent`, with its own parents, the nearest first; empty without a parent.
     pub fn lineage(&self, parent: Option<&str>) -> Result<Vec<Snapshot>, Error> {
-        let Some(parent) = parent else { return Ok(Vec::new()) };
-        self.metadata.read(|table| {
-            let snapshot = committed(table, parent)?;
-            let mut lineage = table.ancestors(&snapshot)?;
-            lineage.insert(0, snapshot);
-            Ok(lineage)
-        })
+        self.metadata.read(|table| lineage(table, parent))
     }
 
     /// The snapshot that was made without a download for `target` on `parent`.
@@ -261,15 +255,7 @@ impl Snapshots {
         // The directory is made within the transaction: many made beside it at once hold up the flush of the disk that ends it.
         let made = self.metadata.write(move |table| {
             table.ensure_free(&key)?;
-            let ancestors = match &parent {
-                Some(parent) => {
-                    let parent = committed(table, parent)?;
-                    let mut ancestors = table.ancestors(&parent)?;
-                    ancestors.insert(0, parent);
-                    ancestors
-                }
-                None => Vec::new(),
-            };
+            let ancestors = lineage(table, parent.as_deref())?;
             let lowers = overlay::count(ancestors.iter());
             if lowers > overlay::MAX_LOWERS {
                 return Err(Error::FailedPrecondition(format!(
@@ -295,28 +281,6 @@ impl Snapshots {
             self.forget(id);
         }
         made
-    }
-
-    /// Adds a snapshot whose directory is there, unless `instead` finds another one.
-    fn insert(
-        &self,
-        snapshot: Snapshot,
-        instead: impl FnOnce(&Table<'_>, &Snapshot) -> Result<Option<Snapshot>, Error> + Send + 'static,
-    ) -> Result<Snapshot, Error> {
-        self.directories.record(&Record::of(&snapshot))?;
-        self.metadata.write(move |table| {
-            if let Some(other) = instead(table, &snapshot)? {
-                return Ok(other);
-            }
-            table.ensure_free(&snapshot.info.name)?;
-            if let Some(parent) = &snapshot.info.parent
-                && Some(committed(table, parent)?.id) != snapshot.parent
-            {
-                return Err(Error::NotFound(parent.clone()));
-            }
-            table.insert(&snapshot)?;
-            Ok(snapshot)
-        })
     }
 
     /// Takes away the directory of a snapshot that did not come to be.
@@ -356,23 +320,36 @@ impl Snapshots {
             how: Some(found.how.to_owned()),
             usage: Some(found.logical),
         };
-        let directories = Arc::clone(&self.directories);
-        let instead = move |table: &Table<'_>, snapshot: &Snapshot| match table.get(&snapshot.info.name) {
-            Err(Error::NotFound(_)) => Ok(None),
-            Ok(existing) if existing.lowers == snapshot.lowers || !existing.is_remote() => Ok(Some(existing)),
-            // What stood for it is gone from its repository, and was found elsewhere.
-            Ok(mut existing) => {
-                existing.lowers.clone_from(&snapshot.lowers);
-                existing.how.clone_from(&snapshot.how);
-                existing.usage = snapshot.usage;
-                table.replace(&mut existing)?;
-                directories.link(existing.id, &existing.lowers)?;
-                directories.record(&Record::of(&existing))?;
-                Ok(Some(existing))
-            }
-            Err(error) => Err(error),
+        let add = |snapshot: Snapshot| {
+            self.directories.link(id, &snapshot.lowers)?;
+            self.directories.record(&Record::of(&snapshot))?;
+            let directories = Arc::clone(&self.directories);
+            self.metadata.write(move |table| {
+                match table.get(&snapshot.info.name) {
+                    Err(Error::NotFound(_)) => {}
+                    Ok(existing) if existing.lowers == snapshot.lowers || !existing.is_remote() => return Ok(existing),
+                    // What stood for it is gone from its repository, and was found elsewhere.
+                    Ok(mut existing) => {
+                        (existing.lowers, existing.how, existing.usage) =
+                            (snapshot.lowers, snapshot.how, snapshot.usage);
+                        table.replace(&mut existing)?;
+                        directories.link(existing.id, &existing.lowers)?;
+                        directories.record(&Record::of(&existing))?;
+                        return Ok(existing);
+                    }
+                    Err(error) => return Err(error),
+                }
+                // The parent may have gone meanwhile.
+                if let Some(parent) = &snapshot.info.parent
+                    && Some(committed(table, parent)?.id) != snapshot.parent
+                {
+                    return Err(Error::NotFound(parent.clone()));
+                }
+                table.insert(&snapshot)?;
+                Ok(snapshot)
+            })
         };
-        let made = self.directories.link(id, &found.lowers).and_then(|()| self.insert(snapshot, instead));
+        let made = add(snapshot);
         if made.as_ref().map_or(true, |made| made.id != id) {
             self.forget(id);
         }
@@ -601,6 +578,15 @@ pub struct RootAttributes {
     pub gid: u32,
     /// permission bits
     pub mode: u32,
+}
+
+/// What stands on a parent stands on these, the nearest first.
+fn lineage(table: &Table<'_>, parent: Option<&str>) -> Result<Vec<Snapshot>, Error> {
+    let Some(parent) = parent else { return Ok(Vec::new()) };
+    let parent = committed(table, parent)?;
+    let mut lineage = table.ancestors(&parent)?;
+    lineage.insert(0, parent);
+    Ok(lineage)
 }
 
 fn committed(table: &Table<'_>, name: &str) -> Result<Snapshot, Error> {
