@@ -9,6 +9,7 @@ and lets anybody read objects, which is how cvmfs-client gets them. Times stand 
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -73,6 +74,7 @@ class Faulty:
 
     def __init__(self, port, dice):
         self.target, self.dice, self.limit, self.dead, self.cuts = port, dice, None, False, 0
+        self._early = itertools.cycle((True, False))
         self._open = set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port = self._listener.getsockname()[1]
@@ -92,8 +94,8 @@ class Faulty:
                 continue
             server = socket.create_connection(("127.0.0.1", self.target))
             self._open |= {client, server}
-            # Half of them break early, the others after as much as the largest request has.
-            left = [self.dice.randrange(self.dice.choice((self.limit // 200, self.limit))) if self.limit else None]
+            # Every other one breaks early, the first too: so some break whatever the dice say. The others may carry the largest request.
+            left = [self.dice.randrange(self.limit // 200 if next(self._early) else self.limit) if self.limit else None]
             for source, sink in ((client, server), (server, client)):
                 source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 threading.Thread(target=self._pump, args=(source, sink, left), daemon=True).start()
@@ -259,29 +261,30 @@ def killed(lab, repository, reference, whole, kills, dice):
     lab.equal("and the repository is sound", repository.check("--data"), 0)
 
 
-def cut_off(lab, repository, reference, relay, dice):
-    """Connections that break are made good; a network that is gone is an error that says so, and the next run completes."""
+def cut_off(lab, repository, images_there, relay, whole, dice):
+    """A network that goes while the first image is converted is an error that says so; connections that break during the second are made good."""
+    gone, broken = images_there
     through = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{relay.port}"}
     old = repository.revision()
 
     def half_way():
         relay.die()
 
-    timer = threading.Timer(dice.uniform(0.5, 1.5), half_way)
+    timer = threading.Timer(whole * dice.uniform(0.2, 1), half_way)
     timer.start()
-    process = start(repository, ["convert-image", reference, FQRN], **through, CVMFS_S3_MAX_RETRIES="3")
+    process = start(repository, ["convert-image", gone, FQRN], **through, CVMFS_S3_MAX_RETRIES="3")
     said, _ = process.communicate(timeout=300)
     timer.join()
     if process.returncode != 0:
         lab.check("a network that is gone is named", "can't be reached" in said or "connection" in said, laboratory.tail(said))
         lab.equal("nothing was published without a network", repository.revision(), old)
     lab.equal("the repository is sound", repository.check(), 0)
-    relay.dead, relay.limit = False, 20_000_000
-    process = start(repository, ["convert-image", reference, FQRN], **through)
+    relay.dead, relay.limit, old, cuts = False, 20_000_000, repository.revision(), relay.cuts
+    process = start(repository, ["convert-image", broken, FQRN], **through)
     said, _ = process.communicate(timeout=600)
     lab.check("broken connections are made good", process.returncode == 0, laboratory.tail(said))
-    lab.check("connections did break", relay.cuts > 0)
-    print(f"published through {relay.cuts} broken connections", flush=True)
+    lab.check("connections did break", relay.cuts > cuts)
+    print(f"published through {relay.cuts - cuts} broken connections", flush=True)
     lab.equal("one publish", repository.revision(), old + 1)
     lab.equal("after broken connections the repository is sound", repository.check("--data"), 0)
 
@@ -317,14 +320,14 @@ def scenario():
         lab.serve("s3-server", [server, port, root, NAME_OF["AWS_ACCESS_KEY_ID"], NAME_OF["AWS_SECRET_ACCESS_KEY"]], port)
         os.environ.update(NAME_OF, AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}")
         url = registry.serve(lab)
-        for name in ("first", "second", "killed", "cut"):
+        for name in ("first", "second", "killed", "gone", "broken"):
             registry.push(image(lab, name, small=300, large=6_000_000), url, f"demo/{name}", "1")
         repository, local = InBucket(lab, args.bin, FQRN, port), Repository(lab, args.bin, f"local.{FQRN}")
         publish_and_mount(lab, repository, local, [f"{url}/demo/first:1"])
         whole, _ = timed(lambda: lab.run(*repository.publisher, "convert-image", f"{url}/demo/second:1", FQRN))
         two_publishers(lab, repository, args.rounds, root / BUCKET)
         killed(lab, repository, f"{url}/demo/killed:1", whole, args.kills, dice)
-        cut_off(lab, repository, f"{url}/demo/cut:1", Faulty(port, dice), dice)
+        cut_off(lab, repository, [f"{url}/demo/{name}:1" for name in ("gone", "broken")], Faulty(port, dice), whole, dice)
         wrong_settings(lab, repository)
     return lab.verdict()
 
