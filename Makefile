@@ -63,6 +63,7 @@ smoke-engines: scenarios ## one test an engine: the demo with every result check
 	@$(MAKE) --no-print-directory test-proxies PROFILE=$(PROFILE)
 	@$(MAKE) --no-print-directory test-second-reader PROFILE=$(PROFILE)
 	@$(MAKE) --no-print-directory test-s3 PROFILE=$(PROFILE) ROUNDS=3
+	@$(MAKE) --no-print-directory test-watch PROFILE=$(PROFILE) KILLS=5
 
 .PHONY: engines
 engines: scenarios
@@ -111,6 +112,11 @@ test-proxies: PROFILE = dev
 test-proxies: scenarios ## cvmfs-client behind real Squids and nginx servers that fail one after another
 	@integration/setup proxies
 	integration/proxies/proxies.py $(BIN)
+
+.PHONY: test-watch
+test-watch: PROFILE = dev
+test-watch: scenarios ## a publisher that watches: webhooks of a real registry, kill -9, changes of the list (KILLS=100; SEED=n repeats a run)
+	integration/watch/watch.py --bin $(BIN) --kills $(or $(KILLS),100)
 
 .PHONY: test-s3
 test-s3: PROFILE = dev

@@ -11,6 +11,7 @@ mod history;
 mod limits;
 mod paths;
 pub(crate) mod values;
+mod watch;
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ pub use self::history::{Gc, Rollback, Tag, TagAction, When, duration};
 pub use self::limits::{ArchiveLimits, ImageLimits};
 pub use self::paths::{Environment, NoDefault, PathOptions, Paths, Unresolved};
 pub use self::values::fqrn;
+pub use self::watch::{Status, Watch};
 use crate::error::CommandError;
 use crate::progress::ProgressMode;
 
@@ -148,6 +150,41 @@ Examples:
   Names of the wishes that failed:
     cvmfs-publisher --json convert wishlist.yaml | jq -r '.wishes[] | select(.outcome == \"failed\") | .wish'")]
     Convert(Convert),
+
+    /// Keep a repository up with its wish list
+    ///
+    /// Does what convert does again and again: each image is looked at on an interval, and at once when its registry
+    /// sends a webhook. An image that fails is tried again after 30 seconds, then after twice the time each, up to an
+    /// hour; the others go on. The wish list is read again when it changes; one that can't be read leaves the last good
+    /// one at work. The whitelist is renewed when fewer than ten days are left and the master key is at hand.
+    ///
+    /// With --listen it serves /metrics, /healthz, /status.json, and takes webhooks at /hooks/harbor,
+    /// /hooks/distribution, /hooks/gitlab and /hooks/quay. SIGTERM and SIGINT end it with status 0, after what is ready
+    /// is published. systemd is told when it is ready and that it is alive.
+    #[command(
+        visible_alias = "loop",
+        after_long_help = "\
+Examples:
+  Every five minutes:
+    cvmfs-publisher watch wishlist.yaml
+
+  When registries tell, and once an hour:
+    openssl rand -hex 32 > /etc/cvmfs/hook-token
+    cvmfs-publisher watch wishlist.yaml --interval 1h --listen 0.0.0.0:8600 --hook-token /etc/cvmfs/hook-token"
+    )]
+    Watch(Watch),
+
+    /// Show what became of each image, and when it is tried again
+    ///
+    /// Reads what watch keeps on this machine, and the end of the whitelist.
+    #[command(after_long_help = "\
+Examples:
+  For people:
+    cvmfs-publisher status images.example.org
+
+  Images that fail, and why:
+    cvmfs-publisher --json status images.example.org | jq '.images | map_values(select(.error)) | map_values(.error)'")]
+    Status(Status),
 
     /// Publish one image
     ///

@@ -9,28 +9,26 @@ use cvmfs::repository::Revision;
 use cvmfs::scrub::scrub;
 use cvmfs::store::{Store, names};
 use cvmfs::trust::Anchor;
-use image::platform::Platform;
-use registry::{Client, ClientConfig, Credentials};
 use time::UtcDateTime;
 
 use crate::check_report;
 use crate::cli::{self, Conversion, Environment, Global, HashName, Paths, TagAction, print_result};
-use crate::convert::{ConvertOptions, Converter, Plan, Request};
+use crate::convert::{Plan, Request};
 use crate::error::{CommandError, ExitStatus};
 use crate::failure::Failure;
 use crate::gc::{self, CollectOptions};
 use crate::images;
 use crate::ingest::ingest;
+use crate::pass::{Thin, Workshop};
 use crate::progress::{Event, Progress};
 use crate::repair::fix;
 use crate::replicate;
 use crate::report::WishOutcome;
 use crate::serve::serve;
-use crate::source::Sources;
 use crate::status;
 use crate::tags::{self, Retagged};
 use crate::target::{InitOptions, Target, sign_whitelist_file};
-use crate::thin;
+use crate::watch;
 use crate::wishlist::{Lint, WishList};
 
 /// Runs one command.
@@ -84,6 +82,12 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
                 &ignored,
                 thin,
             )
+        }
+        cli::Command::Watch(arguments) => watch::watch(arguments, global, progress),
+        cli::Command::Status(arguments) => {
+            let status = watch::status::read(&open(&arguments.fqrn)?, UtcDateTime::now());
+            print_result(&if global.json { status.to_json() } else { status.to_text() })?;
+            Ok(ExitStatus::Success)
         }
         cli::Command::ConvertImage(arguments) => {
             let target = open(&arguments.fqrn)?;
@@ -217,67 +221,24 @@ fn convert(
     json: bool,
     progress: Arc<dyn Progress>,
     ignored: &dyn Fn(&str) -> bool,
-    thin: Option<(&str, &str)>,
+    thin: Thin<'_>,
 ) -> Result<ExitStatus, CommandError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(CommandError::failed)?;
-    let config = ClientConfig {
-        credentials: Credentials::from_env().map_err(CommandError::config)?,
-        document_limit: conversion.limits.max_manifest_size,
-        ..ClientConfig::default()
-    };
-    let client = Client::new(config).map_err(CommandError::failed)?;
-    let converter = Converter {
-        target,
-        sources: Sources::new(client, runtime.handle().clone(), target.scratch()),
-        options: convert_options(conversion)?,
-        progress,
-    };
+    let workshop = Workshop::new(conversion, progress)?;
+    let converter = workshop.converter(target);
     let plan = converter.plan(requests).map_err(Failure::into_command_error)?;
     if dry_run {
         print_result(&if json { plan.to_json(&target.fqrn) } else { plan.to_text(&target.fqrn) })?;
         let any_failed = !refused.is_empty() || plan.images.iter().any(Result::is_err);
         return Ok(if any_failed { ExitStatus::Failed } else { ExitStatus::Success });
     }
-    // Before anything is published: a password that is missing is found at once.
-    let pusher = match thin {
-        Some((format, user)) => {
-            let credentials =
-                thin::credentials(format, user, &thin::references(&plan), |name| std::env::var(name).ok())
-                    .map_err(CommandError::config)?;
-            let config = ClientConfig { credentials, ..ClientConfig::default() };
-            Some((format, Client::new(config).map_err(CommandError::failed)?))
-        }
-        None => None,
-    };
-    let mut report = converter.apply(&plan).map_err(Failure::into_command_error)?;
-    if let Some((format, client)) = pusher {
-        thin::push(&client, runtime.handle(), format, &target.fqrn, &plan, &mut report);
-    }
+    let mut report = workshop.execute(&converter, &plan, thin)?;
     report.wishes.extend(refused);
     report.wishes.sort_by_key(|w| w.line);
     for wish in &mut report.wishes {
         wish.ignored = wish.image.as_deref().is_some_and(ignored);
     }
     print_result(&if json { report.to_json() } else { report.to_text() })?;
-    Ok(report.exit_status())
-}
-
-fn convert_options(conversion: &Conversion) -> Result<ConvertOptions, CommandError> {
-    let platform = match &conversion.platform {
-        Some(text) => Platform::parse(text).map_err(CommandError::usage)?,
-        None => Platform::new("linux", std::env::consts::ARCH, None).map_err(CommandError::usage)?,
-    };
-    let threads = || std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
-    Ok(ConvertOptions {
-        platform,
-        jobs: conversion.jobs.map_or_else(threads, NonZeroUsize::get),
-        permissions: conversion.flat_permissions,
-        limits: conversion.limits.clone(),
-    })
+    Ok(workshop.stop().asked().map_or_else(|| report.exit_status(), ExitStatus::from))
 }
 
 impl Plan {

@@ -94,12 +94,17 @@ pub struct Converter<'a> {
 impl Converter<'_> {
     /// Asks the registries and compares with the repository.
     pub fn plan(&self, requests: &[Request]) -> Result<Plan, Failure> {
+        self.plan_some(requests, &|_| true)
+    }
+
+    /// The same for those images only that are wanted.
+    pub fn plan_some(&self, requests: &[Request], is_wanted: &dyn Fn(&Wanted) -> bool) -> Result<Plan, Failure> {
         let mut planner =
             Planner::new(self.target, &self.sources, &self.options.limits, self.options.platform.clone())?;
         let revision = self.target.repository()?.manifest().revision;
         let mut wanted = Vec::new();
         for request in requests {
-            wanted.extend(self.expand(request));
+            wanted.extend(self.expand(request).into_iter().filter(|w| w.as_ref().map_or(true, is_wanted)));
         }
         let digests = self.resolve_all(&wanted);
         let images = wanted

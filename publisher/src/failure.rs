@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use image::digest::{DiffId, LayerDigest};
 use image::tar::TarError;
 
-use crate::error::{CommandError, ErrorKind};
+use crate::error::{CommandError, ErrorKind, Signal};
 
 /// Publishing failed.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +76,9 @@ pub enum Failure {
     /// Content that contradicts itself or the request.
     #[error("{0}")]
     Content(String),
+    /// The operator wants an end.
+    #[error("{}", crate::stop::STOPPED)]
+    Stopped(Signal),
     /// Our own state failed.
     #[error("state database {}", path.display())]
     State {
@@ -194,6 +197,7 @@ impl Failure {
                 ErrorKind::Repository
             }
             Failure::Adopt(error) => error.kind(),
+            Failure::Stopped(signal) => ErrorKind::Stopped(*signal),
             _ => ErrorKind::Failed,
         };
         CommandError::new(kind, self)

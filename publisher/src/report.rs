@@ -6,13 +6,13 @@
 use std::fmt::Write as _;
 
 use indicatif::DecimalBytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{ExitStatus, printable};
 use crate::thin::{ThinOutcome, ThinState};
 
 /// What happened to one image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// It was not published before and is now.

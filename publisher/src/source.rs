@@ -19,7 +19,9 @@ use tokio::runtime::Handle;
 use tokio_util::io::SyncIoBridge;
 
 use crate::docker_archive::DockerArchive;
+use crate::error::Signal;
 use crate::failure::Failure;
+use crate::stop::Stop;
 
 /// Network reads come in pieces of this size.
 const BUFFER: usize = 256 << 10;
@@ -30,6 +32,7 @@ pub struct Sources {
     client: Client,
     runtime: Handle,
     scratch: PathBuf,
+    stop: Stop,
     archives: Mutex<HashMap<String, Arc<DockerArchive>>>,
 }
 
@@ -54,7 +57,24 @@ impl RawDocument {
 impl Sources {
     /// Registries are asked by `client` on `runtime`; archives are unpacked into `scratch`.
     pub fn new(client: Client, runtime: Handle, scratch: &Path) -> Sources {
-        Sources { client, runtime, scratch: scratch.to_owned(), archives: Mutex::default() }
+        Sources { client, runtime, scratch: scratch.to_owned(), stop: Stop::default(), archives: Mutex::default() }
+    }
+
+    /// The same, until somebody asks to stop.
+    #[must_use]
+    pub fn with_stop(self, stop: Stop) -> Sources {
+        Sources { stop, ..self }
+    }
+
+    /// Waits for a registry, but not for longer than it may.
+    fn wait<T>(&self, answer: impl Future<Output = Result<T, registry::Error>>) -> Result<T, Failure> {
+        self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = self.stop.wait() => Err(Failure::Stopped(self.stop.asked().unwrap_or(Signal::Terminate))),
+                answer = answer => Ok(answer?),
+            }
+        })
     }
 
     /// An archive, unpacked at its first use.
@@ -71,7 +91,7 @@ impl Sources {
     /// Digest of the document that a source names now.
     pub fn resolve(&self, source: &ImageSource) -> Result<ManifestDigest, Failure> {
         match source {
-            ImageSource::Registry(reference) => Ok(self.runtime.block_on(self.client.resolve(reference))?),
+            ImageSource::Registry(reference) => self.wait(self.client.resolve(reference)),
             ImageSource::OciLayout { dir, tag } => {
                 Ok(OciLayout(Path::new(dir)).index()?.tagged(tag.as_deref())?.digest)
             }
@@ -85,7 +105,7 @@ impl Sources {
     pub fn document(&self, source: &ImageSource, digest: ManifestDigest) -> Result<RawDocument, Failure> {
         match source {
             ImageSource::Registry(reference) => {
-                let raw = self.runtime.block_on(self.client.manifest(&reference.with_digest(digest)))?;
+                let raw = self.wait(self.client.manifest(&reference.with_digest(digest)))?;
                 Ok(RawDocument { digest: raw.digest, bytes: raw.bytes.to_vec(), media_type: Some(raw.media_type) })
             }
             ImageSource::OciLayout { dir, .. } => {
@@ -103,7 +123,7 @@ impl Sources {
         let digest = manifest.config.digest();
         match source {
             ImageSource::Registry(reference) => {
-                Ok(self.runtime.block_on(self.client.blob_bytes(reference.repository(), digest))?.to_vec())
+                Ok(self.wait(self.client.blob_bytes(reference.repository(), digest))?.to_vec())
             }
             ImageSource::OciLayout { dir, .. } => OciLayout(Path::new(dir)).small(digest),
             ImageSource::DockerArchive { file } => OciLayout(self.archive(file)?.directory()).small(digest),
@@ -112,6 +132,9 @@ impl Sources {
 
     /// The bytes of a layer as a stream.
     pub fn layer(&self, source: &ImageSource, layer: &LayerDescriptor) -> Result<Box<dyn Read + Send>, Failure> {
+        if let Some(signal) = self.stop.asked() {
+            return Err(Failure::Stopped(signal));
+        }
         match source {
             ImageSource::Registry(reference) => self.blob(reference.repository(), layer.digest, layer.size),
             ImageSource::OciLayout { dir, .. } => OciLayout(Path::new(dir)).blob(layer.digest.digest(), layer.size),
@@ -122,14 +145,14 @@ impl Sources {
     }
 
     fn blob(&self, repository: &Repository, layer: LayerDigest, size: u64) -> Result<Box<dyn Read + Send>, Failure> {
-        let reader = self.runtime.block_on(self.client.blob(repository, layer.digest(), size))?;
-        let bridge = SyncIoBridge::new_with_handle(reader, self.runtime.clone());
+        let reader = self.wait(self.client.blob(repository, layer.digest(), size))?;
+        let bridge = SyncIoBridge::new_with_handle(self.stop.guard(reader), self.runtime.clone());
         Ok(Box::new(BufReader::with_capacity(BUFFER, bridge)))
     }
 
     /// The tags of an image repository.
     pub fn tags(&self, repository: &Repository) -> Result<Vec<String>, Failure> {
-        Ok(self.runtime.block_on(self.client.tags(repository))?)
+        self.wait(self.client.tags(repository))
     }
 }
 

@@ -36,7 +36,7 @@ use time::UtcDateTime;
 
 pub use self::collections::Traces;
 use self::keys::KeyFiles;
-pub use self::keys::sign_whitelist_file;
+pub use self::keys::{WhitelistEnd, sign_whitelist_file};
 pub use self::lease::{LeaseGuard, TERM};
 pub use self::lock::Lock;
 use self::lock::{FileLock, PATIENCE};

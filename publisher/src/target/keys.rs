@@ -100,20 +100,55 @@ impl KeyFiles<'_> {
 }
 
 /// When too little is left of a whitelist to wait any longer.
-const NEAR: time::Duration = time::Duration::days(3);
+pub const NEAR: time::Duration = time::Duration::days(10);
+
+/// The end of a whitelist, and what can be done about it here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WhitelistEnd {
+    /// When clients refuse it; none if there is no list, or none that can be read.
+    pub expires: Option<UtcDateTime>,
+    /// Whether the master key is at hand.
+    pub has_master: bool,
+}
+
+impl WhitelistEnd {
+    /// Of a repository.
+    pub fn of(store: &dyn Store, keys: &Path, fqrn: &str) -> Self {
+        let list = store.read(names::WHITELIST).ok().flatten().and_then(|list| Whitelist::parse(&list).ok());
+        let has_master = KeyFiles { directory: keys, fqrn }.file("masterkey").exists();
+        Self { expires: list.map(|list| list.expires), has_master }
+    }
+
+    /// Whether it has to be renewed by now.
+    pub fn is_near(&self, now: UtcDateTime) -> bool {
+        self.expires.is_none_or(|expires| expires - now < NEAR)
+    }
+
+    /// What to say about it, if there is something to say.
+    pub fn warning(&self, fqrn: &str, now: UtcDateTime) -> Option<String> {
+        if !self.is_near(now) {
+            return None;
+        }
+        let end = match self.expires {
+            None => "can't be read".to_owned(),
+            Some(expires) if expires <= now => format!("expired at {expires}: clients refuse the repository"),
+            Some(expires) => format!("expires at {expires}"),
+        };
+        let remedy = match self.has_master {
+            true => format!("renew it: cvmfs-publisher sign {fqrn}"),
+            false => {
+                "there is no master key here: renew it where the key is (cvmfs-publisher sign or cvmfs_server resign)"
+                    .to_owned()
+            }
+        };
+        Some(format!("the whitelist of {fqrn} {end}; {remedy}"))
+    }
+}
 
 /// Says that the whitelist ends soon, and who can do what about it.
 pub(super) fn warn_of_expiry(store: &dyn Store, keys: &Path, fqrn: &str) {
-    let list = store.read(names::WHITELIST).ok().flatten().and_then(|list| Whitelist::parse(&list).ok());
-    let Some(expires) = list.map(|list| list.expires).filter(|expires| *expires - UtcDateTime::now() < NEAR) else {
-        return;
-    };
-    let master = KeyFiles { directory: keys, fqrn }.file("masterkey");
-    match master.exists() {
-        true => tracing::warn!(fqrn, %expires, "the whitelist ends soon; renew it: cvmfs-publisher sign {fqrn}"),
-        false => {
-            tracing::warn!(fqrn, %expires, master = %master.display(), "the whitelist ends soon, and there is no master key here: renew it where the key is (cvmfs_server resign)");
-        }
+    if let Some(warning) = WhitelistEnd::of(store, keys, fqrn).warning(fqrn, UtcDateTime::now()) {
+        tracing::warn!("{warning}");
     }
 }
 

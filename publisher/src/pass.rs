@@ -1,0 +1,109 @@
+//! One pass, whoever asks for it: what is needed to ask registries and to push thin images, and the report of all that.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use image::platform::Platform;
+use registry::{Client, ClientConfig, Credentials};
+use tokio::runtime::{Handle, Runtime};
+
+use crate::cli::Conversion;
+use crate::convert::{ConvertOptions, Converter, Plan};
+use crate::error::CommandError;
+use crate::failure::Failure;
+use crate::progress::Progress;
+use crate::report::Report;
+use crate::source::Sources;
+use crate::stop::Stop;
+use crate::target::Target;
+use crate::thin;
+
+/// Where thin images go: the template of their names and the user who pushes them.
+pub type Thin<'a> = Option<(&'a str, &'a str)>;
+
+/// What outlives a pass: connections, tokens, options.
+#[derive(Debug)]
+pub struct Workshop {
+    runtime: Runtime,
+    client: Client,
+    options: ConvertOptions,
+    progress: Arc<dyn Progress>,
+    stop: Stop,
+}
+
+impl Workshop {
+    /// From the command line and the environment. Signals stop what is under way.
+    pub fn new(conversion: &Conversion, progress: Arc<dyn Progress>) -> Result<Self, CommandError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(CommandError::failed)?;
+        let config = ClientConfig {
+            credentials: Credentials::from_env().map_err(CommandError::config)?,
+            document_limit: conversion.limits.max_manifest_size,
+            ..ClientConfig::default()
+        };
+        let client = Client::new(config).map_err(CommandError::failed)?;
+        let stop = Stop::default();
+        stop.at_signals(runtime.handle()).map_err(CommandError::failed)?;
+        Ok(Self { client, options: convert_options(conversion)?, progress, stop, runtime })
+    }
+
+    /// Who says when to stop.
+    pub fn stop(&self) -> &Stop {
+        &self.stop
+    }
+
+    /// Where asynchronous work runs.
+    pub fn runtime(&self) -> &Handle {
+        self.runtime.handle()
+    }
+
+    /// A converter for a repository.
+    pub fn converter<'a>(&self, target: &'a Target) -> Converter<'a> {
+        let sources = Sources::new(self.client.clone(), self.runtime().clone(), target.scratch());
+        Converter {
+            target,
+            sources: sources.with_stop(self.stop.clone()),
+            options: self.options.clone(),
+            progress: self.progress.clone(),
+        }
+    }
+
+    /// Executes a plan, then pushes the thin images of what is published.
+    pub fn execute(&self, converter: &Converter<'_>, plan: &Plan, thin: Thin<'_>) -> Result<Report, CommandError> {
+        // Before anything is published: a password that is missing is found at once.
+        let pusher = match thin {
+            Some((format, user)) => {
+                let credentials =
+                    thin::credentials(format, user, &thin::references(plan), |name| std::env::var(name).ok())
+                        .map_err(CommandError::config)?;
+                let config = ClientConfig { credentials, ..ClientConfig::default() };
+                Some((format, Client::new(config).map_err(CommandError::failed)?))
+            }
+            None => None,
+        };
+        let mut report = converter.apply(plan).map_err(Failure::into_command_error)?;
+        if let Some((format, client)) = pusher
+            && self.stop.asked().is_none()
+        {
+            thin::push(&client, self.runtime(), format, &converter.target.fqrn, plan, &mut report);
+        }
+        Ok(report)
+    }
+}
+
+fn convert_options(conversion: &Conversion) -> Result<ConvertOptions, CommandError> {
+    let platform = match &conversion.platform {
+        Some(text) => Platform::parse(text).map_err(CommandError::usage)?,
+        None => Platform::new("linux", std::env::consts::ARCH, None).map_err(CommandError::usage)?,
+    };
+    let threads = || std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
+    Ok(ConvertOptions {
+        platform,
+        jobs: conversion.jobs.map_or_else(threads, NonZeroUsize::get),
+        permissions: conversion.flat_permissions,
+        limits: conversion.limits.clone(),
+    })
+}

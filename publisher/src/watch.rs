@@ -1,0 +1,313 @@
+//! Keeps a repository up with its wish list, for years: the same pass again and again, on an interval and when registries tell.
+//!
+//! ```text
+//! list changed ─┐                    ┌─ convert what is due        (crate::pass)
+//! interval ─────┼─▶ due.rs: a pass ──┼─ note outcomes, next tries  (outcomes.rs)
+//! webhook ──────┘        ▲           └─ renew the whitelist
+//! server.rs ─▶ queue.rs ─┘
+//! ```
+//! State, below `watch/` of the state directory: `images.json` (outcomes) and `queue/` (events). All of it can be deleted.
+//!
+//! Invariants
+//! - A turn is a function of the time it is given, so tests turn it by a clock of their own.
+//! - Nothing that fails ends the program but a signal: a list that can't be read leaves the last good one at work, a repository that
+//!   can't be opened is tried again. What is wrong stands in the status, in the metrics and in the log.
+//! - An event is forgotten only after a pass that looked.
+
+pub mod due;
+pub mod hooks;
+mod list;
+pub mod metrics;
+pub mod outcomes;
+pub mod queue;
+pub mod server;
+pub mod status;
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use time::UtcDateTime;
+use tokio::sync::Notify;
+
+use self::due::due;
+use self::list::ListFile;
+use self::metrics::Metrics;
+use self::outcomes::{Moment, Outcomes};
+use self::queue::{Queue, Taken};
+use self::server::{Secret, Site};
+use self::status::{PassStatus, Status};
+use crate::cli::{Environment, Global, Paths, Watch};
+use crate::error::{CommandError, ExitStatus};
+use crate::failure::Failure;
+use crate::pass::Workshop;
+use crate::plan::image_name;
+use crate::progress::{Event as Told, Progress};
+use crate::report::{Outcome, Report};
+use crate::target::{Target, WhitelistEnd, sign_whitelist_file};
+
+/// How often the list is looked at.
+const LIST: Duration = Duration::from_secs(2);
+/// How long a repository that can't be opened is left alone.
+const REST: Duration = Duration::from_secs(30);
+/// For how long a whitelist is renewed.
+const VALIDITY: time::Duration = cvmfs::whitelist::DEFAULT_VALIDITY;
+
+/// Our state.
+fn directory(paths: &Paths) -> PathBuf {
+    paths.state.join("watch")
+}
+
+/// What became of images.
+fn images_file(paths: &Paths) -> PathBuf {
+    directory(paths).join("images.json")
+}
+
+/// Watches one list.
+#[derive(Debug)]
+pub struct Watcher {
+    fqrn: String,
+    paths: Paths,
+    workshop: Workshop,
+    list: ListFile,
+    interval: Duration,
+    thin: bool,
+    outcomes: Outcomes,
+    outcomes_file: PathBuf,
+    site: Arc<Site>,
+    progress: Arc<dyn Progress>,
+}
+
+/// What a turn came to.
+#[derive(Debug)]
+pub struct Turn {
+    /// What became of what was due; none if nothing was.
+    pub report: Option<Report>,
+    /// When to turn again at the latest.
+    pub next: UtcDateTime,
+}
+
+impl Watcher {
+    /// Reads the list and the state. The repository is that of the list, and stays it.
+    pub fn new(
+        options: &Watch,
+        paths: impl Fn(&str) -> Result<Paths, CommandError>,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Self, CommandError> {
+        let list = ListFile::open(&options.wishlist, options.git_pull)?;
+        let fqrn = list.current().repository.clone();
+        let paths = paths(&fqrn)?;
+        Target::open(&fqrn, paths.clone()).map_err(Failure::into_command_error)?;
+        let directory = directory(&paths);
+        let queue = Queue::open(&directory.join("queue")).map_err(|error| {
+            CommandError::failed(error).context(format!("cannot keep events in {}", directory.display()))
+        })?;
+        let outcomes_file = images_file(&paths);
+        let outcomes = Outcomes::read(&outcomes_file);
+        let secret = options.hook_token.as_deref().map(Secret::read).transpose()?;
+        let workshop = Workshop::new(&options.conversion, progress.clone())?;
+        let site = Site::new(Arc::new(queue), secret, Metrics::default(), Status::new(&fqrn, &options.wishlist));
+        Ok(Self {
+            fqrn,
+            paths,
+            workshop,
+            list,
+            interval: options.interval,
+            thin: !options.no_thin_images,
+            outcomes,
+            outcomes_file,
+            site: Arc::new(site),
+            progress,
+        })
+    }
+
+    /// What the server shows and takes.
+    pub fn site(&self) -> &Arc<Site> {
+        &self.site
+    }
+
+    /// Does what is due.
+    pub fn turn(&mut self, now: UtcDateTime) -> Turn {
+        if let Some(fqrn) = self.list.refresh() {
+            tracing::error!(
+                fqrn,
+                ours = self.fqrn,
+                "the list is for another repository now; the last one stays at work"
+            );
+        }
+        let told = self.site.queue().take();
+        let next = match Target::open(&self.fqrn, self.paths.clone()) {
+            Ok(target) => {
+                self.whitelist(&target, now);
+                self.work(&target, &told, now)
+            }
+            Err(error) => {
+                let what = crate::error::one_line(&error);
+                tracing::error!("{what}");
+                self.site.update(|status| status.trouble = Some(what));
+                Turn { report: None, next: now + REST }
+            }
+        };
+        self.show();
+        next
+    }
+
+    fn work(&mut self, target: &Target, told: &Taken, now: UtcDateTime) -> Turn {
+        let list = self.list.current();
+        let due = due(&list.wishes, &self.outcomes, told, self.interval, now);
+        let idle = due.next.unwrap_or(now + self.interval);
+        if due.requests.is_empty() {
+            // Events that match no wish.
+            self.forget(told);
+            return Turn { report: None, next: idle };
+        }
+        let begun = Instant::now();
+        let converter = self.workshop.converter(target);
+        let thin = list.output_format.as_deref().filter(|_| self.thin).map(|format| (format, list.user.as_str()));
+        let is_wanted = |wanted: &crate::plan::Wanted| !due.resting.contains(&image_name(&wanted.source));
+        let plan = converter.plan_some(&due.requests, &is_wanted).map_err(Failure::into_command_error);
+        let result = plan.and_then(|plan| Ok((self.workshop.execute(&converter, &plan, thin)?, plan)));
+        match result {
+            Ok((mut report, plan)) => {
+                if self.workshop.stop().asked().is_some() {
+                    // What was stopped has not failed; events stay for the next start.
+                    report.wishes.retain(|wish| wish.outcome != Outcome::Failed);
+                    self.outcomes.note(&report, &[], &HashSet::new(), now);
+                } else {
+                    self.outcomes.note(&report, &due.whole, &due.resting, now);
+                    let wishes = list.wishes.iter().map(|wish| wish.text.as_str()).collect();
+                    self.outcomes.keep_wishes(&wishes);
+                    self.forget(told);
+                }
+                self.outcomes.describe(&plan);
+                if let Err(error) = self.outcomes.write(&self.outcomes_file) {
+                    tracing::warn!(file = %self.outcomes_file.display(), %error, "outcomes are not kept");
+                }
+                self.site.metrics().note(&report, begun.elapsed());
+                let pass = PassStatus::new(&report, Moment(now), begun.elapsed());
+                self.site.update(|status| {
+                    status.trouble = None;
+                    status.revision = report.revision;
+                    status.last_pass = Some(pass);
+                });
+                if report.wishes.iter().any(|wish| wish.outcome != Outcome::Unchanged) {
+                    self.progress.event(Told::Message { text: report.to_text().trim_end() });
+                }
+                let again = due_again(list, &self.outcomes, self.site.queue(), self.interval, now);
+                Turn { report: Some(report), next: again }
+            }
+            Err(error) => {
+                tracing::error!("{error}");
+                self.site.metrics().failed_pass();
+                self.site.update(|status| status.trouble = Some(error.to_string()));
+                Turn { report: None, next: now + REST }
+            }
+        }
+    }
+
+    fn forget(&self, told: &Taken) {
+        if let Err(error) = self.site.queue().done(told) {
+            tracing::warn!(%error, "events that were looked at can't be removed; they are looked at again");
+        }
+    }
+
+    /// Renews the whitelist if it is time and the key is here.
+    fn whitelist(&self, target: &Target, now: UtcDateTime) {
+        let keys = &target.paths.keys;
+        let mut end = WhitelistEnd::of(&*target.store, keys, &self.fqrn);
+        if end.is_near(now) && end.has_master {
+            match sign_whitelist_file(&*target.store, &self.fqrn, keys, now, VALIDITY) {
+                Ok(expires) => {
+                    tracing::info!(%expires, "the whitelist was renewed");
+                    end = WhitelistEnd::of(&*target.store, keys, &self.fqrn);
+                }
+                Err(error) => tracing::error!(error = crate::error::one_line(&error), "the whitelist can't be renewed"),
+            }
+        }
+        let warning = end.warning(&self.fqrn, now);
+        self.site.metrics().whitelist(end.expires, now);
+        self.site.update(|status| {
+            status.whitelist_expires = end.expires.map(Moment);
+            status.whitelist_warning = warning;
+        });
+    }
+
+    fn show(&self) {
+        let list = self.list.current();
+        self.site.metrics().images(&self.outcomes);
+        self.site.update(|status| {
+            status.list.wishes = list.wishes.len();
+            status.list.problems = list.problems.iter().map(ToString::to_string).collect();
+            status.list.error = self.list.trouble().map(str::to_owned);
+            status.images.clone_from(&self.outcomes.images);
+        });
+    }
+
+    /// Turns until a signal comes.
+    fn run(&mut self) {
+        let stop = self.workshop.stop().clone();
+        let runtime = self.workshop.runtime().clone();
+        let wake = self.site.wake();
+        let watchdog = sd_notify::watchdog_enabled();
+        while stop.asked().is_none() {
+            let turn = self.turn(UtcDateTime::now());
+            runtime.block_on(rest(turn.next, &wake, &stop, || self.list.has_changed(), watchdog));
+        }
+    }
+}
+
+/// When something is due after a pass.
+fn due_again(
+    list: &crate::wishlist::WishList,
+    outcomes: &Outcomes,
+    queue: &Queue,
+    interval: Duration,
+    now: UtcDateTime,
+) -> UtcDateTime {
+    due(&list.wishes, outcomes, &queue.take(), interval, now).next.unwrap_or(now + interval)
+}
+
+/// Waits for the time, an event, a change of the list, or the end.
+async fn rest(
+    until: UtcDateTime,
+    wake: &Notify,
+    stop: &crate::stop::Stop,
+    list_changed: impl Fn() -> bool,
+    watchdog: Option<Duration>,
+) {
+    let pause = watchdog.map_or(LIST, |limit| (limit / 2).min(LIST));
+    loop {
+        if watchdog.is_some() {
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+        }
+        let left = Duration::try_from(until - UtcDateTime::now()).unwrap_or_default();
+        if left.is_zero() || list_changed() {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(left.min(pause)) => {}
+            () = wake.notified() => return,
+            () = stop.wait() => return,
+        }
+    }
+}
+
+/// The command: watches until SIGTERM or SIGINT.
+pub fn watch(options: &Watch, global: &Global, progress: Arc<dyn Progress>) -> Result<ExitStatus, CommandError> {
+    let paths = |fqrn: &str| Paths::resolve(fqrn, &global.paths, &Environment::current()).map_err(CommandError::config);
+    let mut watcher = Watcher::new(options, paths, progress)?;
+    let address = match options.listen {
+        Some(address) => {
+            let runtime = watcher.workshop.runtime().clone();
+            let stop = watcher.workshop.stop().clone();
+            Some(runtime.block_on(server::start(watcher.site.clone(), address, stop))?)
+        }
+        None => None,
+    };
+    server::announce(&watcher.fqrn, address, global.json)?;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    watcher.run();
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    Ok(ExitStatus::Success)
+}

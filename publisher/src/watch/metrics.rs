@@ -1,0 +1,128 @@
+//! What is counted. Names, units and meanings are in `doc/WATCHING.md`; nothing is labelled by image, of which there are thousands.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use time::UtcDateTime;
+
+use super::outcomes::Outcomes;
+use crate::report::Report;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByOutcome {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByResult {
+    result: &'static str,
+}
+
+/// Counters of a watching publisher.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    images: Family<ByOutcome, Gauge>,
+    changes: Family<ByOutcome, Counter>,
+    passes: Family<ByResult, Counter>,
+    seconds: Histogram,
+    downloaded: Counter<u64, AtomicU64>,
+    stored: Counter<u64, AtomicU64>,
+    hooks: Family<ByResult, Counter>,
+    queue: Gauge,
+    whitelist: Gauge,
+    revision: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("cvmfs_publisher"),
+            images: Family::default(),
+            changes: Family::default(),
+            passes: Family::default(),
+            seconds: Histogram::new(exponential_buckets(0.05, 2.0, 16)),
+            downloaded: Counter::default(),
+            stored: Counter::default(),
+            hooks: Family::default(),
+            queue: Gauge::default(),
+            whitelist: Gauge::default(),
+            revision: Gauge::default(),
+        };
+        let registry = &mut metrics.registry;
+        registry.register(
+            "images",
+            "Images of the list, by what became of them at the last look",
+            metrics.images.clone(),
+        );
+        registry.register("changes", "What became of images since the start", metrics.changes.clone());
+        registry.register("passes", "Passes since the start", metrics.passes.clone());
+        registry.register_with_unit("pass", "Time of passes", Unit::Seconds, metrics.seconds.clone());
+        registry.register_with_unit("downloaded", "Received from registries", Unit::Bytes, metrics.downloaded.clone());
+        registry.register_with_unit("stored", "Written into the repository", Unit::Bytes, metrics.stored.clone());
+        registry.register("hooks", "Notifications of registries", metrics.hooks.clone());
+        registry.register("queue", "Events that wait for their pass", metrics.queue.clone());
+        registry.register_with_unit(
+            "whitelist",
+            "Time until clients refuse the whitelist",
+            Unit::Seconds,
+            metrics.whitelist.clone(),
+        );
+        registry.register("revision", "Revision of the repository", metrics.revision.clone());
+        metrics
+    }
+}
+
+impl Metrics {
+    /// A pass came to an end.
+    pub fn note(&self, report: &Report, took: Duration) {
+        self.passes.get_or_create(&ByResult { result: "done" }).inc();
+        self.seconds.observe(took.as_secs_f64());
+        for wish in &report.wishes {
+            self.changes.get_or_create(&ByOutcome { outcome: wish.outcome.as_str() }).inc();
+            self.downloaded.inc_by(wish.bytes.downloaded);
+            self.stored.inc_by(wish.bytes.stored);
+        }
+        if let Some(revision) = report.revision {
+            self.revision.set(revision.try_into().unwrap_or(i64::MAX));
+        }
+    }
+
+    /// A pass could not be made.
+    pub fn failed_pass(&self) {
+        self.passes.get_or_create(&ByResult { result: "failed" }).inc();
+    }
+
+    /// A notification came.
+    pub fn hook(&self, result: &'static str) {
+        self.hooks.get_or_create(&ByResult { result }).inc();
+    }
+
+    /// So much is left of the whitelist.
+    pub fn whitelist(&self, expires: Option<UtcDateTime>, now: UtcDateTime) {
+        self.whitelist.set(expires.map_or(0, |expires| (expires - now).whole_seconds()));
+    }
+
+    /// What images are now.
+    pub fn images(&self, outcomes: &Outcomes) {
+        self.images.clear();
+        for outcome in outcomes.images.values() {
+            self.images.get_or_create(&ByOutcome { outcome: outcome.outcome.as_str() }).inc();
+        }
+    }
+
+    /// All of it, in the text form of OpenMetrics.
+    pub fn text(&self, queue: usize) -> String {
+        self.queue.set(queue.try_into().unwrap_or(i64::MAX));
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a string does not fail");
+        text
+    }
+}
