@@ -14,7 +14,7 @@ import socket
 import time
 from pathlib import Path
 
-from lab import Failure, configured, tail
+from lab import Daemon, Failure, configured, tail
 
 HERE = Path(__file__).resolve().parent
 ENGINES = HERE.parent / "target/engines"
@@ -34,33 +34,6 @@ PLACES = (
 
 # What this kind of machine lacks: AppArmor, and the right to lower the score of the kernel's out-of-memory killer.
 RESTRICTED = "disable_apparmor = true\nrestrict_oom_score_adj = true\n"
-
-
-class Daemon:
-    """A program that is started, ended in either way, and started again."""
-
-    def __init__(self, lab, name, command, ready, otherwise):
-        self.lab, self.name, self.command, self.ready, self.otherwise = lab, name, command, ready, otherwise
-        self.process, self.starts = None, 0
-
-    def start(self):
-        """Returns when it is ready."""
-        self.starts += 1
-        self.process = self.lab.start(f"{self.name}-{self.starts}", self.command, self.ready, self.otherwise)
-
-    def stop(self):
-        """Ends it with SIGTERM; returns its exit status."""
-        self.process.terminate()
-        return self.process.wait(15)
-
-    def kill(self):
-        """Ends it with SIGKILL."""
-        self.process.kill()
-        self.process.wait()
-
-    def log(self):
-        """What it has printed since its last start."""
-        return (self.lab.dir / f"{self.name}-{self.starts}.log").read_text(errors="replace")
 
 
 class Node:
@@ -127,9 +100,9 @@ class Node:
         """Pulls by containerd's own client."""
         return self.ctr("images", "pull", "--plain-http", "--snapshotter", snapshotter, *options, image, namespace=namespace)
 
-    def pull_ourselves(self, image, namespace="default"):
+    def pull_ourselves(self, image, *options, namespace="default"):
         """Pulls by `cvmfs-snapshotter pull`."""
-        return self.lab.run(self.binary, "pull", image, "--plain-http", "--namespace", namespace)
+        return self.lab.run(self.binary, "pull", image, "--plain-http", "--namespace", namespace, *options)
 
     def remove(self, image, namespace="default"):
         """Removes an image and waits for containerd's garbage collection."""
@@ -166,6 +139,10 @@ class Node:
             if kind == "overlay" or place.endswith("/rootfs") or place.startswith(f"{STATE}/"):
                 found.append(line)
         return found + [" ".join(command) for _, command in processes() if "containerd-shim" in command[0]]
+
+    def first_output(self, image, name, *command, snapshotter=SNAPSHOTTER):
+        """Seconds from the start of a container to the first byte that it prints."""
+        return self.lab.first_output("env", self.path, "ctr", "run", "--rm", "--snapshotter", snapshotter, image, name, *command)
 
     def _end_everything(self):
         """What is still running when the lab ends, the scenario having failed somewhere: shims survive their containerd on purpose."""

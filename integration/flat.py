@@ -1,10 +1,8 @@
 """What scenarios share whose engines run a directory: published images at their place, what a flat image holds, and steps for a table."""
 
-import contextlib
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import images
@@ -111,41 +109,3 @@ def end(program):
         os.kill(pid, signal.SIGTERM)
     if not within(15, lambda: not [pid for pid, _ in processes() if pid in found]):
         raise Failure(f"{program} does not end")
-
-
-class Cell:
-    """What the table says of a step that went well."""
-
-    text = "yes"
-
-
-class Steps:
-    """One column of the table."""
-
-    def __init__(self, lab, table, engine):
-        self.lab, self.table, self.engine, self.capability = lab, table, engine, None
-
-    @contextlib.contextmanager
-    def step(self, capability):
-        """A row of the table; what goes wrong in it doesn't keep the others from being tried."""
-        failures, start, cell, self.capability = len(self.lab.failed), time.monotonic(), Cell(), capability
-        try:
-            yield cell
-        except (Failure, OSError, KeyError) as failure:
-            self.check("goes on to its end", False, f"{type(failure).__name__}: {failure}")
-        if len(self.lab.failed) > failures:
-            cell.text = "FAILED"
-        self.table.add(self.engine, capability, cell.text)
-        print(f"{self.engine:24} {capability:45} {cell.text:25} {time.monotonic() - start:5.1f} s", flush=True)
-
-    def check(self, name, right, detail=""):
-        """Counts an expectation of this step."""
-        self.lab.check(f"{self.engine}: {self.capability}: {name}", right, detail)
-
-    def equal(self, name, found, expected):
-        """Counts the expectation that two values are equal."""
-        self.lab.equal(f"{self.engine}: {self.capability}: {name}", found, expected)
-
-    def none(self, name, lines):
-        """Counts the expectation that there is nothing to report."""
-        self.check(name, not lines, "\n    ".join(lines))

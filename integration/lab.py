@@ -137,6 +137,17 @@ class Lab:
             raise Failure(f"status {done.returncode} from {shlex.join(command)}\n{tail(done.stdout)}{tail(done.stderr)}")
         return done
 
+    def first_output(self, *command):
+        """Runs a command to its end; returns the seconds to the first byte that it prints."""
+        command, start = [str(word) for word in command], time.monotonic()
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            first = os.read(process.stdout.fileno(), 1 << 16)
+            seconds = time.monotonic() - start
+            _, errors = process.communicate()
+        if process.returncode != 0 or not first:
+            raise Failure(f"status {process.returncode} from {shlex.join(command)}\n{tail(errors.decode(errors='replace'))}")
+        return seconds
+
     def serve(self, name, command, port):
         """Starts a server and returns when it accepts connections on `port`; it is stopped with the lab."""
         def accepts():
@@ -228,6 +239,33 @@ class Lab:
         return 1 if self.failed else 0
 
 
+class Daemon:
+    """A program that is started, ended in either way, and started again."""
+
+    def __init__(self, lab, name, command, ready, otherwise):
+        self.lab, self.name, self.command, self.ready, self.otherwise = lab, name, command, ready, otherwise
+        self.process, self.starts = None, 0
+
+    def start(self):
+        """Returns when it is ready."""
+        self.starts += 1
+        self.process = self.lab.start(f"{self.name}-{self.starts}", self.command, self.ready, self.otherwise)
+
+    def stop(self):
+        """Ends it with SIGTERM; returns its exit status."""
+        self.process.terminate()
+        return self.process.wait(15)
+
+    def kill(self):
+        """Ends it with SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+
+    def log(self):
+        """What it has printed since its last start."""
+        return (self.lab.dir / f"{self.name}-{self.starts}.log").read_text(errors="replace")
+
+
 def mount_options(path):
     """The options of the mount on a path as the kernel lists them, None if nothing is mounted there."""
     fields = [line.split(" ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
@@ -260,7 +298,11 @@ class Relay:
     def _accept(self):
         while True:
             client, _ = self._listener.accept()
-            server = socket.create_connection(("127.0.0.1", self.target))
+            try:
+                server = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:  # the server is down, and for whoever asks so is this
+                client.close()
+                continue
             for source, sink, up in ((client, server, True), (server, client, False)):
                 source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 threading.Thread(target=self._pump, args=(source, sink, up), daemon=True).start()

@@ -23,19 +23,36 @@ MANIFESTS = [
 
 def serve(lab, notify=None):
     """Starts docker-registry on a free port and returns its URL. It tells of pushes to `notify`: a URL and a token."""
-    port, directory = free_port(), lab.path("registry")
-    endpoint = {"name": "watch", "timeout": "2s", "threshold": 3, "backoff": "300ms"}
-    if notify:
-        endpoint |= {"url": notify[0], "headers": {"Authorization": [f"Bearer {notify[1]}"]}}
-    (directory / "config.yml").write_text(
-        "version: 0.1\n"
-        "log: { level: warn }\n"
-        f"storage: {{ filesystem: {{ rootdirectory: {json.dumps(str(directory / 'data'))} }} }}\n"
-        f'http: {{ addr: "127.0.0.1:{port}", secret: not-a-secret }}\n'
-        + (f"notifications: {json.dumps({'endpoints': [endpoint]})}\n" if notify else "")
-    )
-    lab.serve("docker-registry", ["docker-registry", "serve", directory / "config.yml"], port)
-    return f"http://127.0.0.1:{port}"
+    return Registry(lab, notify).url
+
+
+class Registry:
+    """A docker-registry that is up, and can be stopped and started again with what it has."""
+
+    def __init__(self, lab, notify=None):
+        port, directory = free_port(), lab.path("registry")
+        endpoint = {"name": "watch", "timeout": "2s", "threshold": 3, "backoff": "300ms"}
+        if notify:
+            endpoint |= {"url": notify[0], "headers": {"Authorization": [f"Bearer {notify[1]}"]}}
+        (directory / "config.yml").write_text(
+            "version: 0.1\n"
+            "log: { level: warn }\n"
+            f"storage: {{ filesystem: {{ rootdirectory: {json.dumps(str(directory / 'data'))} }} }}\n"
+            f'http: {{ addr: "127.0.0.1:{port}", secret: not-a-secret }}\n'
+            + (f"notifications: {json.dumps({'endpoints': [endpoint]})}\n" if notify else "")
+        )
+        self.url, self._lab, self._port = f"http://127.0.0.1:{port}", lab, port
+        self._command = ["docker-registry", "serve", directory / "config.yml"]
+        self.start()
+
+    def start(self):
+        """Returns when it answers."""
+        self._process = self._lab.serve("docker-registry", self._command, self._port)
+
+    def stop(self):
+        """Ends it, so that nobody answers at its address."""
+        self._process.terminate()
+        self._process.wait(15)
 
 
 def push(layout, url, name, tag):

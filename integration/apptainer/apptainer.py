@@ -27,10 +27,11 @@ import images
 import lab as laboratory
 import registry
 from containerd import ENGINES, processes, within
-from flat import Site, Steps, differences, end, process_of
+from flat import Site, differences, end, process_of
 from installed import HOMES, MAPPED, USER_ID, WAYS, Apptainer
 from judge import Docker
 from lab import Failure, Lab
+from steps import Steps
 from table import Table
 from words import CASES, HOSTILE, Words, started, unlike
 

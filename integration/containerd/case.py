@@ -1,7 +1,5 @@
 """What the steps of the scenario work on: images in a registry and in a repository, and a node with one version of containerd."""
 
-import contextlib
-import time
 from pathlib import Path
 
 import images
@@ -10,6 +8,7 @@ from containerd import ENGINES, FQRN, SNAPSHOTTER, Node, Pods, within
 from lab import Failure, Relay
 from layers import MOUNTED, Stack, container_tree
 from products import Repository
+from steps import Steps
 
 PUBLISHED = ("one", "twelve", "sixty", "pause")
 NAMESPACES = ("default", "other", "k8s.io")
@@ -22,13 +21,15 @@ class Site:
     def __init__(self, lab, args):
         self.lab, self.binaries, self.cri = lab, args.bin, args.cri
         self.stack = Stack(lab.home, ENGINES)
-        self.url = registry.serve(lab)
+        self.registry = registry.Registry(lab)
+        self.url = self.registry.url
         self.relay = Relay(int(self.url.rsplit(":", 1)[1]))
         for name in self.stack.names():
             registry.push(self.stack.layout(name), self.url, f"lab/{name}", "1")
         self.repository = Repository(lab, args.bin, FQRN)
-        self.repository.create()
-        self.repository.wish(*(f"http://{self.reference(name)}" for name in PUBLISHED))
+        self.repository.create("--ttl", "5")
+        self.published = [f"http://{self.reference(name)}" for name in PUBLISHED]
+        self.repository.wish(*self.published)
         self.repository.convert()
         self.port = self.repository.serve()
         self.reference_trees = {}
@@ -38,12 +39,12 @@ class Site:
         return f"127.0.0.1:{self.relay.port}/lab/{name}:1"
 
 
-class Case:
+class Case(Steps):
     """One version of containerd, and what the repository and the registry have for it."""
 
     def __init__(self, lab, version, site, table):
-        self.lab, self.version, self.site, self.table = lab, version, site, table
-        self.name, self.engine = version, f"containerd {version}"  # in lines of output, in the table
+        super().__init__(lab, table, f"containerd {version}")
+        self.version, self.site = version, site
         self.stack, self.relay, self.binaries = site.stack, site.relay, site.binaries
         self.mount = Path("/cvmfs") / FQRN
         self.node = Node(lab, version, site.binaries, self.reference("pause"))
@@ -68,27 +69,6 @@ class Case:
         self.lab.undo(unmount)
         self.unmount = unmount
 
-    @contextlib.contextmanager
-    def step(self, capability):
-        """A row of the table; what goes wrong in it doesn't keep the others from being tried."""
-        failures, start, cell = len(self.lab.failed), time.monotonic(), Cell()
-        self.prefix = f"{self.name}: {capability}: "
-        try:
-            yield cell
-            self.sweep()
-        except (Failure, OSError, KeyError) as failure:
-            self.check("goes on to its end", False, f"{type(failure).__name__}: {failure}")
-            with contextlib.suppress(Failure, OSError):
-                self.sweep()
-        if len(self.lab.failed) > failures:
-            cell.text = "FAILED"
-        self.table.add(self.engine, capability, cell.text)
-        print(f"{self.name:4} {capability:45} {cell.text:30} {time.monotonic() - start:5.1f} s", flush=True)
-
-    def check(self, name, right, detail=""):
-        """Counts an expectation of this step."""
-        self.lab.check(self.prefix + name, right, detail)
-
     def configure(self, *uncommented):
         """Starts both programs again with lines of the configuration files that are comments otherwise."""
         self.node.configure(*uncommented)
@@ -96,10 +76,6 @@ class Case:
         self.node.snapshotter.stop()
         self.node.snapshotter.start()
         self.node.containerd.start()
-
-    def equal(self, name, found, expected):
-        """Counts the expectation that two values are equal."""
-        self.lab.equal(self.prefix + name, found, expected)
 
     def sweep(self):
         """Removes all containers and images; then nothing may be left."""
@@ -170,16 +146,19 @@ class Case:
 
     # Containers
 
+    def next(self):
+        """The name of the next container."""
+        self.containers += 1
+        return f"c{self.containers}"
+
     def container(self, name, snapshotter=SNAPSHOTTER):
         """A container that goes on running."""
-        self.containers += 1
         options = ["--allow-new-privs"]
-        return self.node.container(self.reference(name), f"c{self.containers}", "sleep", "100000", snapshotter=snapshotter, options=options)
+        return self.node.container(self.reference(name), self.next(), "sleep", "100000", snapshotter=snapshotter, options=options)
 
     def run(self, name, *command, **more):
         """Runs a container to its end; returns its output."""
-        self.containers += 1
-        return self.node.run(self.reference(name), f"c{self.containers}", *command, **more).stdout
+        return self.node.run(self.reference(name), self.next(), *command, **more).stdout
 
     def right(self, name, container):
         """Checks the tree that a container sees."""
@@ -202,9 +181,3 @@ class Case:
         self.equal("an ordinary user can't read the secret", reading("who"), "65534 can't read\n")
         self.equal("a set-user-id program has its user", reading("/opt/odd/set-user-id"), "0 can read\n")
         self.equal("a program with a capability has it", reading("/opt/odd/override-rights"), "65534 can read\n")
-
-
-class Cell:
-    """What the table says of a step that went well."""
-
-    text = "yes"

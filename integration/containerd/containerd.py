@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "integration"))
 import images
 import lab as laboratory
+import mirrored
 import registry
 from case import Case, Site
 from containerd import FQRN, SNAPSHOTTER, STATE, VERSIONS, processes, within
@@ -261,10 +263,11 @@ def cri(case, title, *uncommented):
 
 def thin(case):
     """A thin image from a file: no registry is asked for anything, and the container is the same."""
-    with case.step("thin image, no registry"):
+    with case.step("thin image, no registry") as cell:
         archive = case.lab.path("thin") / "twelve.tar"
         case.lab.run(case.binary("thin-image"), "build", f"http://{case.reference('twelve')}", "--repo", FQRN, "--output", archive)
         case.check("it is a few KB", archive.stat().st_size < 100_000, f"{archive.stat().st_size} bytes")
+        cell.text = f"{thin_size(archive) / 1000:.1f} of {case.stack.size('twelve') / 1000:.0f} KB"
         case.relay.reset()
         case.node.ctr("images", "import", "--snapshotter", SNAPSHOTTER, archive)
         container = case.container("twelve")
@@ -272,6 +275,12 @@ def thin(case):
         case.equal("no layer is in containerd's store", case.downloaded("twelve"), [])
         case.equal("the registry was asked for nothing", case.relay.requests, 0)
         case.equal("layers from repositories", len([1 for lazy in case.node.directories().values() if lazy]), 1)
+
+
+def thin_size(archive):
+    """Bytes of what a registry would hold of an image in an archive: its blobs."""
+    with tarfile.open(archive) as members:
+        return sum(member.size for member in members if member.isfile() and member.name.startswith("blobs/"))
 
 
 def restarts(case):
@@ -316,11 +325,11 @@ def restarts_in_pulls(case):
 
 def starts(case, name):
     """Whether a container starts and runs."""
-    case.containers += 1
-    done = case.node.run(case.reference(name), f"c{case.containers}", "cat", "/opt/odd/link-b", ok=None)
+    container = case.next()
+    done = case.node.run(case.reference(name), container, "cat", "/opt/odd/link-b", ok=None)
     if done.returncode != 0:
-        case.node.ctr("containers", "rm", f"c{case.containers}", ok=None)
-        case.node.ctr("snapshots", "--snapshotter", SNAPSHOTTER, "rm", f"c{case.containers}", ok=None)
+        case.node.ctr("containers", "rm", container, ok=None)
+        case.node.ctr("snapshots", "--snapshotter", SNAPSHOTTER, "rm", container, ok=None)
     return done.stdout == "two names, one file\n"
 
 
@@ -402,10 +411,27 @@ def both(case):
     cri(case, "CRI, annotations enabled", ANNOTATIONS)
 
 
-SMOKE = (ctr_pull, own_pull, run_and_exec, thin, lambda case: cri(case, "CRI"), collected)
+def first_output(case):
+    """Seconds from an empty cache to the first output, beside the engine's ordinary way."""
+    with case.step("seconds to first output") as cell:
+        image = case.reference("twelve")
+        start = time.monotonic()
+        case.node.pull(image, snapshotter="overlayfs")
+        ordinary = time.monotonic() - start + case.node.first_output(image, case.next(), "cat", "/opt/odd/link-a", snapshotter="overlayfs")
+        case.sweep()
+        case.unmount()
+        start = time.monotonic()
+        case.mount_repository("cold")
+        case.pull("twelve")
+        mine = time.monotonic() - start + case.node.first_output(image, case.next(), "cat", "/opt/odd/link-a")
+        cell.text = f"{mine:.1f} s; overlayfs {ordinary:.1f} s"
+
+
+SMOKE = (ctr_pull, own_pull, run_and_exec, thin, lambda case: cri(case, "CRI"), mirrored.registry_is_down, collected)
 ALL = (
     *(overlayfs, ctr_pull, ctr_pull_local, own_pull, run_and_exec, many_layers, two_namespaces, usage, commit, gap, gap_filled, thin, both),
-    *(restarts, restarts_in_pulls, containerd_restarts, not_mounted, plain_directory, client_dies, collected),
+    *mirrored.ALL,
+    *(first_output, restarts, restarts_in_pulls, containerd_restarts, not_mounted, plain_directory, client_dies, collected),
 )
 
 

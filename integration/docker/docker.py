@@ -38,7 +38,7 @@ class DockerCase(Case):
         super().__init__(lab, "2", site, table)
         self.docker = Docker(lab, self.node)
         self.docker.daemon.start()
-        self.name, self.engine = "docker", f"Docker {self.docker.version().split('+')[0]}"
+        self.engine = f"Docker {self.docker.version().split('+')[0]}"
 
     def sweep(self):
         """Removes all containers and images as an admin would; then nothing may be left."""

@@ -22,8 +22,9 @@ sys.path.insert(0, str(ROOT / "integration"))
 import images
 import lab as laboratory
 from containerd import ENGINES
-from flat import Site, Steps, differences, end, process_of
+from flat import Site, differences, end, process_of
 from lab import Failure, Lab
+from steps import Steps
 from table import Table
 from words import CASES, Words, started, unlike
 

@@ -227,8 +227,10 @@ fn convert(
     let converter = workshop.converter(target);
     let plan = converter.plan(requests).map_err(Failure::into_command_error)?;
     if dry_run {
-        print_result(&if json { plan.to_json(&target.fqrn) } else { plan.to_text(&target.fqrn) })?;
-        let any_failed = !refused.is_empty() || plan.images.iter().any(Result::is_err);
+        let thin = thin.map_or_else(|| vec![None; plan.images.len()], |(format, _)| thin::targets(format, &plan));
+        print_result(&if json { plan.to_json(&target.fqrn, &thin) } else { plan.to_text(&target.fqrn, &thin) })?;
+        let nameless = thin.iter().flatten().any(Result::is_err);
+        let any_failed = !refused.is_empty() || nameless || plan.images.iter().any(Result::is_err);
         return Ok(if any_failed { ExitStatus::Failed } else { ExitStatus::Success });
     }
     let mut report = workshop.execute(&converter, &plan, thin)?;
@@ -241,11 +243,14 @@ fn convert(
     Ok(workshop.stop().asked().map_or_else(|| report.exit_status(), ExitStatus::from))
 }
 
+/// The name of an image's thin image, if it gets one, or why it can't have one.
+type ThinName = Option<Result<image::reference::Reference, String>>;
+
 impl Plan {
-    /// The plan for people: one line an image.
-    pub fn to_text(&self, fqrn: &str) -> String {
+    /// The plan for people: one line an image, and one for its thin image.
+    pub fn to_text(&self, fqrn: &str, thin: &[ThinName]) -> String {
         let mut text = format!("{fqrn}, revision {}:\n", self.revision);
-        for image in &self.images {
+        for (image, thin) in self.images.iter().zip(thin) {
             text.push_str(&match image {
                 Ok(image) => format!(
                     "  {:<9} {}  {}  fetch {} of {} layers, {} bytes{}\n",
@@ -261,16 +266,22 @@ impl Plan {
                     format!("  failed    {}  {}\n", outcome.wish, outcome.error.as_deref().unwrap_or_default())
                 }
             });
+            match thin {
+                Some(Ok(name)) => text.push_str(&format!("            thin image {name}\n")),
+                Some(Err(why)) => text.push_str(&format!("            no thin image: {why}\n")),
+                None => {}
+            }
         }
         text
     }
 
     /// The plan for programs.
-    pub fn to_json(&self, fqrn: &str) -> String {
+    pub fn to_json(&self, fqrn: &str, thin: &[ThinName]) -> String {
         let images: Vec<serde_json::Value> = self
             .images
             .iter()
-            .map(|image| match image {
+            .zip(thin)
+            .map(|(image, thin)| match image {
                 Ok(image) => serde_json::json!({
                     "wish": image.wanted.wish,
                     "line": image.wanted.line,
@@ -280,6 +291,10 @@ impl Plan {
                     "config": image.manifest.config.to_string(),
                     "outcome": image.outcome.as_str(),
                     "flat": image.needs_flat,
+                    "thin": thin.as_ref().map(|name| match name {
+                        Ok(name) => serde_json::json!({ "image": name.to_string() }),
+                        Err(why) => serde_json::json!({ "error": why }),
+                    }),
                     "layers": image.distinct_layers().map(|l| serde_json::json!({
                         "digest": l.layer.descriptor.digest.to_string(),
                         "size": l.layer.descriptor.size,

@@ -105,21 +105,32 @@ fn reference(image: &ImagePlan) -> Option<&Reference> {
     }
 }
 
+/// The names of the thin images of a plan's images, in its order: none for images that get none, why there is no name otherwise.
+pub fn targets(format: &str, plan: &Plan) -> Vec<Option<Result<Reference, String>>> {
+    let mut seen: HashMap<String, &str> = HashMap::new();
+    plan.images
+        .iter()
+        .map(|image| {
+            let image = image.as_ref().ok()?;
+            let target = target(format, reference(image)?);
+            Some(target.and_then(|target| match seen.insert(target.to_string(), &image.image) {
+                None => Ok(target),
+                Some(other) => {
+                    Err(format!("{target} is the thin image of {other} already; make output_format tell them apart"))
+                }
+            }))
+        })
+        .collect()
+}
+
 /// Pushes the thin images of everything that is published now, and notes what became of them. The report is that of this plan, in its
 /// order.
 pub fn push(client: &Client, runtime: &Handle, format: &str, repository: &str, plan: &Plan, report: &mut Report) {
-    let mut seen: HashMap<String, &str> = HashMap::new();
     let mut jobs = Vec::new();
-    for (place, image) in plan.images.iter().enumerate() {
-        let Ok(image) = image else { continue };
+    for (place, (image, target)) in plan.images.iter().zip(targets(format, plan)).enumerate() {
+        let (Ok(image), Some(target)) = (image, target) else { continue };
         let is_published = report.wishes.get(place).is_some_and(|wish| wish.outcome != Outcome::Failed);
         let Some(reference) = reference(image).filter(|_| is_published) else { continue };
-        let target = target(format, reference).and_then(|target| match seen.insert(target.to_string(), &image.image) {
-            None => Ok(target),
-            Some(other) => {
-                Err(format!("{target} is the thin image of {other} already; make output_format tell them apart"))
-            }
-        });
         jobs.push((place, image, target, expand_output_format(format, reference)));
     }
     let pushes = stream::iter(jobs).map(|(place, image, target, text)| async move {

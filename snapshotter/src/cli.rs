@@ -91,7 +91,7 @@ enum Command {
     /// asks for each layer first and downloads only what no repository has. Passwords come from the Docker configuration. The image
     /// gets the name that `ctr run`, nerdctl and the kubelet look for.
     #[command(
-        after_help = "Examples:\n  cvmfs-snapshotter pull docker.io/library/python:3.12\n  cvmfs-snapshotter pull --namespace k8s.io quay.io/example/tool:1.4\n  cvmfs-snapshotter pull --json 127.0.0.1:5000/app:1 | jq .layers"
+        after_help = "Examples:\n  cvmfs-snapshotter pull docker.io/library/python:3.12\n  cvmfs-snapshotter pull --namespace k8s.io quay.io/example/tool:1.4\n  cvmfs-snapshotter pull --json 127.0.0.1:5000/app:1 | jq .layers\n  cvmfs-snapshotter pull --hosts-dir /etc/containerd/certs.d quay.io/example/tool:1.4"
     )]
     Pull {
         /// Image; with its tag or digest
@@ -111,6 +111,9 @@ enum Command {
         /// Ask the registry over HTTP without TLS; registries of this machine always are
         #[arg(long)]
         plain_http: bool,
+        /// Directory that names mirrors, as containerd's certs.d; they are asked for manifests and configs before the registry
+        #[arg(long, value_name = "DIR")]
+        hosts_dir: Option<PathBuf>,
         /// Print the result as JSON
         #[arg(long)]
         json: bool,
@@ -241,11 +244,12 @@ pub fn main() -> ExitCode {
 async fn run(cli: &Cli, config: Config) -> anyhow::Result<ExitCode> {
     match &cli.command {
         Command::Serve { rebuild } => crate::serve::serve(config, *rebuild).await?,
-        Command::Pull { image, namespace, platform, plain_http, json } => {
+        Command::Pull { image, namespace, platform, plain_http, hosts_dir, json } => {
             let wish = Wish {
                 image: crate::pull::reference(image, *plain_http)?,
                 platform: platform.clone().map_or_else(this_machine, Ok)?,
                 namespace: namespace.clone(),
+                hosts: hosts_dir.clone(),
             };
             return pull::pull(&config, &wish, *json).await;
         }

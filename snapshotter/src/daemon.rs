@@ -252,6 +252,10 @@ impl Daemon {
         let found = match record {
             None => None,
             Some(Ok(record)) => Some(self.thin(&record, below).await?),
+            // A container of it would have one file, and no word of why.
+            Some(Err(error)) if error.is_of_a_record() => {
+                return Err(Error::FailedPrecondition(format!("this is no thin image that can be used: {error}")));
+            }
             Some(Err(error)) => {
                 tracing::warn!(key, %error, "a layer looks like one of a thin image and is none; it is an ordinary layer");
                 None

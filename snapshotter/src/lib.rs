@@ -22,6 +22,7 @@ pub mod doctor;
 pub mod error;
 pub mod fill;
 pub mod filter;
+pub mod hosts;
 pub mod install;
 pub mod labels;
 pub mod legacy;

@@ -19,6 +19,7 @@
 //! whoever pulls.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -39,6 +40,7 @@ use crate::containerd::content::{Blob, source_label};
 use crate::containerd::snapshots::Prepared;
 use crate::decision::{Action, Decision};
 use crate::fill::parse_reference;
+use crate::hosts::{self, Sources};
 use crate::labels::{self, Labels, LayerName, Wanted};
 use crate::resolve::Below;
 
@@ -58,6 +60,8 @@ pub struct Wish {
     pub platform: Platform,
     /// into which namespace
     pub namespace: String,
+    /// directory that names the mirrors of registries, see `hosts`
+    pub hosts: Option<PathBuf>,
 }
 
 /// Where a layer came from.
@@ -107,7 +111,7 @@ pub struct Pulled {
     pub digest: String,
     /// where its layers came from
     pub layers: Layers,
-    /// bytes that came from the registry, with the documents
+    /// bytes that came from the registry or a mirror, with the documents
     pub bytes: u64,
     /// how long it took
     pub seconds: f64,
@@ -148,7 +152,11 @@ pub async fn pull(config: &Config, wish: &Wish, report: &(dyn Fn(&Done) + Sync))
     let start = Instant::now();
     let client = Client::new(ClientConfig { credentials: Credentials::from_env()?, ..ClientConfig::default() })?;
     let mut engine = Engine::connect(&config.containerd.address, &wish.namespace).await?;
-    let documents = Documents::obtain(&client, &engine, wish).await?;
+    let sources = match &wish.hosts {
+        Some(directory) => Sources::new(hosts::read(directory, registry_name(&wish.image))?, client.clone())?,
+        None => Sources::only(client.clone()),
+    };
+    let documents = Documents::obtain(&sources, &engine, wish).await?;
     let layers = documents.layers()?;
     engine.lease("pull").await?;
     let name = image_name(&wish.image);
@@ -190,18 +198,18 @@ struct Documents {
 }
 
 impl Documents {
-    /// From containerd's store as far as they are there, else from the registry.
-    async fn obtain(client: &Client, engine: &Engine, wish: &Wish) -> anyhow::Result<Self> {
+    /// From containerd's store as far as they are there, else from a mirror or the registry.
+    async fn obtain(sources: &Sources, engine: &Engine, wish: &Wish) -> anyhow::Result<Self> {
         let mut fetched = 0;
-        let digest = client.resolve(&wish.image).await?;
-        let top = document(client, engine, &wish.image.with_digest(digest), &mut fetched).await?;
+        let digest = sources.resolve(&wish.image).await?;
+        let top = document(sources, engine, &wish.image.with_digest(digest), &mut fetched).await?;
         let (index, manifest) = match Document::parse(&top.bytes, Some(&top.media_type))? {
             Document::Manifest(_) => (None, top),
             Document::Index(index) => {
                 let choice = choose(&index, &wish.platform).with_context(|| wish.image.to_string())?;
                 tracing::info!(image = %wish.image, manifest = %choice.entry.digest, why = choice.why, "chosen");
                 let reference = wish.image.with_digest(choice.entry.digest);
-                (Some(top), document(client, engine, &reference, &mut fetched).await?)
+                (Some(top), document(sources, engine, &reference, &mut fetched).await?)
             }
         };
         let Document::Manifest(parsed) = Document::parse(&manifest.bytes, Some(&manifest.media_type))? else {
@@ -211,7 +219,7 @@ impl Documents {
         let bytes = match there(engine, digest).await? {
             Some(bytes) => bytes,
             None => {
-                let bytes = client.blob_bytes(wish.image.repository(), digest).await?.to_vec();
+                let bytes = sources.blob_bytes(wish.image.repository(), digest).await?;
                 fetched += bytes.len() as u64;
                 bytes
             }
@@ -265,7 +273,7 @@ impl Documents {
 
 /// A manifest or an index, from containerd's store if it is there.
 async fn document(
-    client: &Client,
+    sources: &Sources,
     engine: &Engine,
     reference: &Reference,
     fetched: &mut u64,
@@ -276,7 +284,7 @@ async fn document(
     {
         return Ok(RawManifest { bytes: bytes.into(), media_type, digest });
     }
-    let raw = client.manifest(reference).await?;
+    let raw = sources.manifest(reference).await?;
     *fetched += raw.bytes.len() as u64;
     Ok(raw)
 }

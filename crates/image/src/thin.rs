@@ -72,6 +72,13 @@ pub enum ThinError {
     Source(#[from] ManifestError),
 }
 
+impl ThinError {
+    /// Can the document have been meant as a record? Any image may have a file of that name with something else in it.
+    pub fn is_of_a_record(&self) -> bool {
+        !matches!(self, Self::Json(_))
+    }
+}
+
 /// A layer of a thin image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ThinLayer {

@@ -25,7 +25,7 @@ use crate::credentials::Credentials;
 use crate::error::Error;
 use crate::lines::Lines;
 use crate::retry::{Attempts, RetryPolicy};
-use crate::transport::{Call, Session, Target, base_url, shown};
+use crate::transport::{Call, Session, Target, base_url, mirror_url, shown};
 
 /// The four types of manifests and indexes.
 const MANIFEST_TYPES: [&str; 4] = [
@@ -60,6 +60,9 @@ pub struct ClientConfig {
     pub tag_pages: usize,
     /// What we call ourselves.
     pub user_agent: String,
+    /// A server that is asked in the place of every registry, `http://127.0.0.1:5080`. It hears in the parameter `ns` which registry is
+    /// meant, as containerd tells its mirrors, and no password of any of them.
+    pub mirror: Option<reqwest::Url>,
 }
 
 impl Default for ClientConfig {
@@ -74,6 +77,7 @@ impl Default for ClientConfig {
             document_limit: 4 * 1024 * 1024,
             tag_pages: 1000,
             user_agent: concat!("cvmfs-containers/", env!("CARGO_PKG_VERSION")).to_owned(),
+            mirror: None,
         }
     }
 }
@@ -102,7 +106,10 @@ struct Inner {
 
 impl Client {
     /// Reads the CA certificates; connects to nobody yet.
-    pub fn new(config: ClientConfig) -> Result<Self, Error> {
+    pub fn new(mut config: ClientConfig) -> Result<Self, Error> {
+        if config.mirror.is_some() {
+            config.credentials = Credentials::anonymous();
+        }
         let lines = Lines::new(&config)?;
         Ok(Self(Arc::new(Inner { config, lines, sessions: Mutex::default() })))
     }
@@ -116,11 +123,20 @@ impl Client {
     }
 
     pub(crate) fn target(&self, repository: &Repository) -> Result<Target, Error> {
-        let (host, path) = self.0.config.credentials.route(repository);
-        let origin = shown(&base_url(repository, &host, &path)?);
+        let (place, path, base) = match &self.0.config.mirror {
+            Some(mirror) => {
+                let path = repository.path().to_owned();
+                (format!("{repository}, asked of {}", shown(mirror)), path, mirror_url(mirror, repository)?)
+            }
+            None => {
+                let (host, path) = self.0.config.credentials.route(repository);
+                let base = base_url(repository, &host, &path)?;
+                (repository.to_string(), path, base)
+            }
+        };
         let mut sessions = self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        let session = sessions.entry(origin).or_insert_with(|| Arc::new(Session::new(&self.0.config))).clone();
-        Target::new(repository, &host, path, session)
+        let session = sessions.entry(shown(&base)).or_insert_with(|| Arc::new(Session::new(&self.0.config))).clone();
+        Ok(Target { repository: repository.clone(), place, path, base, session })
     }
 
     /// The digest that a tag has now: one HEAD request, which registries with pull limits don't count. A reference
@@ -188,7 +204,7 @@ impl Client {
         let what = "tag list";
         let protocol = |reason: String| Error::Protocol { place: target.place.clone(), what: what.to_owned(), reason };
         let mut url = target.url("tags/list");
-        url.set_query(Some(&format!("n={TAGS_PER_PAGE}")));
+        url.query_pairs_mut().append_pair("n", &TAGS_PER_PAGE.to_string());
         let mut tags = Vec::new();
         for _ in 0..self.config().tag_pages {
             let call = Call::get(&target, url.clone(), what);

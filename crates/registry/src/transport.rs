@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 use bytes::{Bytes, BytesMut};
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Method};
-use image::reference::Repository;
+use image::reference::{DOCKER_HUB, Repository};
 use reqwest::{Response, Url};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -74,18 +74,12 @@ pub(crate) struct Target {
     pub(crate) place: String,
     /// path at the registry: behind a proxy it has a prefix
     pub(crate) path: String,
-    /// `scheme://host/v2/path/`
+    /// `scheme://host/v2/path/`, for a mirror with `?ns=registry`
     pub(crate) base: Url,
     pub(crate) session: Arc<Session>,
 }
 
 impl Target {
-    pub(crate) fn new(repository: &Repository, host: &str, path: String, session: Arc<Session>) -> Result<Self, Error> {
-        let place = repository.to_string();
-        let base = base_url(repository, host, &path)?;
-        Ok(Self { repository: repository.clone(), place, path, base, session })
-    }
-
     /// `host[:port]` of the registry.
     pub(crate) fn host(&self) -> String {
         let host = self.base.host_str().unwrap_or_default();
@@ -104,6 +98,21 @@ impl Target {
 pub(crate) fn base_url(repository: &Repository, host: &str, path: &str) -> Result<Url, Error> {
     let text = format!("{}://{host}/v2/{path}/", repository.scheme());
     Url::parse(&text).map_err(|error| Error::Configuration(format!("{text}: no usable address: {error}")))
+}
+
+/// The same at a mirror, which hears which registry is meant.
+pub(crate) fn mirror_url(mirror: &Url, repository: &Repository) -> Result<Url, Error> {
+    let unusable = || Error::Configuration(format!("{}: no usable address of a mirror", shown(mirror)));
+    let mut url = mirror.join(&format!("/v2/{}/", repository.path())).map_err(|_| unusable())?;
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+        return Err(unusable());
+    }
+    let registry = match repository.registry_host() {
+        DOCKER_HUB => "docker.io",
+        host => host,
+    };
+    url.query_pairs_mut().append_pair("ns", registry);
+    Ok(url)
 }
 
 /// Scheme, host and port: all that messages tell of an address, for queries and paths can hold signatures.

@@ -81,14 +81,40 @@ fn a_thin_image_that_can_t_be_had_is_not_committed() {
 }
 
 #[test]
-fn what_only_looks_thin_is_an_ordinary_layer() {
+fn what_leads_elsewhere_or_is_out_of_bounds_is_refused_and_leaves_nothing() {
     let mut world = World::new();
     let repository = world.repository(NAME);
     let layer = repository.layer("base");
     let daemon = world.start();
     let mut client = daemon.client();
-    let hostile = String::from_utf8(record(&[(NAME, &layer)])).unwrap().replace("/layerfs", "/layerfs/../../../..");
-    for (number, thin) in [hostile.as_str(), "{}", "", "[1]", r#"{"version":"9","layers":[]}"#].iter().enumerate() {
+    let good = String::from_utf8(record(&[(NAME, &layer)])).unwrap();
+    let entry = format!(r#"{{"digest":"{0}","url":"cvmfs://{NAME}/.layers/{1}/{0}/layerfs"}}"#, layer.digest.hex(), layer.digest.bucket());
+    let many = |count: usize| format!(r#"{{"version":"1.0","layers":[{}]}}"#, vec![entry.as_str(); count].join(","));
+    for (thin, says) in [
+        (good.replace("/layerfs", "/layerfs/../../../.."), "is not the directory of layer"),
+        (good.replace("cvmfs://", "file:///"), "is not the directory of layer"),
+        (good.replace("cvmfs://", "https://"), "is not the directory of layer"),
+        (good.replace(NAME, ".."), "is not the directory of layer"),
+        (good.replacen(&layer.digest.hex(), &"0".repeat(64), 1), "is not the directory of layer"),
+        (good.replace("\"1.0\"", "\"9.0\""), "version 9.0"),
+        (many(501), "501 layers"),
+        (many(1_000_000), "bytes; at most"),
+        (good.replace("x:1", &"x".repeat(1 << 20)), "bytes; at most"),
+    ] {
+        let failure = unpack(&mut client, "thin", "", thin.as_bytes()).expect_err(says);
+        assert_eq!(failure.code, Code::FailedPrecondition, "{}", failure.text);
+        assert!(failure.text.contains(says) && failure.text.len() < 2000, "{}", failure.text);
+        client.remove("extract thin").unwrap();
+    }
+    assert_eq!(client.everything().len(), 0);
+}
+
+#[test]
+fn a_file_of_that_name_with_something_else_in_it_is_an_ordinary_layer() {
+    let world = World::new();
+    let daemon = world.start();
+    let mut client = daemon.client();
+    for (number, thin) in ["{}", "", "[1]", r#"{"version":3}"#, r#"{"layers":"none"}"#].iter().enumerate() {
         let name = format!("layer {number}");
         unpack(&mut client, &name, "", thin.as_bytes()).unwrap();
         assert_eq!(fs::read_to_string(world.content(&name).join("thin.json")).unwrap(), *thin);

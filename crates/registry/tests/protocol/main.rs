@@ -3,6 +3,7 @@
 mod authentication;
 mod blobs;
 mod documents;
+mod mirror;
 mod pushes;
 mod tls;
 
