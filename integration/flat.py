@@ -53,6 +53,14 @@ class Site:
         """Unmounts a repository."""
         self._unmount[fqrn]()
 
+    def kill_client(self, fqrn):
+        """Kills what serves the mount of a repository, and takes the dead mount away; whether there was anything."""
+        found = [pid for pid, command in processes() if command[0].endswith("cvmfs-client") and fqrn in command]
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+        self.lab.run("umount", "--lazy", f"/cvmfs/{fqrn}")
+        return bool(found)
+
     def config(self, fqrn, name):
         """The inner config of an image, as the repository records it."""
         return json.loads((Path("/cvmfs") / fqrn / ".metadata" / self.reference(name) / "config.json").read_text())["config"]

@@ -153,6 +153,11 @@ class Layout:
         self._layers.append((descriptor, f"sha256:{diff_id}"))
         return descriptor["digest"]
 
+    def annotate(self, number, annotations):
+        """Writes annotations to the descriptor of a layer."""
+        descriptor, diff_id = self._layers[number]
+        self._layers[number] = (descriptor | {"annotations": annotations}, diff_id)
+
     def finish(self, tag, **settings):
         """Writes config (`settings` is its inner `config` object), manifest and index."""
         config = {

@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tarfile
@@ -26,7 +25,7 @@ sys.path.insert(0, str(ROOT / "integration"))
 import images
 import lab as laboratory
 import registry
-from containerd import ENGINES, processes, within
+from containerd import ENGINES, within
 from flat import Site, differences, end, process_of
 from installed import HOMES, MAPPED, USER_ID, WAYS, Apptainer
 from judge import Docker
@@ -295,10 +294,7 @@ def client_restart(case):
     """A new start needs nothing of the client that was there before."""
     with case.step("cvmfs-client: kill -9, mounted again"):
         case.equal("before", case.sh("twelve", "cat /opt/odd/old"), "from 1970\n")
-        for pid in (found := [pid for pid, command in processes() if command[0].endswith("cvmfs-client") and KEEP in command]):
-            os.kill(pid, signal.SIGKILL)
-        case.check("there was a client", found)
-        case.lab.run("umount", "--lazy", f"/cvmfs/{KEEP}")
+        case.check("there was a client", case.site.kill_client(KEEP))
         case.site.mount(KEEP, f"again-{case.number}")
         case.equal("after", case.sh("twelve", "cat /opt/odd/old"), "from 1970\n")
 

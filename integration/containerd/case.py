@@ -7,6 +7,7 @@ import registry
 from containerd import ENGINES, FQRN, SNAPSHOTTER, Node, Pods, within
 from lab import Failure, Relay
 from layers import MOUNTED, Stack, container_tree
+from mirrored import Told
 from products import Repository
 from steps import Steps
 
@@ -41,6 +42,8 @@ class Site:
 
 class Case(Steps):
     """One version of containerd, and what the repository and the registry have for it."""
+
+    namespaces, told = NAMESPACES, Told
 
     def __init__(self, lab, version, site, table):
         super().__init__(lab, table, f"containerd {version}")
@@ -159,6 +162,18 @@ class Case(Steps):
     def run(self, name, *command, **more):
         """Runs a container to its end; returns its output."""
         return self.node.run(self.reference(name), self.next(), *command, **more).stdout
+
+    def printed(self, name, *command):
+        """The same, for steps that other engines share."""
+        return self.run(name, *command)
+
+    def all_snapshots(self):
+        """The snapshots of all namespaces."""
+        return [sorted(rows) for namespace in self.namespaces if (rows := self.node.snapshots(namespace))]
+
+    def all_images(self):
+        """The names of all images."""
+        return [name for namespace in self.namespaces for name in self.node.ctr("images", "ls", "--quiet", namespace=namespace).stdout.split()]
 
     def right(self, name, container):
         """Checks the tree that a container sees."""

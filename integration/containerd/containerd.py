@@ -22,6 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "integration"))
+import hostile
 import images
 import lab as laboratory
 import mirrored
@@ -431,6 +432,7 @@ SMOKE = (ctr_pull, own_pull, run_and_exec, thin, lambda case: cri(case, "CRI"), 
 ALL = (
     *(overlayfs, ctr_pull, ctr_pull_local, own_pull, run_and_exec, many_layers, two_namespaces, usage, commit, gap, gap_filled, thin, both),
     *mirrored.ALL,
+    *hostile.ALL,
     *(first_output, restarts, restarts_in_pulls, containerd_restarts, not_mounted, plain_directory, client_dies, collected),
 )
 

@@ -13,7 +13,6 @@ from containerd import FQRN, SNAPSHOTTER, within
 from mirror import Mirror
 from steps import refused
 
-CERTS = Path("/etc/containerd/certs.d")
 K8S = "k8s.io"
 
 
@@ -28,38 +27,56 @@ def by_digest(case, name):
 
 
 class Told:
-    """A node that has been told of the mirror."""
+    """A node that has been told of the mirror, and what the steps need of its engine."""
+
+    certs = Path("/etc/containerd/certs.d")
 
     def __init__(self, case, options=()):
         self.case, self.mirror = case, Mirror(case.lab, case.binaries, FQRN, options=options)
-        self.mirror.install("containerd", CERTS / "_default/hosts.toml")
-
-    def ways(self):
-        """How this version pulls lazily."""
-        return ["cvmfs-snapshotter pull", "CRI", *(["ctr images pull"] if self.case.version == "2" else [])]
-
-    def pull(self, how, reference):
-        """Pulls in one of the ways, which all read what the mirror printed."""
-        case = self.case
-        case.relay.reset()
-        self.mirror.relay.reset()
-        if how == "CRI":
-            case.pods.call("pull", reference)
-        elif how == "ctr images pull":
-            case.node.ctr("images", "pull", "--hosts-dir", CERTS, "--snapshotter", SNAPSHOTTER, reference)
-        else:
-            case.node.pull_ourselves(reference, "--hosts-dir", CERTS)
+        self.mirror.install("containerd", self.certs / "_default/hosts.toml")
 
     def end(self):
         """The mirror ends and the node forgets it."""
         self.mirror.daemon.stop()
-        (CERTS / "_default/hosts.toml").unlink()
+        (self.certs / "_default/hosts.toml").unlink()
+
+    def ways(self):
+        """How this engine pulls lazily."""
+        return ["cvmfs-snapshotter pull", "CRI", *(["ctr images pull"] if self.case.version == "2" else [])]
+
+    def namespace(self, how):
+        """Where images go in a way."""
+        return K8S if how == "CRI" else "default"
+
+    def pull(self, how, reference):
+        """Pulls in one of the ways, which all read what the mirror printed."""
+        self.case.relay.reset()
+        self.mirror.relay.reset()
+        if how == "CRI":
+            self.case.pods.call("pull", reference)
+        elif how == "ctr images pull":
+            self.case.node.ctr("images", "pull", "--hosts-dir", self.certs, "--snapshotter", SNAPSHOTTER, reference)
+        else:
+            self.case.node.pull_ourselves(reference, "--hosts-dir", self.certs)
+
+    def runs(self, what, how, reference):
+        """Checks that a container of an image starts and sees the tree."""
+        if how == "CRI":
+            return kubelet(self.case, what, reference)
+        container = self.case.node.container(reference, self.case.next(), "sleep", "100000", options=["--allow-new-privs"])
+        self.case.right("twelve", container)
+        return container.remove()
+
+    def output(self, how, reference, *command):
+        """What a container of an image prints."""
+        words = ["run", "--rm", "--snapshotter", SNAPSHOTTER, reference, self.case.next(), *command]
+        return self.case.node.ctr(*words, namespace=self.namespace(how)).stdout
 
 
 @contextlib.contextmanager
 def told(case, options=()):
     """A node with a mirror."""
-    node = Told(case, options)
+    node = case.told(case, options)
     try:
         yield node
     finally:
@@ -80,18 +97,12 @@ def registry_is_down(case):
     """Pulled by tag and by digest, and run, while the registry is down; what runs is the image."""
     with case.step("registry down: by tag, by digest, run") as cell, told(case) as node, registry_down(case):
         for how in node.ways():
-            namespace = K8S if how == "CRI" else "default"
             for reference in (case.reference("twelve"), by_digest(case, "twelve")):
                 node.pull(how, reference)
                 what = f"{how} {'by digest' if '@' in reference else 'by tag'}"
-                case.lazy("twelve", namespace)
+                case.lazy("twelve", node.namespace(how))
                 case.check(f"{what}: the mirror was asked", node.mirror.relay.requests > 0)
-                if how == "CRI":
-                    kubelet(case, what, reference)
-                else:
-                    container = case.node.container(reference, case.next(), "sleep", "100000", options=["--allow-new-privs"])
-                    case.right("twelve", container)
-                    container.remove()
+                node.runs(what, how, reference)
                 case.sweep()
         cell.text = ", ".join(how.split()[0] for how in node.ways())
 
@@ -116,25 +127,27 @@ def freshness(case):
             push_version(case, name, 2)
             for how in node.ways():
                 node.pull(how, case.reference(name))
-                case.equal(f"{how}: what is published", version(case, name, how), "1\n")
+                case.equal(f"{how}: what is published", node.output(how, case.reference(name), "cat", "/opt/version"), "1\n")
                 case.sweep()
         with told(case, ["--no-tags"]) as node:
             for how in node.ways():
                 node.pull(how, case.reference(name))
-                case.equal(f"{how}, --no-tags: what the registry has", version(case, name, how), "2\n")
+                case.equal(f"{how}, --no-tags: what the registry has", node.output(how, case.reference(name), "cat", "/opt/version"), "2\n")
                 case.sweep()
             with registry_down(case):
-                case.check("--no-tags, registry down: no tag", refused(lambda: node.pull("cvmfs-snapshotter pull", case.reference(name))))
+                how = node.ways()[0]
+                case.check("--no-tags, registry down: no tag", refused(lambda: node.pull(how, case.reference(name))))
+                node.pull(how, by_digest(case, "twelve"))
                 digest = digest_of(case.stack.layout("twelve"))
-                node.pull("cvmfs-snapshotter pull", by_digest(case, "twelve"))
-                case.check("--no-tags, registry down: by digest", digest in case.node.blobs())
+                case.check("--no-tags, registry down: by digest", digest in case.node.blobs(node.namespace(how)))
         case.sweep()
         with told(case) as node:
             publish(case, name)
             fresh = lambda: f'"{digest_of(site.moving)}"' in served(node, name)
             case.check("what is published now is served within the time to live", within(40, fresh), served(node, name))
-            node.pull("cvmfs-snapshotter pull", case.reference(name))
-            case.equal("and that is what runs", version(case, name, "ctr"), "2\n")
+            how = node.ways()[0]
+            node.pull(how, case.reference(name))
+            case.equal("and that is what runs", node.output(how, case.reference(name), "cat", "/opt/version"), "2\n")
         cell.text = "within the repository's time to live"
 
 
@@ -175,19 +188,13 @@ def mounted_digest(case, name):
     return json.loads(record.read_text())["digest"] if record.exists() else ""
 
 
-def version(case, name, how):
-    """What an image that was pulled in a way prints."""
-    words = ["run", "--rm", "--snapshotter", SNAPSHOTTER, case.reference(name), case.next(), "cat", "/opt/version"]
-    return case.node.ctr(*words, namespace=K8S if how == "CRI" else "default").stdout
-
-
 def mirror_ends(case):
     """The mirror is killed: with the registry nobody notices, without it pulls fail and say so, and it is back as soon as it is started."""
     with case.step("mirror: kill -9"), told(case) as node:
         node.mirror.daemon.kill()
         for how in node.ways():
             node.pull(how, case.reference("twelve"))
-            case.lazy("twelve", K8S if how == "CRI" else "default")
+            case.lazy("twelve", node.namespace(how))
             case.sweep()
         with registry_down(case):
             for how in node.ways():
@@ -197,16 +204,15 @@ def mirror_ends(case):
             node.mirror.daemon.start()
             for how in node.ways():
                 node.pull(how, case.reference("twelve"))
-                case.lazy("twelve", K8S if how == "CRI" else "default")
+                case.lazy("twelve", node.namespace(how))
                 case.sweep()
 
 
 def nothing_left(case, what):
     """Checks that a pull that failed left neither image nor snapshot; blobs wait for garbage collection."""
-    left = lambda: [sorted(case.node.snapshots(namespace)) for namespace in ("default", K8S) if case.node.snapshots(namespace)] or case.node.directories()
-    case.check(f"{what}: no snapshot is left", within(10, lambda: not left()), left())
-    listed = [name for namespace in ("default", K8S) for name in case.node.ctr("images", "ls", "--quiet", namespace=namespace).stdout.split()]
-    case.check(f"{what}: no image is left", not listed, listed)
+    left = lambda: case.all_snapshots() or case.node.directories()
+    case.check(f"{what}: no snapshot is left", within(15, lambda: not left()), left())
+    case.equal(f"{what}: no image is left", case.all_images(), [])
 
 
 def unmounted(case):
@@ -227,7 +233,7 @@ def unmounted(case):
             case.mount_repository("under-the-mirror")
         with registry_down(case):
             node.pull(node.ways()[0], case.reference("twelve"))
-            case.lazy("twelve")
+            case.lazy("twelve", node.namespace(node.ways()[0]))
         cell.text = "downloads; fails with the registry"
 
 
@@ -239,7 +245,7 @@ def not_published(case):
             case.check(f"{how}: the registry was asked", case.relay.requests > 0)
             case.sweep()
         if case.version != "2":  # an ordinary pull through the mirror: documents from it, layers from the registry
-            case.node.ctr("images", "pull", "--hosts-dir", CERTS, "--snapshotter", "overlayfs", case.reference("one"))
+            case.node.ctr("images", "pull", "--hosts-dir", node.certs, "--snapshotter", "overlayfs", case.reference("one"))
             case.local("one")
             case.check("documents came from the mirror", node.mirror.relay.requests > 0)
         with registry_down(case):

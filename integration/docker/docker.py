@@ -20,19 +20,49 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "integration"), str(ROOT / "integration/containerd")]
+import hostile
 import images
 import lab as laboratory
+import mirrored
 import registry
-from case import Case, Site
-from containerd import ENGINES, within
+from case import NAMESPACES, Case, Site
+from containerd import ENGINES, FQRN, within
 from engine import ADDED, MOBY, Docker
 from lab import Lab
 from layers import MOUNTED, container_tree
+from steps import refused
 from table import Table
+
+
+class Told(mirrored.Told):
+    """A Docker that has been told of the mirror: it reads the same file as containerd, in a directory of its own."""
+
+    certs = Path("/etc/docker/certs.d")
+
+    def ways(self):
+        return ["docker pull"]
+
+    def namespace(self, how):
+        return MOBY
+
+    def pull(self, how, reference):
+        self.case.relay.reset()
+        self.mirror.relay.reset()
+        self.case.docker.docker("pull", reference)
+
+    def runs(self, what, how, reference):
+        container = self.case.docker.container(reference, "sleep", "100000")
+        self.case.right("twelve", container)
+        container.remove()
+
+    def output(self, how, reference, *command):
+        return self.case.output(reference, *command)
 
 
 class DockerCase(Case):
     """Docker on a node with containerd 2."""
+
+    namespaces, told = (*NAMESPACES, MOBY), Told
 
     def __init__(self, lab, site, table):
         super().__init__(lab, "2", site, table)
@@ -80,6 +110,10 @@ class DockerCase(Case):
     def output(self, image, *command):
         """What a container of an image prints."""
         return self.docker.run(image, *command).stdout
+
+    def printed(self, name, *command):
+        """The same, for steps that other engines share."""
+        return self.output(self.reference(name), *command)
 
     def saved(self, name):
         """Those layers of an image that are in the archive that `docker save` writes."""
@@ -369,9 +403,70 @@ def collected(case):
         case.equal("snapshots by the snapshotter's own count", set(status["snapshots"].values()), {0})
 
 
-SMOKE = (pull, run_and_exec, commit, collected)
+def thin(case):
+    """A thin image from a file: no registry is asked for anything, and the container is the same."""
+    with case.step("thin image, no registry") as cell:
+        image, archive = case.reference("twelve"), case.lab.path("thin") / "twelve.tar"
+        case.lab.run(case.binary("thin-image"), "build", f"http://{image}", "--repo", FQRN, "--output", archive)
+        case.relay.reset()
+        case.docker.docker("load", "--input", archive)
+        container = case.start("twelve")
+        case.right("twelve", container)
+        case.rights(container)
+        case.equal("no layer is in containerd's store", case.downloaded("twelve", MOBY), [])
+        case.equal("the registry was asked for nothing", case.relay.requests, 0)
+        with tarfile.open(archive) as members:
+            size = sum(member.size for member in members if member.isfile() and member.name.startswith("blobs/"))
+        cell.text = f"{size / 1000:.1f} of {case.stack.size('twelve') / 1000:.0f} KB"
+
+
+def hub(case):
+    """A name of Docker Hub, on a node that has no network: `registry-mirrors` in daemon.json."""
+    with case.step("registry-mirrors, no network"):
+        repository = case.site.repository
+        layout = case.stack.layout("twelve")
+        case.lab.run(*repository.publisher, "convert-image", f"oci:{layout}", FQRN, "--as", "registry.hub.docker.com/lab/twelve:1")
+        record = case.mount / ".metadata/registry.hub.docker.com/lab/twelve:1/status.json"
+        case.check("it is mounted", within(40, record.exists))
+        case.check("Docker Hub can't be reached", refused(lambda: case.docker.docker("pull", "lab/twelve:1")))
+        mirror = mirrored.Mirror(case.lab, case.binaries, FQRN)
+        try:
+            case.docker.configure(json.loads(mirror.printed("docker")))
+            for reference in ("lab/twelve:1", f"lab/twelve@{mirrored.digest_of(layout)}"):
+                case.docker.docker("pull", reference)
+                case.equal(f"{reference}: no layer is downloaded", case.downloaded("twelve", MOBY), [])
+                case.equal(f"{reference}: runs", case.output(reference), images.GREETING + "\n")
+                case.sweep()
+            case.check("what is not published is an error", refused(lambda: case.docker.docker("pull", "lab/none:1")))
+        finally:
+            mirror.daemon.stop()
+            case.docker.configure({})
+
+
+def first_output(case):
+    """Seconds from an empty cache to the first output, beside Docker on overlayfs."""
+    with case.step("seconds to first output") as cell:
+        image, command = case.reference("twelve"), ["run", "--rm", "--network", "none", case.reference("twelve"), "cat", "/opt/odd/link-a"]
+        case.docker.configure({"storage-driver": "overlayfs"})
+        try:
+            start = time.monotonic()
+            case.docker.docker("pull", image)
+            ordinary = time.monotonic() - start + case.docker.first_output(*command)
+            case.sweep()
+        finally:
+            case.docker.configure({})
+        case.unmount()
+        start = time.monotonic()
+        case.mount_repository("cold")
+        case.docker.docker("pull", image)
+        cell.text = f"{time.monotonic() - start + case.docker.first_output(*command):.1f} s; overlayfs {ordinary:.1f} s"
+
+
+SMOKE = (pull, run_and_exec, commit, mirrored.registry_is_down, collected)
 ALL = (
-    *(overlayfs, pull, many_layers, run_and_exec, diff, commit, push, build, gap, gap_filled, unpublished, remove),
+    *(overlayfs, pull, many_layers, run_and_exec, diff, commit, push, build, gap, gap_filled, unpublished, remove, thin),
+    *mirrored.ALL,
+    *(hub, *hostile.ALL, first_output),
     *(restarts, daemon_restarts, collected),
 )
 

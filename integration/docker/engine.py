@@ -33,8 +33,7 @@ class Docker:
         self.lab, self.node = lab, node
         for place in PLACES:
             lab.place(place, lab.path("node/" + place.strip("/").replace("/", "-")))
-        settings = json.loads((Path(__file__).parent / "daemon.json").read_text())
-        Path("/etc/docker/daemon.json").write_text(json.dumps(settings | HERE))
+        self._write({})
         client = lab.path("docker-client")
         plugins = node.engine.parent / "libexec/docker/cli-plugins"
         (client / "config.json").write_text(json.dumps({"cliPluginsExtraDirs": [str(plugins)]}))
@@ -43,6 +42,20 @@ class Docker:
         lab.undo(self._clean)
         command = ["env", node.path, node.engine.parent / "sbin/dockerd", "--config-file", "/etc/docker/daemon.json"]
         self.daemon = Daemon(lab, "dockerd", command, self._answers, "does not answer")
+
+    def _write(self, more):
+        settings = json.loads((Path(__file__).parent / "daemon.json").read_text())
+        Path("/etc/docker/daemon.json").write_text(json.dumps(settings | HERE | more))
+
+    def configure(self, more):
+        """Starts it again with more settings."""
+        self._write(more)
+        self.daemon.stop()
+        self.daemon.start()
+
+    def first_output(self, *words):
+        """Seconds from a command of Docker's client to the first byte that it prints."""
+        return self.lab.first_output("env", *self.environment, self.node.engine / "docker", *words)
 
     def _answers(self):
         return self.docker("version", ok=None).returncode == 0

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "integration"))
 import images
 import lab as laboratory
+import registry
 from containerd import ENGINES
 from flat import Site, differences, end, process_of
 from lab import Failure, Lab
@@ -57,8 +58,8 @@ class Runner(Steps):
         self.site, self.starts = site, 0
 
     def flat(self, image):
-        """The directory to run."""
-        return self.site.image(FQRN, image).resolve()
+        """The directory to run: that of an image, or any other."""
+        return image if isinstance(image, Path) else self.site.image(FQRN, image).resolve()
 
     def command(self, image, process):
         """The command line."""
@@ -198,6 +199,30 @@ def rights(runner, _):
         runner.equal("a status", runner.run("twelve", Process({"Env": ["PATH=/bin"], "Entrypoint": ["sh", "-c", "exit 7"]}), ok=None).returncode, 7)
 
 
+def client_restart(runner, _):
+    """A new start needs nothing of the client that was there before."""
+    with runner.step("cvmfs-client: kill -9, mounted again"):
+        runner.equal("before", runner.output("twelve", "cat", "/opt/odd/old"), "from 1970\n")
+        runner.check("there was a client", runner.site.kill_client(FQRN))
+        runner.site.mount(FQRN, f"again-{runner.number}")
+        runner.equal("after", runner.output("twelve", "cat", "/opt/odd/old"), "from 1970\n")
+
+
+def first_output(runner, _):
+    """Seconds from an empty cache to the first output, beside an ordinary pull that is unpacked first."""
+    with runner.step("seconds to first output") as cell:
+        process = Process({"Env": ["PATH=/bin"], "Entrypoint": ["cat", "/opt/odd/old"]})
+        plain = runner.lab.path(f"plain-{runner.number}")
+        start = time.monotonic()
+        root = registry.Image(f"http://{runner.site.reference('twelve')}").pull_and_unpack(plain)
+        ordinary = time.monotonic() - start + runner.lab.first_output(*runner.command(root, process))
+        runner.site.unmount(FQRN)
+        start = time.monotonic()
+        runner.site.mount(FQRN, f"cold-{runner.number}")
+        seconds = time.monotonic() - start + runner.lab.first_output(*runner.command("twelve", process))
+        cell.text = f"{seconds:.1f} s; unpacked {ordinary:.1f} s"
+
+
 def registry_down(runner):
     """No start needs the registry."""
     with runner.step("works with the registry down"):
@@ -235,12 +260,12 @@ def scenario():
         print("; ".join(lab.run(program, "--version").stdout.splitlines()[0] for program in ("runc", "bwrap")) + "\n")
         runners = [Runc(lab, table, site, False), Runc(lab, table, site, True), Bubblewrap(lab, table, site, False)]
         runners += [Bubblewrap(lab, table, site, True), Overlay(lab, table, site)]
-        for runner in runners:
-            for step in (words, tree, rights):
-                step(runner, names)
-        end("docker-registry")
         for number, runner in enumerate(runners):
             runner.number = number
+            for step in (words, tree, rights, *(() if args.smoke else (client_restart, first_output))):
+                step(runner, names)
+        end("docker-registry")
+        for runner in runners:
             registry_down(runner)
         print(f"\n{table.text()}")
         return lab.verdict()
