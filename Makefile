@@ -32,6 +32,7 @@ test: ## format, clippy, unit, scenario and FUSE tests, examples in the document
 	@rm -f target/nextest/default/junit.xml
 	cargo nextest run --locked --workspace
 	@integration/skips target/nextest/default/junit.xml
+	@integration/summary.py --readme README.md
 	cargo test --locked --workspace --doc --quiet
 
 .PHONY: lint
@@ -72,13 +73,13 @@ engines: scenarios
 
 .PHONY: test-engines
 test-engines: PROFILE = dev
-test-engines: ## everything with real engines, and a table of what each of them can do
+test-engines: ## everything with real engines, a table of what each of them can do, and the one of README.md
 	@mkdir -p target; rm -f target/engines.table; status=0; \
 	$(MAKE) --no-print-directory test-containerd PROFILE=$(PROFILE) TABLE=target/engines.table || status=1; \
 	$(MAKE) --no-print-directory test-docker PROFILE=$(PROFILE) TABLE=target/engines.table || status=1; \
 	$(MAKE) --no-print-directory test-apptainer PROFILE=$(PROFILE) TABLE=target/engines.table || status=1; \
 	$(MAKE) --no-print-directory test-runners PROFILE=$(PROFILE) TABLE=target/engines.table || status=1; \
-	integration/table.py target/engines.table; exit $$status
+	integration/table.py target/engines.table; echo; integration/summary.py target/engines.table || status=1; exit $$status
 
 .PHONY: test-containerd
 test-containerd: PROFILE = dev

@@ -36,6 +36,7 @@ IMAGES = ["entrypoint-and-cmd", "cmd", "shell-cmd", "environment", "odd-variable
 SHORT = ["entrypoint-and-cmd", "environment"]
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 FOREVER = "1234567"
+SMALL = "unused-5"  # of those that unused makes, the one that nobody needs with the registry down
 
 
 class Process:
@@ -211,15 +212,15 @@ def client_restart(runner, _):
 def first_output(runner, _):
     """Seconds from an empty cache to the first output, beside an ordinary pull that is unpacked first."""
     with runner.step("seconds to first output") as cell:
-        process = Process({"Env": ["PATH=/bin"], "Entrypoint": ["cat", "/opt/odd/old"]})
+        process = Process({"Env": ["PATH=/bin"], "Entrypoint": ["cat", "/opt/unused"]})
         plain = runner.lab.path(f"plain-{runner.number}")
         start = time.monotonic()
-        root = registry.Image(f"http://{runner.site.reference('twelve')}").pull_and_unpack(plain)
+        root = registry.Image(f"http://{runner.site.reference(SMALL)}").pull_and_unpack(plain)
         ordinary = time.monotonic() - start + runner.lab.first_output(*runner.command(root, process))
         runner.site.unmount(FQRN)
         start = time.monotonic()
         runner.site.mount(FQRN, f"cold-{runner.number}")
-        seconds = time.monotonic() - start + runner.lab.first_output(*runner.command("twelve", process))
+        seconds = time.monotonic() - start + runner.lab.first_output(*runner.command(SMALL, process))
         cell.text = f"{seconds:.1f} s; unpacked {ordinary:.1f} s"
 
 
@@ -253,7 +254,7 @@ def scenario():
         os.chown(home, USER, USER)
         lab.place(HOME, home)
         lab.place("/cvmfs", lab.path("cvmfs"))
-        layouts = {name: made.layout(name) for name in names} | {"twelve": made.stack.layout("twelve")} | unused(lab, made, 5)
+        layouts = {name: made.layout(name) for name in names} | {"twelve": made.stack.layout("twelve")} | unused(lab, made, 6)
         site = Site(lab, args.bin, layouts, {FQRN: []})
         site.mount(FQRN)
         print(f"images published in {time.monotonic() - begin:.1f} s")

@@ -177,7 +177,9 @@ mod tests {
         "#;
         assert_eq!(shown(&parse(text).unwrap()), [("http://z:1/", false), ("https://a.example.org/", true)]);
         assert_eq!(parse("").unwrap(), []);
-        for text in ["x", "host = 1", "[host]\n\"http://a\" = 1", "[host.\"http://\"]", "[host.\"http://a\"]\ncapabilities = 1"] {
+        for text in
+            ["x", "host = 1", "[host]\n\"http://a\" = 1", "[host.\"http://\"]", "[host.\"http://a\"]\ncapabilities = 1"]
+        {
             assert!(parse(text).is_err(), "{text}");
         }
     }

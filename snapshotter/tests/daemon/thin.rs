@@ -88,7 +88,11 @@ fn what_leads_elsewhere_or_is_out_of_bounds_is_refused_and_leaves_nothing() {
     let daemon = world.start();
     let mut client = daemon.client();
     let good = String::from_utf8(record(&[(NAME, &layer)])).unwrap();
-    let entry = format!(r#"{{"digest":"{0}","url":"cvmfs://{NAME}/.layers/{1}/{0}/layerfs"}}"#, layer.digest.hex(), layer.digest.bucket());
+    let entry = format!(
+        r#"{{"digest":"{0}","url":"cvmfs://{NAME}/.layers/{1}/{0}/layerfs"}}"#,
+        layer.digest.hex(),
+        layer.digest.bucket()
+    );
     let many = |count: usize| format!(r#"{{"version":"1.0","layers":[{}]}}"#, vec![entry.as_str(); count].join(","));
     for (thin, says) in [
         (good.replace("/layerfs", "/layerfs/../../../.."), "is not the directory of layer"),

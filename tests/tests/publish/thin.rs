@@ -131,3 +131,29 @@ fn two_images_do_not_share_a_thin_image() {
     let error = report.wishes[1].thin.as_ref().unwrap().error.clone().unwrap();
     assert!(error.contains("output_format"), "{error}");
 }
+
+#[test]
+fn a_plan_names_the_thin_images_that_a_pass_would_push() {
+    let (registry, site) = (TestRegistry::spawn(), Site::new());
+    for tag in ["1", "2"] {
+        Image::of(&[&[file("version", tag)]]).push(&registry, "lab/x", tag);
+    }
+    let texts = ["1", "2", "3"].map(|tag| format!("{}/lab/x:{tag}", registry.url()));
+    let request =
+        |text: &String| Request { text: text.clone(), line: None, source: Wish::parse(text).unwrap(), name: None };
+    let plan = site.converter().plan(&texts.iter().map(request).collect::<Vec<_>>()).unwrap();
+    let shown = |format: &str| plan.to_text(FQRN, &thin::targets(format, &plan));
+    let named = shown("https://thin.example.org/$(repository):$(tag)");
+    for tag in ["1", "2"] {
+        assert!(named.contains(&format!("            thin image https://thin.example.org/lab/x:{tag}\n")), "{named}");
+    }
+    assert_eq!(named.matches("thin image").count(), 2, "what failed gets none: {named}");
+    let same = shown("https://thin.example.org/one:latest");
+    assert!(same.contains("no thin image: ") && same.contains("output_format"), "{same}");
+    let json = plan.to_json(FQRN, &thin::targets("https://thin.example.org/one:latest", &plan));
+    let value: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(value["images"][0]["thin"]["image"], "https://thin.example.org/one:latest");
+    assert!(value["images"][1]["thin"]["error"].as_str().unwrap().contains("output_format"), "{json}");
+    assert!(value["images"][2].get("thin").is_none());
+    assert!(!plan.to_text(FQRN, &[None, None, None]).contains("thin"));
+}

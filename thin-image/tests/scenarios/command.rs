@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use registry::testing::TestRegistry;
+use registry::testing::{Fault, TestRegistry};
 use serde_json::Value;
 
 use crate::repository::{APP, Fake, NAME};
@@ -84,6 +84,36 @@ fn a_push_says_whether_anything_changed() {
     let (status, stdout, stderr) = push("wrong");
     assert_eq!((status, stdout.as_str()), (Some(1), ""));
     assert!(stderr.contains("access refused") && !stderr.contains("wrong"), "{stderr}");
+}
+
+#[test]
+fn a_registry_that_refuses_is_named_and_keeps_what_it_had() {
+    let fake = Fake::with_app();
+    for (fault, says) in [
+        (Fault::status(401), "access refused"),
+        (Fault::status(403), "access refused"),
+        (Fault::retry_after(429, "86400"), "asks to come back in 86400 s"),
+        (Fault::status(400), "400"),
+        (Fault::status(507), "507"),
+    ] {
+        for (method, path) in [("POST", "/blobs/uploads/"), ("PUT", "/blobs/uploads/"), ("PUT", "/manifests/1")] {
+            let registry = TestRegistry::spawn();
+            registry.put_manifest("thin/app", "1", "application/vnd.oci.image.manifest.v1+json", "{}");
+            registry.fault(fault.clone().method(method).on(path).always());
+            let target = format!("{}/thin/app:1", registry.url());
+            let (status, stdout, stderr) = run(program(&fake).args(["push", APP, &target, "--repo", NAME]));
+            assert_eq!((status, stdout.as_str()), (Some(1), ""), "{method} {path}: {stderr}");
+            assert!(stderr.contains(says) && stderr.contains("thin/app"), "{method} {path}: {stderr}");
+            assert_eq!(registry.manifest("thin/app", "1").unwrap().1, "{}", "{method} {path}");
+        }
+    }
+    // What passes is waited out.
+    let registry = TestRegistry::spawn();
+    registry.fault(Fault::status(503).method("PUT").on("/manifests/1"));
+    let target = format!("{}/thin/app:1", registry.url());
+    let (status, _, stderr) = run(program(&fake).args(["push", APP, &target, "--repo", NAME]));
+    assert_eq!(status, Some(0), "{stderr}");
+    assert!(registry.manifest("thin/app", "1").is_some());
 }
 
 /// An engine's command that keeps what it gets, and does as it is told.

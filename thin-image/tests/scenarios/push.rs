@@ -1,8 +1,11 @@
 //! Into a registry.
 
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use image::digest::ManifestDigest;
+use image::reference::Reference;
 use registry::testing::{Fault, TestRegistry};
 use registry::{Client, ClientConfig, Credential, Credentials, Error, RetryPolicy};
 use thin_image::build::{Platforms, Thin};
@@ -91,4 +94,107 @@ async fn a_digest_is_no_target() {
     let result = push(&client(Credentials::anonymous()), &thin, &registry.reference(&name)).await;
     assert!(matches!(result, Err(Error::Configuration(_))));
     assert!(registry.requests().is_empty());
+}
+
+#[tokio::test]
+async fn blobs_come_first_then_manifests_and_the_name_last() {
+    let (fake, registry) = (two_platforms(), TestRegistry::spawn());
+    push(&client(Credentials::anonymous()), &thin(&fake), &registry.reference("thin/app:1")).await.unwrap();
+    let requests = registry.requests();
+    let puts: Vec<&str> = requests.iter().filter(|r| r.method == "PUT").map(|r| r.path.as_str()).collect();
+    let blobs = puts.iter().take_while(|path| path.contains("/blobs/uploads/")).count();
+    let manifests = puts[blobs..].iter().take_while(|path| path.contains("/manifests/sha256:")).count();
+    // Two platforms: a layer, a config and a manifest each.
+    assert_eq!((blobs, manifests, &puts[blobs + manifests..]), (4, 2, &["/v2/thin/app/manifests/1"][..]));
+}
+
+/// A line to a registry that breaks when so many bytes have been sent over it, in all connections together.
+fn breaks_after(mut bytes: usize, to: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (mut client, mut server) = (client.unwrap(), TcpStream::connect(to).unwrap());
+            let (mut back, mut front) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut back, &mut front);
+                let _ = front.shutdown(Shutdown::Both);
+            });
+            let mut part = [0; 16384];
+            while let Ok(count @ 1..) = client.read(&mut part) {
+                let allowed = count.min(bytes);
+                bytes -= allowed;
+                if server.write_all(&part[..allowed]).is_err() || allowed < count {
+                    break;
+                }
+            }
+            let _ = client.shutdown(Shutdown::Both);
+            let _ = server.shutdown(Shutdown::Both);
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wherever_the_line_breaks_the_name_has_the_old_image_or_the_whole_new_one() {
+    let fake = two_platforms();
+    let thin = thin(&fake);
+    let mut outcomes = [0, 0];
+    for cut in (0..).step_by(331) {
+        let registry = TestRegistry::spawn();
+        registry.put_manifest("thin/app", "1", "application/vnd.oci.image.manifest.v1+json", "{}");
+        let line = breaks_after(cut, registry.address());
+        let target = Reference::parse(&format!("http://{line}/thin/app:1")).unwrap();
+        let result = push(&client(Credentials::anonymous()), &thin, &target).await;
+        let found = registry.manifest("thin/app", "1").unwrap().1;
+        match &result {
+            Ok(_) => assert_eq!(found, thin.top().bytes),
+            Err(error) => assert!(error.to_string().contains("thin/app"), "{error}"),
+        }
+        if found == "{}" {
+            outcomes[0] += 1;
+        } else {
+            // The registry refuses a manifest whose blobs it lacks.
+            assert_eq!(found, thin.top().bytes, "after {cut} bytes");
+            outcomes[1] += 1;
+        }
+        if result.is_ok() {
+            break;
+        }
+    }
+    assert!(outcomes[0] > 10 && outcomes[1] > 0, "{outcomes:?}");
+}
+
+#[tokio::test]
+async fn a_registry_that_asks_for_patience_gets_it_within_reason() {
+    let fake = Fake::with_app();
+    let thin = thin(&fake);
+    let retry = RetryPolicy { attempts: 2, first_delay: Duration::from_millis(1), ..RetryPolicy::default() };
+    let client = Client::new(ClientConfig { retry, ..ClientConfig::default() }).unwrap();
+    for (method, path) in [("POST", "/blobs/uploads/"), ("PUT", "/blobs/uploads/"), ("PUT", "/manifests/1")] {
+        let registry = TestRegistry::spawn();
+        registry.fault(Fault::retry_after(429, "1").method(method).on(path));
+        let pushed = push(&client, &thin, &registry.reference("thin/app:1")).await;
+        assert_eq!(pushed.unwrap().1, Pushed::Uploaded, "{method} {path}");
+        assert_eq!(registry.manifest("thin/app", "1").unwrap().1, thin.top().bytes);
+
+        let registry = TestRegistry::spawn();
+        registry.fault(Fault::retry_after(429, "86400").method(method).on(path).always());
+        let error = push(&client, &thin, &registry.reference("thin/app:1")).await.unwrap_err();
+        assert!(error.to_string().contains("asks to come back in 86400 s"), "{error}");
+        // Nobody waits for a day, and a busy registry is not asked again: once for each of the blobs that are sent together.
+        assert!(registry.count(method, path) <= 2);
+        assert!(registry.manifest("thin/app", "1").is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_slow_registry_is_waited_for() {
+    let (fake, registry) = (Fake::with_app(), TestRegistry::spawn());
+    let thin = thin(&fake);
+    // A header of the answers comes at once, the rest in parts.
+    registry.fault(Fault::slow(1, Duration::from_millis(5)).any_method().on("/v2/").always());
+    let pushed = push(&client(Credentials::anonymous()), &thin, &registry.reference("thin/app:1")).await;
+    assert_eq!(pushed.unwrap().1, Pushed::Uploaded);
+    assert_eq!(registry.manifest("thin/app", "1").unwrap().1, thin.top().bytes);
 }
