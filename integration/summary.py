@@ -20,7 +20,7 @@ NONE = "–"
 
 
 class Row(NamedTuple):
-    """An engine: `cells` is how the names begin that its scenario gives it, `steps` are those of each column; none where there is nothing."""
+    """An engine: `cells` is the name that its scenario gives it, but for what follows a dot of a version; `steps` are those of each column."""
 
     title: str
     cells: str
@@ -83,7 +83,7 @@ def summary(cells, rows=ROWS):
     """({row: its cells}, what is missing or failed) of cells as scenarios add them: (engine, step, result)."""
     text, wrong = {}, []
     for row in rows:
-        found = {step: result for engine, step, result in cells if engine.startswith(row.cells)}
+        found = {step: result for engine, step, result in cells if engine == row.cells or engine.startswith(f"{row.cells}.")}
         text[row.title] = []
         for column in COLUMNS:
             steps = row.steps.get(column, [])

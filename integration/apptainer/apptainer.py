@@ -311,7 +311,7 @@ def first_output(case):
         start = time.monotonic()
         case.site.mount(KEEP, f"cold-{case.number}")
         case("exec", case.image("moving"), "cat", "/opt/version")
-        cell.text = f"{time.monotonic() - start:.1f} s; docker:// {ordinary:.1f} s"
+        cell.text = f"{time.monotonic() - start:.2f} s; docker:// {ordinary:.2f} s"
 
 
 def registry_down(case):

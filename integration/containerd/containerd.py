@@ -425,7 +425,7 @@ def first_output(case):
         case.mount_repository("cold")
         case.pull("twelve")
         mine = time.monotonic() - start + case.node.first_output(image, case.next(), "cat", "/opt/odd/link-a")
-        cell.text = f"{mine:.1f} s; overlayfs {ordinary:.1f} s"
+        cell.text = f"{mine:.2f} s; overlayfs {ordinary:.2f} s"
 
 
 SMOKE = (ctr_pull, own_pull, run_and_exec, thin, lambda case: cri(case, "CRI"), mirrored.registry_is_down, collected)

@@ -459,7 +459,7 @@ def first_output(case):
         start = time.monotonic()
         case.mount_repository("cold")
         case.docker.docker("pull", image)
-        cell.text = f"{time.monotonic() - start + case.docker.first_output(*command):.1f} s; overlayfs {ordinary:.1f} s"
+        cell.text = f"{time.monotonic() - start + case.docker.first_output(*command):.2f} s; overlayfs {ordinary:.2f} s"
 
 
 SMOKE = (pull, run_and_exec, commit, mirrored.registry_is_down, collected)

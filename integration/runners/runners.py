@@ -221,7 +221,7 @@ def first_output(runner, _):
         start = time.monotonic()
         runner.site.mount(FQRN, f"cold-{runner.number}")
         seconds = time.monotonic() - start + runner.lab.first_output(*runner.command(SMALL, process))
-        cell.text = f"{seconds:.1f} s; unpacked {ordinary:.1f} s"
+        cell.text = f"{seconds:.2f} s; unpacked {ordinary:.2f} s"
 
 
 def registry_down(runner):

@@ -150,9 +150,13 @@ fn first(
     Ok(None)
 }
 
-/// What a tag leads to.
+/// What a tag leads to, also if it is published for other platforms than the default one only.
 fn tagged(repository: &Repository, name: &PublicName) -> Result<Option<Found>, PublishedError> {
-    let Some(image) = repository.image(name, None)? else { return Ok(None) };
+    let image = match repository.image(name, None)? {
+        Some(image) => Some(image),
+        None => repository.platforms(name)?.into_iter().next(),
+    };
+    let Some(image) = image else { return Ok(None) };
     let index = image.index.map(|digest| repository.document(digest)).transpose()?.flatten();
     Ok(Found::document(index.unwrap_or(image.manifest_bytes)))
 }

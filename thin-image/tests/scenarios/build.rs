@@ -63,6 +63,23 @@ fn several_platforms_become_an_index_with_the_default_one_first() {
 }
 
 #[test]
+fn an_image_that_the_default_platform_has_not_is_one_of_the_others() {
+    let fake = Fake::new();
+    fake.publish(&arm());
+    let armv7 = Image { platform: "linux/arm/v7", elsewhere: true, layers: vec!["base armv7"], ..Image::app() };
+    fake.publish(&armv7);
+    let thin = make(&fake, APP, &Platforms::All).unwrap();
+    let platforms: Vec<_> = thin.images.iter().map(|i| i.platform.as_ref().unwrap().to_string()).collect();
+    assert_eq!(platforms, ["linux/arm64/v8", "linux/arm/v7"]);
+    assert!(thin.index.is_some());
+    // The other platform's layers are its own, and one of them is needed.
+    fs::remove_dir_all(fake.path(&OwnedPath::Layer(layer("base armv7")))).unwrap();
+    assert!(matches!(make(&fake, APP, &Platforms::All), Err(BuildError::MissingLayers { .. })));
+    let one = Platforms::One(Platform::parse("linux/arm64").unwrap());
+    assert_eq!(make(&fake, APP, &one).unwrap().images.len(), 1);
+}
+
+#[test]
 fn missing_layers_are_named() {
     let fake = Fake::with_app();
     fs::remove_dir_all(fake.path(&OwnedPath::Layer(layer("app")))).unwrap();

@@ -148,6 +148,20 @@ async fn tags_come_in_pages_sorted_and_without_digests() {
 }
 
 #[tokio::test]
+async fn an_image_of_other_platforms_only_is_served_by_its_index() {
+    let fake = Fake::new();
+    let arm = Image { platform: "linux/arm64/v8", elsewhere: true, layers: vec!["base arm"], ..Image::app() };
+    let image = Image { index: Some(index(&arm)), ..arm };
+    fake.publish(&image);
+    let address = serve(vec![fake.repository()], true).await;
+    let by_tag = ask(address, "GET", "/v2/quay.io/tools/app/manifests/1").await;
+    assert_eq!((by_tag.status, by_tag.body), (200, index(&image)));
+    let by_digest = ask(address, "GET", &format!("/v2/quay.io/tools/app/manifests/{}", image.digest())).await;
+    assert_eq!((by_digest.status, by_digest.body), (200, image.manifest_bytes()));
+    assert_eq!(ask(address, "GET", &format!("/v2/quay.io/tools/app/blobs/{}", image.id())).await.status, 200);
+}
+
+#[tokio::test]
 async fn tags_can_be_left_to_the_registry() {
     let fake = Fake::with_app();
     let address = serve(vec![fake.repository()], false).await;
