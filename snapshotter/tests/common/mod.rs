@@ -92,7 +92,10 @@ impl World {
         let text = format!(
             "root = {root:?}\naddress = {address:?}\n{settings}\n[containerd]\naddress = {engine:?}\n{repositories}"
         );
-        fs::write(&file, text).unwrap();
+        // Not while a program that was just started reads it: it would find an empty file, and the directories of the machine.
+        if fs::read_to_string(&file).ok().as_ref() != Some(&text) {
+            fs::write(&file, text).unwrap();
+        }
         let mut command = Command::new(BINARY);
         command.arg("--config").arg(file).args(arguments).env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS");
         command
