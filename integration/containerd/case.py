@@ -1,5 +1,6 @@
 """What the steps of the scenario work on: images in a registry and in a repository, and a node with one version of containerd."""
 
+import tarfile
 from pathlib import Path
 
 import images
@@ -166,6 +167,12 @@ class Case(Steps):
     def printed(self, name, *command):
         """The same, for steps that other engines share."""
         return self.run(name, *command)
+
+    def thin_size(self, name, archive):
+        """What a registry holds of a thin image, of what it holds of the image itself: the blobs of both."""
+        with tarfile.open(archive) as members:
+            size = sum(member.size for member in members if member.isfile() and member.name.startswith("blobs/"))
+        return f"{size / 1000:.1f} of {self.stack.size(name) / 1000:.0f} KB"
 
     def all_snapshots(self):
         """The snapshots of all namespaces."""

@@ -15,7 +15,6 @@ import json
 import os
 import signal
 import sys
-import tarfile
 import threading
 import time
 from pathlib import Path
@@ -268,7 +267,7 @@ def thin(case):
         archive = case.lab.path("thin") / "twelve.tar"
         case.lab.run(case.binary("thin-image"), "build", f"http://{case.reference('twelve')}", "--repo", FQRN, "--output", archive)
         case.check("it is a few KB", archive.stat().st_size < 100_000, f"{archive.stat().st_size} bytes")
-        cell.text = f"{thin_size(archive) / 1000:.1f} of {case.stack.size('twelve') / 1000:.0f} KB"
+        cell.text = case.thin_size("twelve", archive)
         case.relay.reset()
         case.node.ctr("images", "import", "--snapshotter", SNAPSHOTTER, archive)
         container = case.container("twelve")
@@ -276,12 +275,6 @@ def thin(case):
         case.equal("no layer is in containerd's store", case.downloaded("twelve"), [])
         case.equal("the registry was asked for nothing", case.relay.requests, 0)
         case.equal("layers from repositories", len([1 for lazy in case.node.directories().values() if lazy]), 1)
-
-
-def thin_size(archive):
-    """Bytes of what a registry would hold of an image in an archive: its blobs."""
-    with tarfile.open(archive) as members:
-        return sum(member.size for member in members if member.isfile() and member.name.startswith("blobs/"))
 
 
 def restarts(case):

@@ -415,9 +415,7 @@ def thin(case):
         case.rights(container)
         case.equal("no layer is in containerd's store", case.downloaded("twelve", MOBY), [])
         case.equal("the registry was asked for nothing", case.relay.requests, 0)
-        with tarfile.open(archive) as members:
-            size = sum(member.size for member in members if member.isfile() and member.name.startswith("blobs/"))
-        cell.text = f"{size / 1000:.1f} of {case.stack.size('twelve') / 1000:.0f} KB"
+        cell.text = case.thin_size("twelve", archive)
 
 
 def hub(case):
