@@ -28,6 +28,7 @@ use crate::serve::serve;
 use crate::status;
 use crate::tags::{self, Retagged};
 use crate::target::{InitOptions, Target, sign_whitelist_file};
+use crate::thin;
 use crate::watch;
 use crate::wishlist::{Lint, WishList};
 
