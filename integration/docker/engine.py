@@ -29,12 +29,11 @@ ADDED = (".dockerenv", "etc/hosts", "etc/hostname", "etc/resolv.conf", "etc/mtab
 class Docker:
     """Docker on a node whose containerd has to be up first; down at first."""
 
-    def __init__(self, lab, node):
+    def __init__(self, lab, node, file="daemon.json", **more):
         self.lab, self.node = lab, node
         for place in PLACES:
             lab.place(place, lab.path("node/" + place.strip("/").replace("/", "-")))
-        settings = json.loads((Path(__file__).parent / "daemon.json").read_text())
-        Path("/etc/docker/daemon.json").write_text(json.dumps(settings | HERE))
+        self.configure(file, **more)
         client = lab.path("docker-client")
         plugins = node.engine.parent / "libexec/docker/cli-plugins"
         (client / "config.json").write_text(json.dumps({"cliPluginsExtraDirs": [str(plugins)]}))
@@ -43,6 +42,11 @@ class Docker:
         lab.undo(self._clean)
         command = ["env", node.path, node.engine.parent / "sbin/dockerd", "--config-file", "/etc/docker/daemon.json"]
         self.daemon = Daemon(lab, "dockerd", command, self._answers, "does not answer")
+
+    def configure(self, file, **more):
+        """Has the next start use one of the files beside this one; `more` is what a scenario sets besides."""
+        settings = json.loads((Path(__file__).parent / file).read_text())
+        Path("/etc/docker/daemon.json").write_text(json.dumps(settings | HERE | more))
 
     def _answers(self):
         return self.docker("version", ok=None).returncode == 0
