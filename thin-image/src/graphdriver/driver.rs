@@ -129,6 +129,10 @@ impl Driver {
                 stack.len()
             )));
         }
+        if kind == Kind::Container {
+            // Docker leaves a layer behind that it could make and could not get.
+            self.directories(&home, &stack)?;
+        }
         let root = match stack.first() {
             None => ROOT,
             Some(Lower::Local(below)) => attributes(&home.diff(below))?,
