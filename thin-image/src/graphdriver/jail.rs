@@ -53,7 +53,7 @@ mod tests {
         std::os::unix::fs::symlink("../../../..", directory.path().join("up")).unwrap();
         let listed = within(directory.path(), || {
             let names = |path: &str| std::fs::read_dir(path).unwrap().count();
-            Ok((names("/"), names("/link"), names("/up"), std::path::Path::new("/link/etc").exists()))
+            Ok((names("/"), names("/link"), names("/up"), Path::new("/link/etc").exists()))
         });
         assert_eq!(listed, Ok((2, 2, 2, false)));
         assert!(Path::new("/etc").exists(), "other threads keep their root");
