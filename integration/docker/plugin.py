@@ -273,19 +273,30 @@ def save(case):
 
 
 def build(case):
-    """`docker build` on a thin image."""
-    with case.step("build (old builder)"):
-        context = case.lab.path("context")
-        (context / "file").write_text("copied\n")
-        instructions = "COPY file /opt/built/file\nRUN cat /opt/odd/link-b /opt/built/file > /opt/built/run && rm /opt/odd/pipe\n"
-        (context / "Dockerfile").write_text(f"FROM {case.thin('twelve')}\n{instructions}")
-        case.relay.reset()
-        case.docker.docker("build", "--network", "none", "--tag", "built:1", context, environment=["DOCKER_BUILDKIT=0"])
-        case.check("no layer is downloaded", case.relay.received < 30_000, f"{case.relay.received} bytes")
-        case.equal("RUN and COPY did", case.output("built:1", "cat", "/opt/built/run"), "two names, one file\ncopied\n")
-        found = case.tree(case.container("built:1"))
-        expected = {path: about for path, about in case.site.reference_trees["twelve"].items() if path != "opt/odd/pipe"}
-        case.same("the rest is as before", expected, {path: about for path, about in found.items() if not path.startswith("opt/built")})
+    """`docker build` on a thin image, by the old builder and by BuildKit; what it made is pushed and comes back."""
+    for title, environment in (("build (old builder)", ["DOCKER_BUILDKIT=0"]), ("build (BuildKit)", ["DOCKER_BUILDKIT=1"])):
+        with case.step(title):
+            context = case.lab.path(title)
+            (context / "file").write_text("copied\n")
+            instructions = "COPY file /opt/built/file\nRUN cat /opt/odd/link-b /opt/built/file > /opt/built/run && rm /opt/odd/pipe\n"
+            (context / "Dockerfile").write_text(f"FROM {case.thin('twelve')}\n{instructions}")
+            case.relay.reset()
+            image = case.reference("built")
+            case.docker.docker("build", "--network", "none", "--tag", image, context, environment=environment)
+            case.check("no layer is downloaded", case.relay.received < 30_000, f"{case.relay.received} bytes")
+            built(case, image)
+            case.docker.docker("push", image)
+            case.sweep()
+            case.docker.docker("pull", image)
+            built(case, image)
+
+
+def built(case, image):
+    """Checks what a build on a thin image made."""
+    case.equal("RUN and COPY did", case.output(image, "cat", "/opt/built/run"), "two names, one file\ncopied\n")
+    found = case.tree(case.container(image))
+    expected = {path: about for path, about in case.site.reference_trees["twelve"].items() if path != "opt/odd/pipe"}
+    case.same("the rest is as before", expected, {path: about for path, about in found.items() if not path.startswith("opt/built")})
 
 
 def remove(case):

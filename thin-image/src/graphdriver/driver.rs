@@ -171,7 +171,12 @@ impl Driver {
         let home = self.home()?;
         let lock = home.lock(id);
         let _held = lock.lock().expect("nobody panics while holding it");
-        let record = home.get(id)?;
+        let mut record = home.get(id)?;
+        if record.kind == Kind::Image && record.state == State::Created {
+            // BuildKit makes layers of images in this way: it writes to the directory, and sends no archive.
+            record.kind = Kind::Container;
+            home.write(id, &record)?;
+        }
         let merged = home.merged(id);
         if mounts::is_mounted(&merged)? {
             // A mount that nobody noted was made by a process that was killed before it could.

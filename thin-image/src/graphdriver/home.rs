@@ -43,7 +43,7 @@ pub const MAX_LOWERS: usize = 500;
 pub enum Kind {
     /// of an image: filled once from an archive
     Image,
-    /// of a container
+    /// written to where it is mounted: of a container, or of an image that BuildKit makes
     Container,
 }
 

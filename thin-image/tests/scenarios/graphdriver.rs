@@ -219,6 +219,26 @@ async fn a_container_of_a_thin_image_stands_on_published_layers() {
 }
 
 #[tokio::test]
+async fn a_layer_of_an_image_can_be_written_to_directly_as_buildkit_does() {
+    let Some(world) = World::new().await else { return };
+    let layers = [world.publish("base")];
+    world.image("thin", "", thin_json(&layers)).await;
+    world.create("Create", "step", "thin").await.unwrap();
+    let root = world.get("step").await.unwrap();
+    fs::write(root.join("made"), "x").unwrap();
+    world.ask("Put", &json!({ "ID": "step" })).await.unwrap();
+    world.ask("Init", &json!({ "Home": world.home() })).await.unwrap();
+    world.create("CreateReadWrite", "c", "step").await.unwrap();
+    assert_eq!(names(&world.get("c").await.unwrap()), ["base", "made"]);
+    // What was filled from an archive stays as it was verified.
+    world.image("ordinary", "thin", archive(&[("file", FILE, "x")])).await;
+    let root = world.get("ordinary").await.unwrap();
+    assert_eq!(names(&root), ["base", "file"]);
+    let error = fs::write(root.join("file"), "other").unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+}
+
+#[tokio::test]
 async fn a_layer_that_has_gone_is_named_and_nothing_is_mounted() {
     let Some(world) = World::new().await else { return };
     let layers = [world.publish("base"), world.publish("app")];
