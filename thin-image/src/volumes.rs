@@ -442,7 +442,9 @@ pub fn router(volumes: Arc<Volumes>) -> Router {
 mod tests {
     use super::*;
 
-    fn options(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    type Pairs<'a> = &'a [(&'a str, &'a str)];
+
+    fn options(pairs: Pairs<'_>) -> BTreeMap<String, String> {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
     }
 
@@ -452,10 +454,10 @@ mod tests {
         let by_hash = format!("a.b#{hash}");
         let newest = Revision::Newest;
         let tag = |tag: &str| Revision::Tag(tag.to_owned());
-        let cases: [(&str, &[(&str, &str)], &str, Revision); 5] = [
+        let cases: [(&str, Pairs<'_>, &str, Revision); 5] = [
             ("images.example.org", &[], "images.example.org", newest.clone()),
             ("a.b@v1:2", &[], "a.b", tag("v1:2")),
-            (&by_hash, &[], "a.b", Revision::Hash(hash.clone())),
+            (&by_hash, &[], "a.b", Revision::Hash(hash)),
             ("anything at all", &[("repository", "a.b")], "a.b", newest),
             ("a.b", &[("tag", "trunk")], "a.b", tag("trunk")),
         ];
@@ -468,7 +470,7 @@ mod tests {
     #[test]
     fn what_would_lead_elsewhere_is_refused() {
         let bad_hash = format!("a.b#{}/..", "0".repeat(40));
-        let cases: [(&str, &[(&str, &str)], &str); 9] = [
+        let cases: [(&str, Pairs<'_>, &str); 9] = [
             ("../etc", &[], "not the name of a repository"),
             ("a/b", &[], "not the name of a repository"),
             ("", &[], "not the name of a repository"),
