@@ -286,7 +286,7 @@ class Relay:
     """A TCP relay in front of a server that counts what passes, so that bytes and requests don't rest on our own figures."""
 
     def __init__(self, port):
-        self.target, self.requests, self.received = port, 0, 0
+        self.target, self.requests, self.received, self._down = port, 0, 0, False
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -295,9 +295,21 @@ class Relay:
         """Starts counting from zero."""
         self.requests = self.received = 0
 
+    @contextlib.contextmanager
+    def down(self):
+        """Whoever connects meanwhile is cut off, as if the server were gone."""
+        self._down = True
+        try:
+            yield
+        finally:
+            self._down = False
+
     def _accept(self):
         while True:
             client, _ = self._listener.accept()
+            if self._down:
+                client.close()
+                continue
             try:
                 server = socket.create_connection(("127.0.0.1", self.target))
             except OSError:  # the server is down, and for whoever asks so is this

@@ -48,6 +48,15 @@ DOCKER = {
     "thin image": ["thin image, no registry"],
     "first output (ordinary)": ["seconds to first output"],
 }
+PLUGIN = {
+    "pull or find": ["thin image: pull, run"],
+    "run": ["thin image: pull, run", "ordinary images"],
+    "same file tree": ["thin image: pull, run"],
+    "registry down": ["thin image: pull, run", "save, load"],
+    "survives restarts": ["plugin: kill -9, SIGTERM", "dockerd, both: SIGTERM, kill -9"],
+    "thin image": ["thin image: pull, run"],
+    "first output (ordinary)": ["seconds to first output (Python)"],
+}
 APPTAINER = {
     "pull or find": ["exec: words and environment as Docker's"],
     "run": ["run: words and environment as Docker's"],
@@ -69,6 +78,7 @@ ROWS = (
     Row("containerd 1.7", "containerd 1.7", _containerd([])),
     Row("containerd 2", "containerd 2", _containerd(["ctr images pull"])),
     Row("Docker, containerd image store", "Docker 28", DOCKER),
+    Row("Docker 20.10, graph driver", "Docker 20.10 + plugin", PLUGIN),
     Row("Apptainer, root", "apptainer root", APPTAINER),
     Row("Apptainer, user", "apptainer user", APPTAINER),
     Row("runc, root", "runc root", RUNNER),

@@ -28,10 +28,11 @@ import registry
 from case import NAMESPACES, Case, Site
 from containerd import ENGINES, FQRN, within
 from engine import ADDED, MOBY, Docker
-from lab import Lab
+from lab import Daemon, Lab
 from layers import MOUNTED, container_tree
 from steps import refused
 from table import Table
+from volumes import plugin_answers, volumes
 
 
 class Told(mirrored.Told):
@@ -331,6 +332,39 @@ def unpublished(case):
         case.equal("runs", case.output(case.reference("unpublished")), "not published\n" * 2)
 
 
+def thin_pulled(case):
+    """Thin images: from a registry, and loaded while the original's registry is gone."""
+    with case.step("thin image: pull, load") as cell:
+        cell.text = "lazy"
+        source, name = f"http://{case.reference('twelve')}", f"127.0.0.1:{case.relay.port}/thin/twelve:1"
+        program = case.binary("thin-image")
+        case.lab.run(program, "push", source, f"http://{name}", "--repo", FQRN)
+        case.relay.reset()
+        case.docker.docker("pull", name)
+        case.check("a few KB are downloaded", case.relay.received < 30_000, f"{case.relay.received} bytes")
+        container = case.docker.container(name, "sleep", "100000")
+        case.right("twelve", container)
+        case.rights(container)
+        case.equal("the image's own command", case.output(name), images.GREETING + "\n")
+        case.sweep()
+        with case.relay.down():
+            case.lab.run(program, "load", source, "--repo", FQRN, "--docker", "--socket", "/run/docker/docker.sock", "--as", "loaded:1")
+            case.right("twelve", case.docker.container("loaded:1", "sleep", "100000"))
+            case.equal("its own command", case.output("loaded:1"), images.GREETING + "\n")
+            case.check("there is no registry", refused(lambda: case.docker.docker("pull", name)))
+
+
+def plugin_volumes(case):
+    """Volumes by `thin-image volumes`, which Docker finds by its socket."""
+    for place in ("/etc/thin-image", "/var/lib/thin-image", "/etc/cvmfs"):
+        case.lab.place(place, case.lab.path("node/" + place.strip("/").replace("/", "-")))
+    Path("/etc/thin-image/config.toml").write_text((Path(__file__).parent / "thin-image.toml").read_text())
+    command = [case.binary("thin-image"), "volumes", "--client", case.binary("cvmfs-client")]
+    case.plugin = Daemon(case.lab, "volumes", command, plugin_answers, "does not answer on its socket")
+    case.plugin.start()
+    volumes(case)
+
+
 def remove(case):
     """`docker image rm` and `docker system prune` give everything back."""
     with case.step("image rm, system prune"):
@@ -460,12 +494,12 @@ def first_output(case):
         cell.text = f"{time.monotonic() - start + case.docker.first_output(*command):.2f} s; overlayfs {ordinary:.2f} s"
 
 
-SMOKE = (pull, run_and_exec, commit, mirrored.registry_is_down, collected)
+SMOKE = (pull, run_and_exec, commit, thin_pulled, plugin_volumes, mirrored.registry_is_down, collected)
 ALL = (
-    *(overlayfs, pull, many_layers, run_and_exec, diff, commit, push, build, gap, gap_filled, unpublished, remove, thin),
+    *(overlayfs, pull, many_layers, run_and_exec, diff, commit, push, build, gap, gap_filled, unpublished, remove, thin, thin_pulled),
     *mirrored.ALL,
     *(hub, *hostile.ALL, first_output),
-    *(restarts, daemon_restarts, collected),
+    *(plugin_volumes, restarts, daemon_restarts, collected),
 )
 
 

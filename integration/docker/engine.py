@@ -4,8 +4,8 @@ import contextlib
 import json
 from pathlib import Path
 
-from containerd import Daemon
-from lab import is_mounted
+
+from lab import Daemon, is_mounted
 
 PLACES = ("/etc/docker", "/run/docker", "/var/lib/docker")
 
@@ -29,11 +29,11 @@ ADDED = (".dockerenv", "etc/hosts", "etc/hostname", "etc/resolv.conf", "etc/mtab
 class Docker:
     """Docker on a node whose containerd has to be up first; down at first."""
 
-    def __init__(self, lab, node):
+    def __init__(self, lab, node, file="daemon.json", **more):
         self.lab, self.node = lab, node
         for place in PLACES:
             lab.place(place, lab.path("node/" + place.strip("/").replace("/", "-")))
-        self._write({})
+        self.write(file, **more)
         client = lab.path("docker-client")
         plugins = node.engine.parent / "libexec/docker/cli-plugins"
         (client / "config.json").write_text(json.dumps({"cliPluginsExtraDirs": [str(plugins)]}))
@@ -43,13 +43,15 @@ class Docker:
         command = ["env", node.path, node.engine.parent / "sbin/dockerd", "--config-file", "/etc/docker/daemon.json"]
         self.daemon = Daemon(lab, "dockerd", command, self._answers, "does not answer")
 
-    def _write(self, more):
-        settings = json.loads((Path(__file__).parent / "daemon.json").read_text())
+    def write(self, file, **more):
+        """Has the next start use one of the files beside this one; `more` is what a scenario sets besides."""
+        self.file = file
+        settings = json.loads((Path(__file__).parent / file).read_text())
         Path("/etc/docker/daemon.json").write_text(json.dumps(settings | HERE | more))
 
     def configure(self, more):
         """Starts it again with more settings."""
-        self._write(more)
+        self.write(self.file, **more)
         self.daemon.stop()
         self.daemon.start()
 

@@ -18,13 +18,14 @@ use image::platform::Platform;
 
 use crate::build::Platforms;
 use crate::mirror::snippets;
+use crate::plugin;
 pub use failure::{Usage, exit_status};
 
 /// Run images from a mounted CernVM-FS repository, with any engine
 ///
 /// A thin image is an ordinary image of a few KB that says which layers of a repository it stands for. It is made from what
-/// cvmfs-publisher left in the repository, pushed to a registry or loaded into an engine. Podman gets a store of its own, and a mirror
-/// answers for registries that are down.
+/// cvmfs-publisher left in the repository, pushed to a registry or loaded into an engine. Podman gets a store of its own, a mirror
+/// answers for registries that are down, and plugins let any Docker use repositories.
 #[derive(Debug, Parser)]
 #[command(
     name = "thin-image",
@@ -60,7 +61,7 @@ struct Global {
     /// Print results as JSON
     #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
-    /// Which events to log: error, warn, info, debug, or a filter [default: warn, and info for mirror]
+    /// Which events to log: error, warn, info, debug, or a filter [default: warn, and info for what serves]
     #[arg(long, global = true, help_heading = "Global options", value_name = "FILTER")]
     log_level: Option<String>,
 }
@@ -174,6 +175,34 @@ Examples:
   What to tell containerd:
     thin-image mirror --print containerd")]
     Mirror(Mirror),
+
+    /// Serve Docker's graph driver protocol, so that Docker up to 27 runs thin images
+    ///
+    /// Docker keeps images and containers through this plugin as it does with overlay2; containers of a thin image stand on its layers in
+    /// /cvmfs. Docker needs "experimental": true and "storage-driver": "cvmfs" in daemon.json. Docker 28 has no such plugins; use
+    /// cvmfs-snapshotter with its containerd image store. Thin images may use the repositories in /etc/thin-image/config.toml. Runs as root
+    /// in the mount namespace of Docker.
+    #[command(after_long_help = "\
+Examples:
+  With the repositories of the configuration:
+    thin-image graphdriver
+
+  With one repository, and its volumes on the same socket:
+    thin-image graphdriver --repo images.example.org --volumes")]
+    Graphdriver(Graphdriver),
+
+    /// Serve Docker's volume protocol, so that containers get repositories as volumes
+    ///
+    /// A volume that is called as a repository shows it; REPOSITORY@TAG and REPOSITORY#HASH show a snapshot. What the host has mounted is
+    /// used as it is; anything else is mounted by cvmfs-client for as long as a container uses it. Works with every Docker.
+    #[command(after_long_help = "\
+Examples:
+  Serve the repositories of the configuration:
+    thin-image volumes
+
+  What users then write:
+    docker run --volume-driver cvmfs -v images.example.org:/cvmfs/images.example.org:ro debian ls /cvmfs/images.example.org")]
+    Volumes(VolumesArguments),
 }
 
 #[derive(Debug, Args)]
@@ -288,6 +317,41 @@ struct Mirror {
     print: Option<snippets::Engine>,
 }
 
+/// What plugins of Docker have in common.
+#[derive(Debug, Args)]
+struct Plugin {
+    /// Where Docker finds the plugin; the name of the file is that of the driver
+    #[arg(long, value_name = "PATH", default_value = plugin::SOCKET)]
+    socket: PathBuf,
+    /// Repository that may be used, instead of those of the configuration
+    #[arg(long, value_name = "FQRN")]
+    repo: Vec<String>,
+    /// Configuration file [default: /etc/thin-image/config.toml, if it is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What is remembered over restarts
+    #[arg(long, value_name = "DIR", default_value = plugin::STATE)]
+    state: PathBuf,
+    /// Program that mounts a repository for a volume
+    #[arg(long, value_name = "PROGRAM", default_value = "cvmfs-client")]
+    client: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Graphdriver {
+    #[command(flatten)]
+    plugin: Plugin,
+    /// Serve volumes as well, under the same name
+    #[arg(long)]
+    volumes: bool,
+}
+
+#[derive(Debug, Args)]
+struct VolumesArguments {
+    #[command(flatten)]
+    plugin: Plugin,
+}
+
 /// Parses the command line and runs it.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -308,7 +372,8 @@ pub fn main() -> ExitCode {
 }
 
 fn start(cli: &Cli) -> anyhow::Result<()> {
-    let usual = if matches!(cli.command, Command::Mirror(_)) { "info" } else { "warn" };
+    let serves = matches!(cli.command, Command::Mirror(_) | Command::Graphdriver(_) | Command::Volumes(_));
+    let usual = if serves { "info" } else { "warn" };
     let level = cli.global.log_level.as_deref().unwrap_or(usual);
     let filter = tracing_subscriber::EnvFilter::try_new(level)
         .map_err(|error| Usage(format!("--log-level {level}: {error}")))?;

@@ -1,4 +1,4 @@
-//! The configuration of the mirror: one typed value, from a file and the command line.
+//! The configuration of what serves, the mirror and the plugins of Docker: one typed value, from a file and the command line.
 //!
 //! ```toml
 //! listen = "127.0.0.1:5080"

@@ -10,7 +10,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use image::digest::{Digest, ImageId, LayerDigest, ManifestDigest};
-use image::layout::{ImageFile, IndexKey, Layout, OwnedPath, StatusRecord};
+use image::layout::{FormatRecord, ImageFile, IndexKey, Layout, OwnedPath, StatusRecord};
 use image::manifest::{Config, Document, Layer, MAX_DOCUMENT, Manifest, ManifestError};
 use image::platform::{Platform, PlatformDirectory};
 use image::reference::PublicName;
@@ -207,7 +207,8 @@ impl Repository {
         read().map_err(self.io(&path))
     }
 
-    fn is_directory(&self, of: &OwnedPath) -> Result<bool, PublishedError> {
+    /// Is there a directory, and no link to one?
+    pub fn is_directory(&self, of: &OwnedPath) -> Result<bool, PublishedError> {
         let path = self.layout.print(of);
         let found = open(&self.mountpoint, &path, OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(self.io(&path))?;
         Ok(found.is_some())
@@ -221,6 +222,13 @@ impl Repository {
     /// Is there the content of this layer?
     pub fn has_layer(&self, layer: LayerDigest) -> Result<bool, PublishedError> {
         self.is_directory(&OwnedPath::LayerContent(layer))
+    }
+
+    /// Does this layer say what it deletes in the way of overlayfs? Other tools don't, and don't say how.
+    pub fn deletes_for_overlay(&self, layer: LayerDigest) -> Result<bool, PublishedError> {
+        let bytes = self.read(&OwnedPath::LayerFormat(layer), MAX_DOCUMENT)?;
+        let record = bytes.and_then(|bytes| FormatRecord::parse(&bytes).ok());
+        Ok(record.is_some_and(|record| record.whiteouts == FormatRecord::OVERLAY))
     }
 
     /// The published layer that stands for this one: itself, else one with the same content. Nothing: there is none.

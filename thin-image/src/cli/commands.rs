@@ -1,24 +1,28 @@
 //! Runs a command: from arguments to values, from values to what is printed.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::bail;
 use image::reference::Reference;
 use registry::{Client, ClientConfig, Credentials};
 use serde_json::json;
 
-use super::{Build, Command, Global, Inspect, Load, Mirror, Place, Push, Usage, print};
+use super::{Build, Command, Global, Graphdriver, Inspect, Load, Mirror, Place, Plugin, Push, Usage, print};
 use crate::build::{Platforms, Thin, select, this_machine};
 use crate::config::{Config, ConfigError, FILE};
 use crate::engines::{Engine, docker_socket};
+use crate::graphdriver::{self, driver::Driver};
 use crate::inspect;
 use crate::mirror::{self, snippets};
 use crate::names::{Wanted, engine_name, mountpoint, published_path};
 use crate::output::{Output, archive};
+use crate::plugin::{activate, serve};
 use crate::podman_store::{Outcome, Store, Wish};
 use crate::published::Repository;
 use crate::push::{self, Pushed};
 use crate::text::bytes;
+use crate::volumes::{self, Volumes};
 
 pub(super) async fn run(command: &Command, global: &Global) -> anyhow::Result<()> {
     match command {
@@ -27,6 +31,8 @@ pub(super) async fn run(command: &Command, global: &Global) -> anyhow::Result<()
         Command::Inspect(inspect) => run_inspect(inspect, global).await,
         Command::Load(load) => run_load(load, global).await,
         Command::Mirror(mirror) => run_mirror(mirror, global).await,
+        Command::Graphdriver(arguments) => run_graphdriver(arguments, global).await,
+        Command::Volumes(arguments) => run_volumes(&arguments.plugin, global).await,
     }
 }
 
@@ -220,12 +226,48 @@ async fn run_mirror(arguments: &Mirror, global: &Global) -> anyhow::Result<()> {
     if let Some(engine) = arguments.print {
         return Ok(print(&snippets::print(engine, config.listen, config.resolve))?);
     }
-    if !arguments.repo.is_empty() {
-        let repository = |name: &String| Repository::new(name, &mountpoint(&global.cvmfs, name));
-        config.repositories = arguments.repo.iter().map(repository).collect::<Result<_, _>>()?;
-    }
-    if config.repositories.is_empty() {
-        bail!(ConfigError::NoRepository(arguments.config.clone().unwrap_or_else(|| FILE.into())));
-    }
+    config.repositories = chosen(config.repositories, &arguments.repo, arguments.config.as_deref(), global)?;
     mirror::serve(config).await
+}
+
+/// The repositories that the command line names, else those of the configuration; one at least.
+fn chosen(
+    configured: Vec<Repository>,
+    named: &[String],
+    config: Option<&Path>,
+    global: &Global,
+) -> anyhow::Result<Vec<Repository>> {
+    let repository = |name: &String| Repository::new(name, &mountpoint(&global.cvmfs, name));
+    let repositories =
+        if named.is_empty() { configured } else { named.iter().map(repository).collect::<Result<_, _>>()? };
+    if repositories.is_empty() {
+        bail!(ConfigError::NoRepository(config.unwrap_or(Path::new(FILE)).to_owned()));
+    }
+    Ok(repositories)
+}
+
+fn allowed(plugin: &Plugin, global: &Global) -> anyhow::Result<Vec<Repository>> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("plugins of Docker mount file systems and have to run as root");
+    }
+    let config = Config::read(plugin.config.as_deref(), &global.cvmfs)?;
+    chosen(config.repositories, &plugin.repo, plugin.config.as_deref(), global)
+}
+
+async fn run_graphdriver(arguments: &Graphdriver, global: &Global) -> anyhow::Result<()> {
+    let plugin = &arguments.plugin;
+    let repositories = allowed(plugin, global)?;
+    let driver = Driver::new(repositories.clone(), &plugin.state)?;
+    let mut router = graphdriver::router(Arc::new(driver));
+    if !arguments.volumes {
+        return serve(router.merge(activate(&[graphdriver::IMPLEMENTS])), &plugin.socket).await;
+    }
+    router = router.merge(volumes::router(Arc::new(Volumes::open(repositories, &plugin.client, &plugin.state)?)));
+    serve(router.merge(activate(&[graphdriver::IMPLEMENTS, volumes::IMPLEMENTS])), &plugin.socket).await
+}
+
+async fn run_volumes(plugin: &Plugin, global: &Global) -> anyhow::Result<()> {
+    let volumes = Volumes::open(allowed(plugin, global)?, &plugin.client, &plugin.state)?;
+    let router = volumes::router(Arc::new(volumes));
+    serve(router.merge(activate(&[volumes::IMPLEMENTS])), &plugin.socket).await
 }

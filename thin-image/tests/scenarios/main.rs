@@ -3,8 +3,10 @@
 mod build;
 mod cli_reference;
 mod command;
+mod graphdriver;
 mod inspect;
 mod mirror;
 mod podman_store;
 mod push;
 mod repository;
+mod volumes;
