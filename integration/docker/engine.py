@@ -4,7 +4,6 @@ import contextlib
 import json
 from pathlib import Path
 
-
 from lab import Daemon, is_mounted
 
 PLACES = ("/etc/docker", "/run/docker", "/var/lib/docker")
