@@ -225,8 +225,11 @@ impl IndexReader<'_> {
         let format: Option<FormatRecord> = format_record(view.loader(), &reference)?;
         let fits = format.is_none_or(|f| match key {
             IndexKey::DiffId(diff_id) => f.diff_id == diff_id,
-            // A tree that was settled on other layers, or took directories from them, is left to a conversion.
-            IndexKey::ChainId(_) => f.settled_on.is_none_or(|on| Some(on) == below) && f.implicit.is_empty(),
+            // A tree that was settled on other layers, or that may take directories from them, is left to a conversion.
+            IndexKey::ChainId(_) => {
+                let is_whole = below.is_none() || f.implicit.iter().all(String::is_empty);
+                f.settled_on.is_none_or(|on| Some(on) == below) && is_whole
+            }
             _ => false,
         });
         Ok(fits.then_some(to))
