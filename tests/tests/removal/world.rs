@@ -53,14 +53,6 @@ impl World {
         self.clock.fetch_add(seconds, Ordering::Relaxed);
     }
 
-    /// The same as the next run of the program finds it.
-    pub fn reopened(self) -> World {
-        let World { registry, site, clock } = self;
-        let mut site = site.reopened();
-        site.target.clock = Clock::Set(clock.clone());
-        World { registry, site, clock }
-    }
-
     /// Pushes an image of these layers to `lab/NAME`.
     pub fn push(&self, name: &str, layers: &[Layer]) -> Pushed {
         let (repository, tag) = name.split_once(':').expect("a tag");
