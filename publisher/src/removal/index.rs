@@ -212,7 +212,7 @@ impl IndexReader<'_> {
         let beside = directory.entry(&own.join(".overlay"))?.filter(Entry::is_directory);
         let (to, at, is_nested) = match &beside {
             Some(entry) => (OwnedPath::LayerOverlay(layer), own.join(".overlay"), entry.flags.is_nested_mountpoint()),
-            None => (OwnedPath::Layer(layer), own.clone(), directory.is_top_of_catalog()),
+            None => (OwnedPath::Layer(layer), own, directory.is_top_of_catalog()),
         };
         if !is_nested {
             // Of the existing tool; the index never led to one whose record says something else.
