@@ -174,7 +174,7 @@ fn pins_kept_images_and_what_nodes_use_stay() {
     removal::pin(&world.site.target, &world.wish("a:1"), Pin::Remove).unwrap();
     world.pass(AGES);
     world.collect();
-    assert_eq!(there(&world)[0], true, "its grace begins when the pin is given up");
+    assert!(there(&world)[0], "its grace begins when the pin is given up");
     world.pass(30 * DAY);
     world.collect();
     assert_eq!(there(&world), [false, false, false, false, true]);

@@ -191,11 +191,10 @@ impl Look {
                 let unit = format!("{}/{}", parts[2], last.trim_end_matches(".json"));
                 self.condemned.insert(unit, Condemned::parse(&bytes()).unwrap());
             }
-            (".metadata", 2..) if parts[1] == ".versions" => {
-                if last == "version.json" {
-                    self.earlier.insert(parts[2..parts.len() - 1].join("/"));
-                }
+            (".metadata", 2..) if parts[1] == ".versions" && last == "version.json" => {
+                self.earlier.insert(parts[2..parts.len() - 1].join("/"));
             }
+            (".metadata", 2..) if parts[1] == ".versions" => {}
             (".metadata", _) if last == "status.json" => {
                 let of = parts[1..parts.len() - 1].join("/");
                 self.statuses.insert(of, StatusRecord::parse(&bytes()).unwrap());
