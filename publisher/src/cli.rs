@@ -803,7 +803,7 @@ mod tests {
     fn wrong_arguments_are_refused_with_status_2() {
         let cases = [
             ("", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand),
-            ("watch w.yaml", ErrorKind::InvalidSubcommand),
+            ("frobnicate w.yaml", ErrorKind::InvalidSubcommand),
             ("init images", ErrorKind::ValueValidation),
             ("init images.example.org --hash sha256", ErrorKind::InvalidValue),
             ("convert-image not/a:good:name images.example.org", ErrorKind::ValueValidation),
