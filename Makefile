@@ -147,11 +147,19 @@ bench-collect: ## time and memory of a garbage collection among millions of obje
 	cargo build --locked --release -p cvmfs --example collect
 	integration/bench/collect.py --objects $(or $(OBJECTS),10000000) --orphans $(or $(ORPHANS),1000000)
 
+.PHONY: bench-remove
+bench-remove: ## time and memory of dry runs, condemnation and sweep of images among thousands (IMAGES=5000)
+	cargo build --locked --release -p publisher --example many-images
+	target/release/examples/many-images $(or $(IMAGES),5000)
+
 .PHONY: soak
-soak: engines ## kill -9 at random moments of conversions, collections, and of pulls by containerd (COUNT=50 each; SEED=n repeats a run)
+soak: engines ## kill -9 at random moments of conversions, collections, and of pulls by containerd (COUNT=50 each; SEED=n repeats a run); thousands of random removals against a model
 	integration/soak/kill.py $(BIN) --count $(or $(COUNT),50)
 	integration/soak/collect.py $(BIN) --count $(or $(COUNT),50)
 	integration/soak/snapshotter.py $(BIN) --starts 100 --count $(or $(COUNT),50)
+	@for seed in 1 2 3; do \
+	  MODEL_STEPS=2000 MODEL_SEED=$$(( $(or $(SEED),0) * 10 + seed )) \
+	  cargo test --locked --workspace --test removal -- model --nocapture || exit 1; done
 
 .PHONY: clean
 clean: ## remove everything that was built, the demo's image too

@@ -10,6 +10,7 @@
 mod history;
 mod limits;
 mod paths;
+mod removal;
 pub(crate) mod values;
 mod watch;
 
@@ -24,6 +25,7 @@ use image::reference::{PublicName, Wish};
 pub use self::history::{Gc, Rollback, Tag, TagAction, When, duration};
 pub use self::limits::{ArchiveLimits, ImageLimits};
 pub use self::paths::{Environment, NoDefault, PathOptions, Paths, Unresolved};
+pub use self::removal::{Pin, Prune, Remove, Undelete};
 pub use self::values::fqrn;
 pub use self::watch::{Status, Watch};
 use crate::error::CommandError;
@@ -222,11 +224,15 @@ Examples:
 
     /// List the published images
     ///
-    /// Prints each image with its digest and when it was published.
+    /// Prints each image with its digest and when it was published. With --earlier it lists what can be put back instead:
+    /// images that were removed, and those that tags led to before.
     #[command(after_long_help = "\
 Examples:
   What is there:
     cvmfs-publisher images images.example.org
+
+  What can be undeleted:
+    cvmfs-publisher images images.example.org --earlier
 
   Digests only:
     cvmfs-publisher --json images images.example.org | jq -r '.[].digest'")]
@@ -321,18 +327,88 @@ Examples:
     cvmfs-publisher rollback images.example.org before-upgrade")]
     Rollback(Rollback),
 
-    /// Remove what no kept revision refers to
+    /// Remove an image
     ///
-    /// With --objects it removes objects from the storage: those of revisions that are neither tagged nor within the
+    /// Takes the image's name away, on all platforms. Its records are kept as those of an earlier image, and its flat and
+    /// layers stay where they are until gc has found them unused and their grace is over; so containers that run go on,
+    /// and undelete puts the image back. Layers that other images have are not concerned at all.
+    ///
+    /// An image that a wish list still asks for comes back with the next convert.
+    #[command(after_long_help = "\
+Examples:
+  As it stands in a wish list, or as the command images prints it:
+    cvmfs-publisher remove https://quay.io/tools/app:1 images.example.org
+    cvmfs-publisher remove quay.io/tools/app:1 images.example.org
+
+  What would go:
+    cvmfs-publisher remove debian:stable images.example.org --dry-run")]
+    Remove(Remove),
+
+    /// Put an image back that was removed, or an earlier one of a tag that moved
+    ///
+    /// Works as long as gc has not swept what the image is made of: at least for the grace. Nothing is fetched. Without
+    /// --version it is the image that the name led to last, and the name must lead to none now. With it the name may be
+    /// published: it leads to the earlier image from then on, until a convert finds that the registry says otherwise.
+    #[command(after_long_help = "\
+Examples:
+  Undo a removal:
+    cvmfs-publisher undelete https://quay.io/tools/app:1 images.example.org
+
+  Back to what a tag meant before:
+    cvmfs-publisher images images.example.org --earlier
+    cvmfs-publisher undelete debian:stable images.example.org --version sha256:3f1c")]
+    Undelete(Undelete),
+
+    /// Keep an image whatever happens to its name
+    ///
+    /// What the name leads to now stays: prune passes it over, remove refuses, and when the tag moves, the flat and the
+    /// layers of the pinned image are never condemned, and it can be undeleted for ever.
+    #[command(after_long_help = "\
+Examples:
+  Keep what was used for a publication:
+    cvmfs-publisher pin https://quay.io/tools/app:1 images.example.org
+
+  Give it up:
+    cvmfs-publisher pin https://quay.io/tools/app:1 images.example.org --remove")]
+    Pin(Pin),
+
+    /// Remove the images that no wish list asks for
+    ///
+    /// Compares what is published with the lists and removes the rest, in one publish, as remove does. No registry is
+    /// asked: a wildcard asks for every published tag that it takes, whether or not the registry still has it. Pinned
+    /// images stay. Images that were published one by one (convert-image) are removed unless a list names them or they
+    /// are pinned.
+    ///
+    /// A list with a bad entry is refused, as nobody knows what the entry asks for; so is one that asks for nothing.
+    #[command(after_long_help = "\
+Examples:
+  What would go, then do it:
+    cvmfs-publisher prune wishlist.yaml --dry-run
+    cvmfs-publisher prune wishlist.yaml
+
+  A repository that is fed from several lists:
+    cvmfs-publisher prune physics.yaml biology.yaml")]
+    Prune(Prune),
+
+    /// Remove layers and flats that no image needs; with --objects what no kept revision refers to
+    ///
+    /// Layers and flats that no published image, no pinned one, no link and no node needs are condemned: the time is
+    /// recorded. They are removed by the first run after their grace, unless something needs them again. Everything that
+    /// is needed is found first; if one record cannot be read, nothing is condemned or removed. There is one publish, and
+    /// none if there is nothing to do.
+    ///
+    /// With --objects it then removes objects from the storage: those of revisions that are neither tagged nor within the
     /// threshold, and those that runs stored and never published. Everything that kept revisions refer to is found
     /// first; if one catalog of theirs cannot be read, nothing is removed. Readers are not disturbed. Others who publish
-    /// or convert are waited for up to ten minutes. Killed at any moment, the next collection completes it.
-    ///
-    /// The repository has to be made collectable (init without --no-gc).
+    /// or convert are waited for up to ten minutes. Killed at any moment, the next collection completes it. The
+    /// repository has to be made collectable (init without --no-gc).
     #[command(after_long_help = "\
 Examples:
   What would go:
     cvmfs-publisher gc images.example.org --objects --dry-run
+
+  Every night, with the last two images of each tag kept, and all that nodes say they use:
+    cvmfs-publisher gc images.example.org --keep-versions 2 --in-use /var/lib/usage-reports
 
   Once a week, with all revisions of the last month kept:
     cvmfs-publisher gc images.example.org --objects --keep-since 30d
@@ -531,6 +607,10 @@ pub struct Images {
     /// Name of the repository, fully qualified
     #[arg(value_name = "FQRN", value_parser = values::fqrn)]
     pub fqrn: String,
+
+    /// List the images that can be undeleted instead, with the time until which their names led to them
+    #[arg(long)]
+    pub earlier: bool,
 }
 
 /// Arguments of `check`.
@@ -723,7 +803,7 @@ mod tests {
     fn wrong_arguments_are_refused_with_status_2() {
         let cases = [
             ("", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand),
-            ("watch w.yaml", ErrorKind::InvalidSubcommand),
+            ("frobnicate w.yaml", ErrorKind::InvalidSubcommand),
             ("init images", ErrorKind::ValueValidation),
             ("init images.example.org --hash sha256", ErrorKind::InvalidValue),
             ("convert-image not/a:good:name images.example.org", ErrorKind::ValueValidation),

@@ -1,6 +1,7 @@
 //! The commands: arguments in, results on standard output, exit status out.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use cvmfs::check::{CheckError, Identity, Options, Report, check};
@@ -21,6 +22,7 @@ use crate::images;
 use crate::ingest::ingest;
 use crate::pass::{Thin, Workshop};
 use crate::progress::{Event, Progress};
+use crate::removal::{self, Wanted};
 use crate::repair::fix;
 use crate::replicate;
 use crate::report::WishOutcome;
@@ -109,6 +111,14 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
         }
         cli::Command::Images(arguments) => {
             let target = open(&arguments.fqrn)?;
+            if arguments.earlier {
+                let list = removal::earlier(&target).map_err(Failure::into_command_error)?;
+                print_result(&match global.json {
+                    true => removal::earlier_to_json(&list),
+                    false => removal::earlier_to_text(&list),
+                })?;
+                return Ok(ExitStatus::Success);
+            }
             let list = images::list(&target).map_err(Failure::into_command_error)?;
             print_result(&if global.json { images::to_json(&list) } else { images::to_text(&list) })?;
             Ok(ExitStatus::Success)
@@ -152,22 +162,37 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
             let target = open(&arguments.fqrn)?;
             print_retagged(tags::roll_back(&target, arguments.tag.as_deref()), &arguments.fqrn, global.json)
         }
-        cli::Command::Gc(arguments) => {
-            if !arguments.objects {
-                let what = "only objects can be collected yet: gc FQRN --objects";
-                return Err(CommandError::usage(std::io::Error::other(what)));
-            }
-            let target = open(&arguments.fqrn)?;
-            let options = CollectOptions {
-                keep: arguments.keep(UtcDateTime::now()),
-                minimal_age: arguments.min_age,
-                dry_run: arguments.dry_run,
-            };
-            let report = gc::collect(&target, &options)
-                .map_err(|e| e.into_command_error().context(format!("cannot collect {}", arguments.fqrn)))?;
-            print_result(&if global.json { report.to_json() } else { report.to_text() })?;
+        cli::Command::Remove(arguments) => {
+            let removed = removal::remove(&open(&arguments.fqrn)?, &arguments.image, arguments.dry_run)
+                .map_err(|e| e.into_command_error().context(format!("cannot remove {}", arguments.image)))?;
+            print_result(&if global.json { removed.to_json() } else { removed.to_text("removed") })?;
             Ok(ExitStatus::Success)
         }
+        cli::Command::Undelete(arguments) => {
+            let (image, version) = (&arguments.image, arguments.version.as_deref());
+            let restored = removal::undelete(&open(&arguments.fqrn)?, image, version, arguments.dry_run)
+                .map_err(|e| e.into_command_error().context(format!("cannot undelete {image}")))?;
+            print_result(&if global.json { restored.to_json() } else { restored.to_text("restored") })?;
+            Ok(ExitStatus::Success)
+        }
+        cli::Command::Pin(arguments) => {
+            let (pin, word) = match arguments.remove {
+                true => (removal::Pin::Remove, "unpinned"),
+                false => (removal::Pin::Set, "pinned"),
+            };
+            let pinned = removal::pin(&open(&arguments.fqrn)?, &arguments.image, pin)
+                .map_err(|e| e.into_command_error().context(format!("cannot pin {}", arguments.image)))?;
+            print_result(&if global.json { pinned.to_json() } else { pinned.to_text(word) })?;
+            Ok(ExitStatus::Success)
+        }
+        cli::Command::Prune(arguments) => {
+            let (fqrn, wanted) = wanted(&arguments.wishlists)?;
+            let removed = removal::prune(&open(&fqrn)?, &wanted, arguments.dry_run)
+                .map_err(|e| e.into_command_error().context(format!("cannot prune {fqrn}")))?;
+            print_result(&if global.json { removed.to_json() } else { removed.to_text("removed") })?;
+            Ok(ExitStatus::Success)
+        }
+        cli::Command::Gc(arguments) => collect(arguments, &open(&arguments.fqrn)?, global.json),
         cli::Command::Replicate(arguments) => {
             let options = replicate::Options::from_arguments(arguments, paths)?;
             let report = replicate::replicate(&options, &*progress).map_err(|e| {
@@ -203,6 +228,74 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
             Ok(lint.exit_status())
         }
     }
+}
+
+/// What lists ask for together. A list that is not understood to the last entry would have things removed that somebody
+/// wants.
+fn wanted(lists: &[PathBuf]) -> Result<(String, Wanted), CommandError> {
+    let mut wishes = Vec::new();
+    let mut repository: Option<String> = None;
+    for path in lists {
+        let list = WishList::read(path)?.strict()?;
+        if let Some(first) = repository.as_ref().filter(|first| **first != list.repository) {
+            let what = format!("{}: the list is for {}, an earlier one for {first}", path.display(), list.repository);
+            return Err(CommandError::config(std::io::Error::other(what)));
+        }
+        repository = Some(list.repository);
+        wishes.extend(list.wishes.into_iter().map(|w| w.source));
+    }
+    let wanted = Wanted::new(&wishes).map_err(CommandError::config)?;
+    if wanted.is_empty() {
+        let what =
+            "the lists ask for nothing, so every image would be removed; remove them one by one if that is meant";
+        return Err(CommandError::config(std::io::Error::other(what)));
+    }
+    Ok((repository.unwrap_or_default(), wanted))
+}
+
+/// Images, then objects. What the first has published is what the second works on.
+fn collect(arguments: &cli::Gc, target: &Target, json: bool) -> Result<ExitStatus, CommandError> {
+    let failed = |e: Failure| {
+        let is_unmarked = matches!(e, Failure::Unmarked { .. });
+        let e = e.into_command_error().context(format!("cannot collect {}", arguments.fqrn));
+        match is_unmarked {
+            true => e.hint("check --fix repairs what can be repaired; gc --objects --no-images collects objects only"),
+            false => e,
+        }
+    };
+    let images = match arguments.no_images {
+        true => None,
+        false => {
+            let options = removal::Options {
+                grace: arguments.grace,
+                keep_versions: arguments.keep_versions,
+                usage: removal::Usage::read(&arguments.in_use).map_err(failed)?,
+                dry_run: arguments.dry_run,
+            };
+            Some(removal::collect(target, &options).map_err(failed)?)
+        }
+    };
+    if let Some(images) = images.as_ref().filter(|_| !json) {
+        print_result(&images.to_text())?;
+    }
+    let objects = match arguments.objects {
+        true => {
+            let options = CollectOptions {
+                keep: arguments.keep(UtcDateTime::now()),
+                minimal_age: arguments.min_age,
+                dry_run: arguments.dry_run,
+            };
+            Some(gc::collect(target, &options).map_err(failed)?)
+        }
+        false => None,
+    };
+    match (&images, &objects) {
+        (_, Some(objects)) if json => print_result(&objects.to_json(images.as_ref()))?,
+        (Some(images), None) if json => print_result(&images.to_json())?,
+        (_, Some(objects)) => print_result(&objects.to_text())?,
+        _ => {}
+    }
+    Ok(ExitStatus::Success)
 }
 
 fn print_retagged(changed: Result<Retagged, Failure>, fqrn: &str, json: bool) -> Result<ExitStatus, CommandError> {

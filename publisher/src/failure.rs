@@ -143,6 +143,15 @@ pub enum Failure {
         /// What needs them.
         what: String,
     },
+    /// Not everything that is in use could be found.
+    #[error("nothing was condemned or removed: what needs layers and flats can't be known, because of {path}")]
+    Unmarked {
+        /// The directory, record or link.
+        path: String,
+        /// What is wrong with it.
+        #[source]
+        source: Box<Failure>,
+    },
     /// A collection failed.
     #[error(transparent)]
     Collection(#[from] cvmfs::gc::GcError),

@@ -111,11 +111,15 @@ impl Collected {
         text
     }
 
-    /// For programs: one JSON object, with a line feed at its end.
-    pub fn to_json(&self) -> String {
+    /// For programs: one JSON object, with a line feed at its end. What happened to images before stands in it, if
+    /// they were looked at.
+    pub fn to_json(&self, images: Option<&crate::removal::Collected>) -> String {
         let mut value = serde_json::to_value(self).expect("only strings and numbers");
         let kinds = self.removed_by_kind.iter().map(|(kind, count)| ((*kind).to_owned(), serde_json::json!(count)));
         value["removed_by_kind"] = Value::Object(kinds.collect());
+        if let Some(images) = images {
+            value["images"] = serde_json::to_value(images).expect("only strings and numbers");
+        }
         format!("{value:#}\n")
     }
 }

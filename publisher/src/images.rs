@@ -110,7 +110,9 @@ pub(crate) fn walk(
     visit: &mut dyn FnMut(&RepoPath, &Entry) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     const DEEPEST: usize = 64;
-    for entry in view.list(directory)? {
+    // What waits for removal is no image.
+    let others = |e: &Entry| e.is_directory() && matches!(&e.name[..], b".versions" | b".condemned");
+    for entry in view.list(directory)?.into_iter().filter(|e| !others(e)) {
         let path = directory.join(&entry.name);
         match entry.is_directory() {
             true if path.components().count() > DEEPEST => {

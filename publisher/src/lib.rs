@@ -24,6 +24,7 @@ pub mod plan;
 pub mod progress;
 pub mod publish;
 pub mod raw_index;
+pub mod removal;
 pub mod repair;
 pub mod replicate;
 pub mod report;

@@ -96,6 +96,8 @@ pub struct ImagePlan {
     pub layers: Vec<LayerPlan>,
     /// Whether the flat has to be made.
     pub needs_flat: bool,
+    /// The catalog of the flat that is published.
+    pub known_flat: Option<NestedRef>,
     /// Whether there is a flat that is damaged, and has to be replaced.
     pub flat_damaged: bool,
     /// Whether an image that is right lacks records or entries of the index: the existing tool has published it.
@@ -182,7 +184,9 @@ impl<'a> Planner<'a> {
             tracing::warn!(image = %wanted.source, layer = %foreign.digest, "foreign layer is in no registry; left out");
         }
         let flat_damaged = self.damaged.flats.contains(&manifest.config);
-        let needs_flat = flat_damaged || self.lookup(&OwnedPath::Flat(manifest.config))?.is_none();
+        let flat_path = OwnedPath::Flat(manifest.config);
+        let needs_flat = flat_damaged || self.lookup(&flat_path)?.is_none();
+        let known_flat = self.view.nested_reference(&repo_path(&self.layout, &flat_path))?;
         let makes_something =
             needs_flat || layers.iter().any(|l| !matches!(l.state, LayerState::Published | LayerState::Legacy));
         for plan in layers.iter_mut().filter(|l| makes_something && l.state == LayerState::Legacy) {
@@ -201,6 +205,7 @@ impl<'a> Planner<'a> {
             platform,
             layers,
             needs_flat,
+            known_flat,
             flat_damaged,
             needs_records,
             outcome,
@@ -352,7 +357,7 @@ impl<'a> Planner<'a> {
 }
 
 /// Whether a record of the existing tool is about this image.
-fn is_record_of(record: &ManifestRecord, manifest: &Manifest) -> bool {
+pub(crate) fn is_record_of(record: &ManifestRecord, manifest: &Manifest) -> bool {
     let of_manifest = manifest.record();
     let layers = |r: &ManifestRecord| r.layers.iter().map(|l| l.digest).collect::<Vec<_>>();
     record.config.digest == of_manifest.config.digest && layers(record) == layers(&of_manifest)

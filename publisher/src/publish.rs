@@ -12,17 +12,20 @@ use cvmfs::path::RepoPath;
 use cvmfs::store::{fetch, put_content};
 use cvmfs::subtree::Graft;
 use cvmfs::transaction::{Published, Transaction};
+use cvmfs::traversal::Loader;
 use image::digest::{ChainId, DiffId, LayerDigest};
 use image::layout::{
-    CatalogRule, FormatRecord, ImageFile, IndexKey, LayersJson, Layout, OwnedPath, StatusRecord, timestamp,
+    CatalogRule, FormatRecord, ImageFile, IndexKey, LayersJson, Layout, ManifestRecord, OwnedPath, StatusRecord,
+    timestamp,
 };
 use image::manifest::Layer;
 use time::UtcDateTime;
 
 use crate::failure::Failure;
 use crate::flat::PreparedFlat;
-use crate::layer::{PreparedLayer, repo_path};
-use crate::plan::{ImagePlan, LayerState};
+use crate::layer::{PreparedLayer, graft_of, repo_path};
+use crate::plan::{ImagePlan, LayerState, is_record_of};
+use crate::removal::Reason;
 use crate::repair::damaged::Damaged;
 use crate::target::{Preparation, Target, directory_meta, file_meta, until_first};
 
@@ -70,21 +73,13 @@ pub fn publish(target: &Target, images: &[ReadyImage<'_>], preparation: &Prepara
 }
 
 fn publish_once(target: &Target, images: &[ReadyImage<'_>], preparation: &Preparation) -> Result<Published, Failure> {
-    let now = UtcDateTime::now();
+    let now = target.clock.now();
     let lock = target.lock()?;
     if !preparation.is_undisturbed(target)? {
         images.iter().try_for_each(|image| image.prove(target))?;
     }
     let mut transaction = target.begin(&lock, now)?;
-    let repository = target.repository()?;
-    let mut hand = Hand {
-        target,
-        encoder: Encoder::new(repository.algorithm(), target.codec),
-        layout: Layout::new(),
-        now,
-        revision: repository.manifest().revision + 1,
-        transaction: &mut transaction,
-    };
+    let mut hand = Hand::new(target, &mut transaction, now)?;
     for image in images {
         hand.hang(image)?;
     }
@@ -108,13 +103,32 @@ pub(crate) fn legacy_format(diff_id: DiffId, size: u64) -> FormatRecord {
     }
 }
 
-struct Hand<'a> {
-    target: &'a Target,
+/// Makes the edits of a transaction, in terms of the layout.
+pub(crate) struct Hand<'a> {
+    pub(crate) target: &'a Target,
     encoder: Encoder,
-    layout: Layout,
-    now: UtcDateTime,
+    pub(crate) layout: Layout,
+    pub(crate) now: UtcDateTime,
     revision: u64,
-    transaction: &'a mut Transaction,
+    pub(crate) transaction: &'a mut Transaction,
+}
+
+impl<'a> Hand<'a> {
+    pub(crate) fn new(
+        target: &'a Target,
+        transaction: &'a mut Transaction,
+        now: UtcDateTime,
+    ) -> Result<Hand<'a>, Failure> {
+        let repository = target.repository()?;
+        Ok(Hand {
+            target,
+            encoder: Encoder::new(repository.algorithm(), target.codec),
+            layout: Layout::new(),
+            now,
+            revision: repository.manifest().revision + 1,
+            transaction,
+        })
+    }
 }
 
 impl Hand<'_> {
@@ -127,8 +141,14 @@ impl Hand<'_> {
         if let Some(flat) = &image.flat {
             self.graft(&OwnedPath::Flat(plan.manifest.config), &flat.graft, plan.flat_damaged)?;
         }
+        self.hang_back(image)?;
         for layer in plan.distinct_layers().filter(|l| l.state == LayerState::Legacy) {
             self.mark_legacy(&layer.layer)?;
+        }
+        let layers = plan.layers.iter().map(|l| l.layer.descriptor.digest);
+        self.in_use_again(plan.manifest.config, layers)?;
+        if self.leads_elsewhere(plan)? {
+            self.retire(None, &plan.name, Reason::TagMoved)?;
         }
         self.index(plan, &image.variants)?;
         let record = |file| OwnedPath::ImageFile { platform: None, name: plan.name.clone(), file };
@@ -148,6 +168,47 @@ impl Hand<'_> {
         self.file(&record(ImageFile::Manifest), &plan.manifest.record().to_bytes())?;
         let public = OwnedPath::Public { platform: None, name: plan.name.clone() };
         self.link(&public, &OwnedPath::Flat(plan.manifest.config))
+    }
+
+    /// What was published when the plan was made, and was swept since, is hung in again: its objects are there as long
+    /// as nobody may collect any.
+    fn hang_back(&mut self, image: &ReadyImage<'_>) -> Result<(), Failure> {
+        let plan = image.plan;
+        let flat = image.flat.is_none().then_some((OwnedPath::Flat(plan.manifest.config), &plan.known_flat));
+        let layers = plan.distinct_layers().filter_map(|l| {
+            let digest = l.layer.descriptor.digest;
+            match l.state {
+                LayerState::Published => Some((l.place.path(digest), &l.known)),
+                LayerState::Legacy => Some((OwnedPath::LayerContent(digest), &None)),
+                LayerState::Prepared | LayerState::Missing => None,
+            }
+        });
+        for (path, known) in layers.chain(flat) {
+            let at = repo_path(&self.layout, &path);
+            if self.transaction.lookup(&at)?.is_some() {
+                continue;
+            }
+            let gone = || Failure::Content(format!("{at} was removed meanwhile; run again"));
+            let known = known.as_ref().ok_or_else(gone)?;
+            if !self.target.is_present(known)? {
+                return Err(gone());
+            }
+            let graft = graft_of(Loader::new(&*self.target.store, self.target.scratch()), known)?;
+            self.graft(&path, &graft, false)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the name leads to another image than the one that comes now.
+    fn leads_elsewhere(&mut self, plan: &ImagePlan) -> Result<bool, Failure> {
+        let file = |file| OwnedPath::ImageFile { platform: None, name: plan.name.clone(), file };
+        let status = self.read(&file(ImageFile::Status))?.and_then(|s| StatusRecord::parse(&s).ok());
+        let record = self.read(&file(ImageFile::Manifest))?.and_then(|m| ManifestRecord::parse(&m).ok());
+        Ok(match (status, record) {
+            (Some(status), _) => status.digest != plan.document.digest,
+            (None, Some(record)) => !is_record_of(&record, &plan.manifest),
+            (None, None) => false,
+        })
     }
 
     fn index(&mut self, plan: &ImagePlan, variants: &HashSet<LayerDigest>) -> Result<(), Failure> {
@@ -214,7 +275,7 @@ impl Hand<'_> {
         self.link(path, to)
     }
 
-    fn link(&mut self, path: &OwnedPath, to: &OwnedPath) -> Result<(), Failure> {
+    pub(crate) fn link(&mut self, path: &OwnedPath, to: &OwnedPath) -> Result<(), Failure> {
         let at = repo_path(&self.layout, path);
         let target = self.layout.link(path, to);
         let old = self.transaction.lookup(&at)?;
@@ -232,7 +293,7 @@ impl Hand<'_> {
         self.split_large(path)
     }
 
-    fn read(&mut self, path: &OwnedPath) -> Result<Option<Vec<u8>>, Failure> {
+    pub(crate) fn read(&mut self, path: &OwnedPath) -> Result<Option<Vec<u8>>, Failure> {
         let Some(entry) = self.transaction.lookup(&repo_path(&self.layout, path))? else { return Ok(None) };
         let Some(hash) = entry.content else { return Ok(None) };
         let mut bytes = Vec::new();
@@ -248,7 +309,7 @@ impl Hand<'_> {
         }
     }
 
-    fn file(&mut self, path: &OwnedPath, bytes: &[u8]) -> Result<(), Failure> {
+    pub(crate) fn file(&mut self, path: &OwnedPath, bytes: &[u8]) -> Result<(), Failure> {
         let at = repo_path(&self.layout, path);
         let (hash, _) = put_content(&*self.target.store, &mut self.encoder, ObjectKind::File, bytes)?;
         if self.transaction.lookup(&at)?.is_some_and(|e| e.content == Some(hash)) {
@@ -262,7 +323,7 @@ impl Hand<'_> {
     }
 
     /// Makes the directories above a path, with the nested catalogs that the layout wants.
-    fn directories(&mut self, path: &OwnedPath, at: &RepoPath) -> Result<(), Failure> {
+    pub(crate) fn directories(&mut self, path: &OwnedPath, at: &RepoPath) -> Result<(), Failure> {
         let Some(parent) = at.parent() else { return Ok(()) };
         let starts: Vec<RepoPath> = self
             .layout

@@ -6,6 +6,7 @@
 //! publish is between its last two steps; `objects.db`, `prepared/` and `tmp/` save work and can be deleted, as can
 //! `collections.json`, which tells whether what they say may be out of date.
 
+mod clock;
 mod collections;
 mod keys;
 mod lease;
@@ -34,6 +35,7 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 use time::UtcDateTime;
 
+pub use self::clock::Clock;
 pub use self::collections::Traces;
 use self::keys::KeyFiles;
 pub use self::keys::{WhitelistEnd, sign_whitelist_file};
@@ -70,6 +72,8 @@ pub struct Target {
     pub lease_term: Duration,
     /// How long somebody who is in the way is waited for.
     pub patience: Duration,
+    /// What time it is, as records state it.
+    pub clock: Clock,
     /// What was seen of collections when this was opened, or at the last look.
     traces: Mutex<Option<Traces>>,
     scratch: TempDir,
@@ -129,6 +133,7 @@ impl Target {
             policy: Policy::default(),
             lease_term: TERM,
             patience: PATIENCE,
+            clock: Clock::default(),
             traces: Mutex::new(None),
             scratch,
         };
@@ -167,6 +172,7 @@ impl Target {
             policy,
             lease_term: TERM,
             patience: PATIENCE,
+            clock: Clock::default(),
             traces: Mutex::new(None),
             scratch,
         };

@@ -99,3 +99,56 @@ fn a_reader_that_goes_away_is_no_failure() {
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()), (Some(0), ""));
 }
+
+#[test]
+fn prune_refuses_lists_that_do_not_say_what_to_keep() {
+    let dir = tempfile::tempdir().unwrap();
+    let header = "version: 1\nuser: x\ncvmfs_repo: images.example.org\n";
+    let list = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let good = list("good.yaml", &format!("{header}input: ['debian:12']\n"));
+    let bad = list("bad.yaml", &format!("{header}input: ['debian:12', 'debian']\n"));
+    let empty = list("empty.yaml", &format!("{header}input: []\n"));
+    let other = list("other.yaml", "version: 1\ncvmfs_repo: other.example.org\ninput: ['debian:12']\n");
+    for (lists, why) in
+        [(vec![&bad], "neither tag nor digest"), (vec![&empty], "nothing"), (vec![&good, &other], "other.example.org")]
+    {
+        let arguments: Vec<&str> = ["prune"].into_iter().chain(lists.iter().map(|l| l.as_str())).collect();
+        let (status, stdout, stderr) = run(&arguments);
+        assert_eq!((status, stdout.as_str()), (Some(3), ""), "{stderr}");
+        assert!(stderr.contains(why), "{stderr}");
+    }
+}
+
+#[test]
+fn images_are_removed_and_collected_from_the_command_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (storage, keys, state) = (place("storage"), place("keys"), place("state"));
+    let run = |arguments: &[&str]| {
+        let paths = ["--storage", &storage, "--keys", &keys, "--state", &state];
+        run(&paths.into_iter().chain(arguments.iter().copied()).collect::<Vec<_>>())
+    };
+    let fqrn = "images.example.org";
+    assert_eq!(run(&["init", fqrn]).0, Some(0));
+    let (status, stdout, stderr) = run(&["gc", fqrn]);
+    assert_eq!((status, stderr.as_str()), (Some(0), ""));
+    assert!(stdout.ends_with("(revision 1, nothing published)\n"), "{stdout}");
+    let (status, _, stderr) = run(&["remove", "debian:12", fqrn]);
+    assert_eq!(status, Some(1));
+    assert!(
+        stderr.contains("there is no published image debian:12 or registry.hub.docker.com/library/debian:12"),
+        "{stderr}"
+    );
+    let missing = place("report");
+    let (status, _, stderr) = run(&["gc", fqrn, "--in-use", &missing]);
+    assert_eq!(status, Some(1));
+    assert!(stderr.contains(&missing), "{stderr}");
+    let (status, stdout, _) = run(&["--json", "gc", fqrn, "--objects", "--min-age", "0"]);
+    let value: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((status, &value["images"]["schema"], &value["schema"]), (Some(0), &1.into(), &1.into()));
+    assert_eq!(run(&["gc", fqrn, "--no-images"]).0, Some(2));
+}

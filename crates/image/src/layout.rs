@@ -7,8 +7,9 @@
 //! .layers/xx/<layer hex>/layerfs         content of a layer
 //! .layers/xx/<layer hex>/.metadata/      layers.json, format.json
 //! .layers/xx/<layer hex>/.overlay/       beside a layer of the existing tool: the same as we write it, layerfs and .metadata
-//! .metadata/REGISTRY/REPO/NAME:TAG/      manifest.json, image-manifest.json, config.json, status.json, startup.json
+//! .metadata/REGISTRY/REPO/NAME:TAG/      manifest.json, image-manifest.json, config.json, status.json, startup.json, pin.json
 //! .metadata/.multiarch/<arch>[:variant]/REGISTRY/…
+//! .metadata/.versions/[.multiarch/…/]REGISTRY/REPO/NAME:TAG/<hex>/   the same of what the name led to before, and version.json
 //! .metadata/.condemned/{layer,flat}/xx/<hex>.json
 //! .index/{diff-id,chain-id}/xx/<hex>     → ../../../.layers/xx/<hex>
 //! .index/{config,manifest}/xx/<hex>      raw bytes
@@ -39,8 +40,8 @@ use crate::reference::PublicName;
 
 pub use catalogs::{CatalogRule, NestedCatalog};
 pub use records::{
-    Condemned, DescriptorRecord, FormatRecord, IMPLICIT_MAX, LayersJson, LostRecord, ManifestRecord, RecordError,
-    StatusRecord, UsersRecord, timestamp,
+    Condemned, DescriptorRecord, FormatRecord, IMPLICIT_MAX, LayersJson, LostRecord, ManifestRecord, PinRecord,
+    RecordError, StatusRecord, UsersRecord, VersionRecord, timestamp, unix_seconds,
 };
 
 /// Kinds of things that can wait for their removal.
@@ -65,11 +66,14 @@ pub enum ImageFile {
     Status,
     /// `startup.json`: what a start of the image touches
     Startup,
+    /// `pin.json`: nothing removes what this image is made of
+    Pin,
 }
 
 impl ImageFile {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Manifest, Self::RawManifest, Self::Config, Self::Status, Self::Startup];
+    pub const ALL: [Self; 6] =
+        [Self::Manifest, Self::RawManifest, Self::Config, Self::Status, Self::Startup, Self::Pin];
 
     /// The name of the file.
     pub const fn file_name(self) -> &'static str {
@@ -79,6 +83,7 @@ impl ImageFile {
             Self::Config => "config.json",
             Self::Status => "status.json",
             Self::Startup => "startup.json",
+            Self::Pin => "pin.json",
         }
     }
 }
@@ -172,6 +177,25 @@ pub enum OwnedPath {
         /// which of its records
         file: ImageFile,
     },
+    /// `.metadata/.versions/…/NAME:TAG/<hex>`: the records of an image that the name led to before. The digits are
+    /// those of its manifest, or of its config where the manifest is not known
+    Version {
+        /// none: the default platform
+        platform: Option<PlatformDirectory>,
+        /// the name of the image
+        name: PublicName,
+        /// which of its images
+        key: Digest,
+    },
+    /// `.metadata/.versions/…/NAME:TAG/<hex>/version.json`
+    VersionRecord {
+        /// none: the default platform
+        platform: Option<PlatformDirectory>,
+        /// the name of the image
+        name: PublicName,
+        /// which of its images
+        key: Digest,
+    },
     /// `.metadata/.condemned/{layer,flat}/xx/<hex>.json`
     Condemned(CondemnedKind, Digest),
     /// `.index/KIND/xx/<hex>`
@@ -236,6 +260,14 @@ impl Layout {
             OwnedPath::ImageFile { platform, name, file } => {
                 metadata(&mut text, platform, name);
                 push(&mut text, format_args!("/{}", file.file_name()));
+            }
+            OwnedPath::Version { platform, name, key } | OwnedPath::VersionRecord { platform, name, key } => {
+                text.push_str(".metadata/.versions/");
+                platform.iter().for_each(|platform| push(&mut text, format_args!(".multiarch/{platform}/")));
+                push(&mut text, format_args!("{name}/{}", key.hex()));
+                if matches!(path, OwnedPath::VersionRecord { .. }) {
+                    text.push_str("/version.json");
+                }
             }
             OwnedPath::Condemned(kind, digest) => {
                 let kind = match kind {
@@ -333,6 +365,7 @@ fn parse_metadata(rest: &str) -> Option<OwnedPath> {
         let (bucket, name) = rest.split_once('/')?;
         return Some(OwnedPath::Condemned(kind, bucketed(bucket, name.strip_suffix(".json")?)?));
     }
+    let (is_version, rest) = rest.strip_prefix(".versions/").map_or((false, rest), |rest| (true, rest));
     let (platform, rest) = match rest.strip_prefix(".multiarch/") {
         Some(rest) => {
             let (platform, rest) = rest.split_once('/')?;
@@ -340,6 +373,15 @@ fn parse_metadata(rest: &str) -> Option<OwnedPath> {
         }
         None => (None, rest),
     };
+    if is_version {
+        let (rest, is_record) = rest.strip_suffix("/version.json").map_or((rest, false), |rest| (rest, true));
+        let (name, hex) = rest.rsplit_once('/')?;
+        let (name, key) = (PublicName::parse(name).ok()?, Digest::parse_hex(hex)?);
+        return Some(match is_record {
+            true => OwnedPath::VersionRecord { platform, name, key },
+            false => OwnedPath::Version { platform, name, key },
+        });
+    }
     if let Ok(name) = PublicName::parse(rest) {
         return Some(OwnedPath::Image { platform, name });
     }

@@ -1,5 +1,6 @@
 //! Arguments of the commands about the past: `gc`, `tag`, `rollback`; and how times are written there.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -17,22 +18,47 @@ pub struct Gc {
     #[arg(value_name = "FQRN", value_parser = values::fqrn)]
     pub fqrn: String,
 
-    /// Remove objects from the storage
+    /// How long layers and flats stay that nothing needs, from the run that found it
+    #[arg(long, value_name = "DURATION", default_value = "30d", value_parser = duration)]
+    pub grace: Duration,
+
+    /// Keep the last N images that each published tag led to before, whatever their age
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub keep_versions: usize,
+
+    /// What nodes use: a report, or a directory of reports; may be repeated
+    ///
+    /// Any text will do: every digest in it that belongs to a layer, a flat or an image of the repository keeps that. For
+    /// instance the output of cvmfs-snapshotter status --json, of ctr images list, or a list of paths.
+    #[arg(long, value_name = "FILE|DIR")]
+    pub in_use: Vec<PathBuf>,
+
+    /// Remove objects from the storage, after that
     #[arg(long)]
     pub objects: bool,
 
+    /// With --objects: leave the images of the present revision alone
+    #[arg(long, requires = "objects", conflicts_with_all = ["keep_versions", "in_use"])]
+    pub no_images: bool,
+
     /// Keep the present revision and N before it
-    #[arg(long, value_name = "N", conflicts_with = "keep_since")]
+    #[arg(long, value_name = "N", conflicts_with = "keep_since", help_heading = "With --objects")]
     pub keep_revisions: Option<u64>,
 
     /// Keep all revisions that were current then or later: 3d, 12h, 2026-11-01, 2026-11-01T10:00:00Z
     ///
     /// [default: 3d]
-    #[arg(long, value_name = "WHEN", value_parser = when)]
+    #[arg(long, value_name = "WHEN", value_parser = when, help_heading = "With --objects")]
     pub keep_since: Option<When>,
 
     /// Never remove objects younger than this, nor anything that a revision published within this time refers to
-    #[arg(long, value_name = "DURATION", default_value = "48h", value_parser = duration)]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "48h",
+        value_parser = duration,
+        help_heading = "With --objects"
+    )]
     pub min_age: Duration,
 
     /// Say what would be removed; change nothing

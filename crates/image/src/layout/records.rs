@@ -55,6 +55,11 @@ pub fn timestamp(unix_seconds: i64) -> String {
         .unwrap_or_else(|| "9999-12-31T23:59:59Z".to_owned())
 }
 
+/// The same read back: Unix seconds; nothing if it is no such text.
+pub fn unix_seconds(timestamp: &str) -> Option<i64> {
+    OffsetDateTime::parse(timestamp, &Rfc3339).ok().map(OffsetDateTime::unix_timestamp)
+}
+
 /// Writes and reads one kind of record.
 macro_rules! record {
     ($name:ident, $what:literal, schema) => {
@@ -190,14 +195,42 @@ record!(StatusRecord, "status.json", schema);
 /// `.metadata/.condemned/…`: waits for its removal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condemned {
-    /// when its last use ended, see [`timestamp`]
+    /// when it was first found that nothing uses it, see [`timestamp`]
     pub since: String,
-    /// `wish dropped`, `tag moved`, `removed`
+    /// why its last known use ended: `wish dropped`, `tag moved`, `removed`, `rolled back`; `unused` if no record tells
     pub reason: String,
     /// public names of the images that used it last
     pub last_images: Vec<String>,
 }
 record!(Condemned, "condemned record", schema);
+
+/// `version.json`: what a name led to before, until when, and what it needs to lead there again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionRecord {
+    /// when the name ceased to lead to it, see [`timestamp`]
+    pub since: String,
+    /// `wish dropped`, `tag moved`, `removed`, `rolled back`
+    pub reason: String,
+    /// digest of its manifest; not known of images of the existing tool
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<ManifestDigest>,
+    /// digest of the index that the name led to, if it led to one
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<ManifestDigest>,
+    /// digest of its config, which names its flat
+    pub config: ImageId,
+    /// its layers, bottom first; those that no registry gives are left out
+    pub layers: Vec<LayerDigest>,
+}
+record!(VersionRecord, "version.json", schema);
+
+/// `pin.json`: what this image is made of stays, whatever becomes of its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinRecord {
+    /// since when, see [`timestamp`]
+    pub since: String,
+}
+record!(PinRecord, "pin.json", schema);
 
 /// `.index/users/…`: images that use a layer; derived from the records of the images.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -303,5 +336,11 @@ impl ManifestRecord {
     /// Reads the record.
     pub fn parse(bytes: &[u8]) -> Result<Self, RecordError> {
         parse("manifest.json", bytes)
+    }
+
+    /// The layers that a registry gives, bottom first; the others are in no repository.
+    pub fn distributable(&self) -> impl Iterator<Item = LayerDigest> {
+        let foreign = |text: &str| text.contains(".foreign.") || text.contains(".nondistributable.");
+        self.layers.iter().filter(move |l| !foreign(&l.media_type)).map(|l| l.digest)
     }
 }

@@ -39,6 +39,14 @@ fn every_path() -> Vec<(OwnedPath, String)> {
         (OwnedPath::Image { platform: None, name: name("r.io/a/b:1") }, ".metadata/r.io/a/b:1".to_owned()),
         (OwnedPath::Image { platform: arm(), name: name("b:1") }, ".metadata/.multiarch/arm64:v8/b:1".to_owned()),
         (
+            OwnedPath::Version { platform: None, name: name("r.io/a/b:1"), key: layer().digest() },
+            format!(".metadata/.versions/r.io/a/b:1/{digits}"),
+        ),
+        (
+            OwnedPath::VersionRecord { platform: arm(), name: name("b:1"), key: layer().digest() },
+            format!(".metadata/.versions/.multiarch/arm64:v8/b:1/{digits}/version.json"),
+        ),
+        (
             OwnedPath::Condemned(CondemnedKind::Layer, layer().digest()),
             format!(".metadata/.condemned/layer/ab/{digits}.json"),
         ),
@@ -104,6 +112,9 @@ fn knows_only_its_own_paths() {
         ".metadata",
         ".metadata/r.io",
         ".metadata/r.io/a:1/other.json",
+        ".metadata/.versions/r.io/a:1/abab",
+        ".metadata/.versions/r.io/a:1/version.json",
+        &format!(".metadata/.versions/r.io/a/{hex}"),
         ".metadata/remove-schedule.json",
         &format!(".metadata/.condemned/chain/ab/{hex}.json"),
         &format!(".index/diff-id/ab/{hex}/x"),
@@ -174,7 +185,18 @@ fn begins_catalogs_where_the_tree_grows() {
     }
     assert_eq!(catalogs(&OwnedPath::Flat(ImageId::from_digest(layer().digest())))[2], format!(".flat/ab/{hex}"));
     assert_eq!(catalogs(&OwnedPath::Index(IndexKey::Users(layer()))), [".index", ".index/users/ab"]);
-    assert_eq!(catalogs(&OwnedPath::Condemned(CondemnedKind::Layer, layer().digest())), [".metadata"]);
+    assert_eq!(
+        catalogs(&OwnedPath::Condemned(CondemnedKind::Layer, layer().digest())),
+        [".metadata", ".metadata/.condemned", ".metadata/.condemned/layer"]
+    );
+    let version = |platform, text: &str| OwnedPath::VersionRecord { platform, name: name(text), key: layer().digest() };
+    let expected = [".metadata", ".metadata/.versions", ".metadata/.versions/r.io", ".metadata/.versions/r.io/a?"];
+    assert_eq!(catalogs(&version(None, "r.io/a/b:1")), expected);
+    assert_eq!(catalogs(&version(None, "b:1")), [".metadata", ".metadata/.versions"]);
+    assert_eq!(
+        catalogs(&version(arm(), "r.io/b:1"))[2..],
+        [".metadata/.versions/.multiarch/arm64:v8", ".metadata/.versions/.multiarch/arm64:v8/r.io?"]
+    );
     assert_eq!(catalogs(&OwnedPath::PodmanStore), ["podmanStore"]);
 }
 
@@ -266,6 +288,17 @@ fn writes_the_records_of_the_design() {
     let text = r#"{"schema":1,"since":"1970-01-01T00:00:00Z","reason":"tag moved","last_images":["r.io/a:1"]}"#;
     assert_eq!(String::from_utf8(condemned.to_bytes()).unwrap(), format!("{text}\n"));
     assert_eq!(Condemned::parse(text.as_bytes()).unwrap(), condemned);
+    let version = VersionRecord {
+        since: timestamp(0),
+        reason: "tag moved".to_owned(),
+        digest: None,
+        index: None,
+        config: image(),
+        layers: vec![layer()],
+    };
+    assert_eq!(VersionRecord::parse(&version.to_bytes()).unwrap(), version);
+    assert_eq!(unix_seconds(&timestamp(1_795_291_200)), Some(1_795_291_200));
+    assert_eq!(unix_seconds("yesterday"), None);
     let users = UsersRecord { images: vec![image()] };
     assert_eq!(UsersRecord::parse(&users.to_bytes()).unwrap(), users);
     assert_eq!(timestamp(i64::MAX), "9999-12-31T23:59:59Z");

@@ -1,0 +1,220 @@
+//! What a name led to before: kept when it leads elsewhere or goes, put back when somebody wants it.
+//!
+//! The records of an image are moved as they are, below `.metadata/.versions`, with `version.json` beside them. Nothing
+//! of its flat, its layers or the index is touched, so putting it back costs a link and a few rows.
+
+use cvmfs::entry::Entry;
+use cvmfs::path::RepoPath;
+use cvmfs::subtree::MARKER;
+use image::digest::{Digest, ImageId, LayerDigest};
+use image::layout::{
+    CondemnedKind, ImageFile, ManifestRecord, OwnedPath, PinRecord, StatusRecord, VersionRecord, timestamp,
+    unix_seconds,
+};
+use image::platform::PlatformDirectory;
+use image::reference::PublicName;
+
+use super::{Owner, Reason};
+use crate::failure::Failure;
+use crate::layer::repo_path;
+use crate::publish::Hand;
+
+impl Hand<'_> {
+    /// Moves the records of the image that a name leads to out of its way. Of an image without a readable manifest
+    /// nothing can be put back, so nothing is kept: they go.
+    pub(crate) fn retire(
+        &mut self,
+        platform: Option<&PlatformDirectory>,
+        name: &PublicName,
+        reason: Reason,
+    ) -> Result<(), Failure> {
+        let (platform, name) = (platform.cloned(), name.clone());
+        let file = |file| OwnedPath::ImageFile { platform: platform.clone(), name: name.clone(), file };
+        let record = self.read(&file(ImageFile::Manifest))?.and_then(|m| ManifestRecord::parse(&m).ok());
+        let status = self.read(&file(ImageFile::Status))?.and_then(|s| StatusRecord::parse(&s).ok());
+        let from = OwnedPath::Image { platform: platform.clone(), name: name.clone() };
+        let Some(record) = record else {
+            tracing::warn!(image = %name, "its manifest.json is unreadable: it can't be undeleted");
+            return Ok(self.transaction.remove(&repo_path(&self.layout, &from))?);
+        };
+        let version = VersionRecord {
+            since: timestamp(self.now.unix_timestamp()),
+            reason: reason.as_str().to_owned(),
+            digest: status.as_ref().map(|s| s.digest),
+            index: status.as_ref().and_then(|s| s.index),
+            config: record.config.digest,
+            layers: record.distributable().collect(),
+        };
+        let key = version.digest.map_or(version.config.digest(), |d| d.digest());
+        let to = OwnedPath::Version { platform: platform.clone(), name: name.clone(), key };
+        let at = repo_path(&self.layout, &to);
+        // The same image may have been left before.
+        let was_pinned = self.transaction.lookup(&at.join(ImageFile::Pin.file_name()))?;
+        self.transaction.remove(&at)?;
+        self.file(&OwnedPath::VersionRecord { platform, name, key }, &version.to_bytes())?;
+        if let Some(pin) = was_pinned {
+            self.transaction.put(&at.join(ImageFile::Pin.file_name()), pin, &[])?;
+        }
+        self.move_files(&from, &at)?;
+        Ok(self.transaction.remove(&repo_path(&self.layout, &from))?)
+    }
+
+    /// Makes the records of an earlier image those of its name again, and gives it its link. What the name leads to now
+    /// becomes an earlier image.
+    pub(crate) fn restore(
+        &mut self,
+        platform: Option<&PlatformDirectory>,
+        name: &PublicName,
+        key: Digest,
+    ) -> Result<(), Failure> {
+        let (platform, name) = (platform.cloned(), name.clone());
+        let version = OwnedPath::Version { platform: platform.clone(), name: name.clone(), key };
+        let record_path = OwnedPath::VersionRecord { platform: platform.clone(), name: name.clone(), key };
+        let Some(bytes) = self.read(&record_path)? else {
+            return Err(Failure::Content(format!("{name} never led to sha256:{}, or its grace is over", key.hex())));
+        };
+        let record = VersionRecord::parse(&bytes)?;
+        let flat = OwnedPath::Flat(record.config);
+        let layers = record.layers.iter().map(|l| OwnedPath::Layer(*l));
+        for part in layers.chain([flat.clone()]) {
+            let at = repo_path(&self.layout, &part);
+            if self.transaction.lookup(&at)?.is_none() {
+                return Err(Failure::Content(format!(
+                    "{at} of {name} is gone; publish the image again (convert, convert-image)"
+                )));
+            }
+        }
+        let to = OwnedPath::Image { platform: platform.clone(), name: name.clone() };
+        if self.transaction.lookup(&repo_path(&self.layout, &to))?.is_some() {
+            self.retire(platform.as_ref(), &name, Reason::RolledBack)?;
+        }
+        let at = repo_path(&self.layout, &to);
+        self.directories(
+            &OwnedPath::ImageFile { platform: platform.clone(), name: name.clone(), file: ImageFile::Pin },
+            &at.join("x"),
+        )?;
+        self.transaction.remove(&repo_path(&self.layout, &record_path))?;
+        self.move_files(&version, &at)?;
+        self.remove_with_parents(&version)?;
+        self.in_use_again(record.config, record.layers.iter().copied())?;
+        self.link(&OwnedPath::Public { platform, name }, &flat)
+    }
+
+    /// Takes a name away: its link and its records, which are kept as an earlier image.
+    pub(crate) fn take_away(
+        &mut self,
+        platform: Option<&PlatformDirectory>,
+        name: &PublicName,
+        reason: Reason,
+    ) -> Result<(), Failure> {
+        let (platform, name) = (platform.cloned(), name.clone());
+        let records = OwnedPath::Image { platform: platform.clone(), name: name.clone() };
+        if self.transaction.lookup(&repo_path(&self.layout, &records))?.is_some() {
+            self.retire(platform.as_ref(), &name, reason)?;
+            self.remove_with_parents(&records)?;
+        }
+        self.remove_with_parents(&OwnedPath::Public { platform, name })
+    }
+
+    /// Which earlier images of a name there are.
+    pub(crate) fn keys(&mut self, owner: &Owner) -> Result<Vec<Digest>, Failure> {
+        let Owner { platform, name } = owner.clone();
+        let any = OwnedPath::Version { platform, name, key: Digest::of(b"") };
+        let directory = repo_path(&self.layout, &any).parent().expect("it lies deep");
+        let names = self.transaction.list(&directory)?.into_iter().filter(Entry::is_directory);
+        Ok(names.filter_map(|e| Digest::parse_hex(std::str::from_utf8(&e.name).ok()?)).collect())
+    }
+
+    /// The earlier images of a name, with the time until which it led to them.
+    pub(crate) fn earlier(&mut self, owner: &Owner) -> Result<Vec<(Digest, i64)>, Failure> {
+        let Owner { platform, name } = owner.clone();
+        let mut found = Vec::new();
+        for key in self.keys(owner)? {
+            let path = OwnedPath::VersionRecord { platform: platform.clone(), name: name.clone(), key };
+            let Some(bytes) = self.read(&path)? else { continue };
+            found.push((key, unix_seconds(&VersionRecord::parse(&bytes)?.since).unwrap_or(i64::MIN)));
+        }
+        Ok(found)
+    }
+
+    /// Whether what a name leads to is pinned.
+    pub(crate) fn is_pinned(&mut self, owner: &Owner) -> Result<bool, Failure> {
+        Ok(self.transaction.lookup(&repo_path(&self.layout, &pin_of(owner)))?.is_some())
+    }
+
+    /// Pins what a name leads to; whether it was not pinned before.
+    pub(crate) fn pin(&mut self, owner: &Owner) -> Result<bool, Failure> {
+        if self.is_pinned(owner)? {
+            return Ok(false);
+        }
+        let record = PinRecord { since: timestamp(self.now.unix_timestamp()) };
+        self.file(&pin_of(owner), &record.to_bytes())?;
+        Ok(true)
+    }
+
+    /// Gives up the pins of a name, of earlier images as well; whether there was one.
+    pub(crate) fn unpin(&mut self, owner: &Owner) -> Result<bool, Failure> {
+        let Owner { platform, name } = owner.clone();
+        let mut pins = vec![repo_path(&self.layout, &pin_of(owner))];
+        for key in self.keys(owner)? {
+            let version = OwnedPath::Version { platform: platform.clone(), name: name.clone(), key };
+            pins.push(repo_path(&self.layout, &version).join(ImageFile::Pin.file_name()));
+        }
+        let mut was_pinned = false;
+        for pin in pins {
+            was_pinned |= self.transaction.lookup(&pin)?.is_some();
+            self.transaction.remove(&pin)?;
+        }
+        Ok(was_pinned)
+    }
+
+    /// Whoever uses something again begins a new count of grace when that use ends.
+    pub(crate) fn in_use_again(
+        &mut self,
+        flat: ImageId,
+        layers: impl Iterator<Item = LayerDigest>,
+    ) -> Result<(), Failure> {
+        let flat = OwnedPath::Condemned(CondemnedKind::Flat, flat.digest());
+        let layers = layers.map(|l| OwnedPath::Condemned(CondemnedKind::Layer, l.digest()));
+        for path in layers.chain([flat]) {
+            self.transaction.remove(&repo_path(&self.layout, &path))?;
+        }
+        Ok(())
+    }
+
+    /// Removes what is at a path, and the directories above that nothing is left in.
+    pub(crate) fn remove_with_parents(&mut self, path: &OwnedPath) -> Result<(), Failure> {
+        let at = repo_path(&self.layout, path);
+        self.transaction.remove(&at)?;
+        let top = RepoPath::ROOT.join_path(self.layout.prefix()).unwrap_or(RepoPath::ROOT);
+        let mut parent = at.parent();
+        while let Some(directory) = parent.filter(|p| *p != top && !p.is_root()) {
+            let is_tree = directory.name().starts_with(b".");
+            let is_empty = self.transaction.list(&directory)?.iter().all(|e| e.name == MARKER);
+            if is_tree || !is_empty || self.transaction.lookup(&directory)?.is_none() {
+                break;
+            }
+            self.transaction.remove(&directory)?;
+            parent = directory.parent();
+        }
+        Ok(())
+    }
+
+    /// Moves the files of a directory of records; what is there already under a name stays.
+    fn move_files(&mut self, from: &OwnedPath, to: &RepoPath) -> Result<(), Failure> {
+        let from = repo_path(&self.layout, from);
+        for entry in self.transaction.list(&from)? {
+            let is_record = entry.content.is_some() && !entry.is_directory() && entry.name != MARKER;
+            let at = to.join(&entry.name);
+            if is_record && self.transaction.lookup(&at)?.is_none() {
+                self.transaction.put(&at, Entry { links: 1, link_group: 0, ..entry }, &[])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn pin_of(owner: &Owner) -> OwnedPath {
+    let Owner { platform, name } = owner.clone();
+    OwnedPath::ImageFile { platform, name, file: ImageFile::Pin }
+}

@@ -1,0 +1,6 @@
+//! Images go and come back: removal, earlier images, condemned layers and flats, what keeps them.
+
+mod collection;
+mod model;
+mod names;
+mod world;
