@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::bail;
+use image::podman::engine_name;
 use image::reference::Reference;
 use registry::{Client, ClientConfig, Credentials};
 use serde_json::json;
@@ -13,7 +14,7 @@ use crate::config::{Config, ConfigError, FILE};
 use crate::engines::{Engine, docker_socket};
 use crate::inspect;
 use crate::mirror::{self, snippets};
-use crate::names::{Wanted, engine_name, mountpoint, published_path};
+use crate::names::{Wanted, mountpoint, published_path};
 use crate::output::{Output, archive};
 use crate::podman_store::{Outcome, Store, Wish};
 use crate::published::Repository;
@@ -184,7 +185,7 @@ fn run_podman_store(load: &Load, directory: &Path, global: &Global) -> anyhow::R
             let (repository, wanted) = locate(image, &load.place, global)?;
             let image = select(repository.find(&wanted)?, &platforms(load))?.swap_remove(0);
             let index = image.index.map(|digest| repository.document(digest)).transpose()?.flatten();
-            wishes.push(Wish { image, repository, index });
+            wishes.push(Wish { image, repository, index, flat: load.flat });
         }
         let outcomes = Store::open(directory)?.add(&wishes)?;
         (wishes.iter().map(Wish::name).collect(), outcomes)
@@ -218,7 +219,7 @@ async fn run_mirror(arguments: &Mirror, global: &Global) -> anyhow::Result<()> {
         config.listen = listen;
     }
     if let Some(engine) = arguments.print {
-        return Ok(print(&snippets::print(engine, config.listen, config.resolve))?);
+        return Ok(print(&snippets::print(engine, config.listen, config.resolve, &arguments.registry))?);
     }
     if !arguments.repo.is_empty() {
         let repository = |name: &String| Repository::new(name, &mountpoint(&global.cvmfs, name));
