@@ -94,7 +94,7 @@ fn an_image_is_in_the_store_if_somebody_wants_it_there() {
     assert_eq!(registry.count("GET", "/blobs/"), 0);
     assert_eq!(status(&site), before);
     let name = public(&registry, "lab/x:1");
-    assert_eq!(store(&site), [(pushed.config.hex(), vec![name.clone()])]);
+    assert_eq!(store(&site), [(pushed.config.hex(), vec![name])]);
     let tree = site.tree("podmanStore");
     let layer = Digest::of(format!("cvmfs-flat-layer:{}", pushed.config.hex()).as_bytes());
     let entry = &list(&tree, "overlay-layers/layers.json")[0];
@@ -210,7 +210,7 @@ fn images_that_are_published_no_more_go_with_the_next_change() {
     // As an administrator removes a name with the tools of the repository.
     let lock = site.target.lock().unwrap();
     let mut transaction = site.target.begin(&lock, time::UtcDateTime::now()).unwrap();
-    let path = cvmfs::path::RepoPath::parse(&format!("/{}", public(&registry, "lab/gone:1"))).unwrap();
+    let path = cvmfs::path::RepoPath::parse(format!("/{}", public(&registry, "lab/gone:1"))).unwrap();
     transaction.remove(&path).unwrap();
     site.target.commit(transaction).unwrap();
     drop(lock);
