@@ -21,6 +21,7 @@ events_logger = "file"
 runtime = "runc"
 conmon_path = ["{programs}/conmon"]
 helper_binaries_dir = ["{programs}"]
+static_dir = "{graph}/libpod"
 tmp_dir = "{tmp}"
 
 [containers]
@@ -34,6 +35,7 @@ PLAIN = """\
 [storage]
 driver = "overlay"
 graphroot = "{home}/plain"
+rootless_storage_path = "{home}/plain"  # for ordinary users the one above does not count with Podman 4
 runroot = "{home}/plain-run"
 
 [storage.options]
@@ -56,7 +58,7 @@ class Machine:
         (etc / "containers/policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}\n')
         self._over("/etc", etc)
         self.containers = Path("/etc/containers")
-        for place in ("/var/lib/containers", "/run/containers", "/run/cvmfs-client", "/run/libpod", "/var/lib/thin-image", "/var/tmp", OPT):
+        for place in ("/var/lib/containers", "/run/containers", "/run/libpod", "/var/lib/thin-image", "/var/tmp", OPT):
             lab.place(place, lab.path(f"machine{place}"))
         os.chmod("/var/tmp", 0o1777)
         # Root has a home of its own, for Podman leaves files there.
@@ -97,7 +99,6 @@ class Podman:
         configuration = self.home / ".config/containers"
         for path in (self.runtime, configuration):
             path.mkdir(parents=True)
-        (configuration / "containers.conf").write_text(CONTAINERS.format(programs=self.place / "programs", tmp=self.runtime / "libpod"))
         ignore = str(not root).lower()
         (configuration / "plain.conf").write_text(PLAIN.format(home=self.home, ignore=ignore))
         if root:
@@ -110,6 +111,9 @@ class Podman:
             self.graph, self.storage = str(self.home / ".local/share/containers/storage"), configuration / "storage.conf"
             self.storage_text = (HERE / "storage-user.conf").read_text()
         self.storage.write_text(self.storage_text)
+        for name, graph in (("containers", self.graph), ("plain-containers", f"{self.home}/plain")):
+            text = CONTAINERS.format(programs=self.place / "programs", graph=graph, tmp=self.runtime / name)
+            (configuration / f"{name}.conf").write_text(text)
         for path in (self.home, self.runtime) if not root else ():
             lab.run("chown", "-R", f"{USER_ID}:{USER_ID}", path)
         self.version = self("--version").stdout.split()[-1]
@@ -120,7 +124,7 @@ class Podman:
 
     def unshare(self, *words):
         """Runs a program in the namespaces of an ordinary user's containers; that must not want the stores, which may not be there yet."""
-        words = ["CONTAINERS_STORAGE_CONF=/dev/null", "podman", "unshare", *words]
+        words = ["CONTAINERS_STORAGE_CONF=/dev/null", "STORAGE_DRIVER=overlay", "podman", "unshare", *words]
         return self.lab.run(*self.become(*words))
 
     def become(self, *words, plain=False):
@@ -128,7 +132,9 @@ class Podman:
         become = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups"]
         variables = [f"HOME={self.home}", f"PATH={self.place}/programs:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=dumb", "TMPDIR=/var/tmp"]
         configuration = self.home / ".config/containers"
-        variables += [f"XDG_RUNTIME_DIR={self.runtime}", f"CONTAINERS_CONF={configuration}/containers.conf", "PODMAN_IGNORE_CGROUPSV1_WARNING=1"]
+        # What Podman 4 notes of a store counts for all that are used with the same notes, so these are apart as well.
+        settings = configuration / ("plain-containers.conf" if plain else "containers.conf")
+        variables += [f"XDG_RUNTIME_DIR={self.runtime}", f"CONTAINERS_CONF={settings}", "PODMAN_IGNORE_CGROUPSV1_WARNING=1"]
         variables += [f"CONTAINERS_STORAGE_CONF={configuration}/plain.conf"] if plain else []
         return [str(word) for word in ["env", "-i", "-C", self.home, *become, "env", *variables, *words]]
 
