@@ -54,11 +54,12 @@ demo: scenarios ## publish a real image and run it from the mount (any other: IM
 
 .PHONY: smoke-engines
 smoke-engines: PROFILE = dev
-smoke-engines: scenarios ## one test an engine: the demo with every result checked, containerd of three versions, Docker, Apptainer, caches, another reader
+smoke-engines: scenarios ## one test an engine: the demo with every result checked, containerd of three versions, Docker, Apptainer, Podman, caches, another reader
 	integration/demo/demo.py $(BIN) --check
 	@$(MAKE) --no-print-directory test-containerd PROFILE=$(PROFILE) SMOKE=1
 	@$(MAKE) --no-print-directory test-docker PROFILE=$(PROFILE) SMOKE=1
 	@$(MAKE) --no-print-directory test-apptainer PROFILE=$(PROFILE) SMOKE=1
+	@$(MAKE) --no-print-directory test-podman PROFILE=$(PROFILE) SMOKE=1
 	@$(MAKE) --no-print-directory test-runners PROFILE=$(PROFILE) SMOKE=1
 	integration/soak/snapshotter.py $(BIN) --starts 20 --count 5 --seed 1
 	@$(MAKE) --no-print-directory test-proxies PROFILE=$(PROFILE)
@@ -78,6 +79,7 @@ test-engines: ## everything with real engines, a table of what each of them can 
 	$(MAKE) --no-print-directory test-containerd PROFILE=$(PROFILE) TABLE=target/engines.table || status=1; \
 	$(MAKE) --no-print-directory test-docker PROFILE=$(PROFILE) TABLE=target/engines.table || status=1; \
 	$(MAKE) --no-print-directory test-apptainer PROFILE=$(PROFILE) TABLE=target/engines.table || status=1; \
+	$(MAKE) --no-print-directory test-podman PROFILE=$(PROFILE) TABLE=target/engines.table || status=1; \
 	$(MAKE) --no-print-directory test-runners PROFILE=$(PROFILE) TABLE=target/engines.table || status=1; \
 	integration/table.py target/engines.table; echo; integration/summary.py target/engines.table || status=1; exit $$status
 
@@ -98,6 +100,11 @@ test-docker: engines ## Docker with the containerd image store and the snapshott
 test-apptainer: PROFILE = dev
 test-apptainer: engines ## Apptainer as root and as an ordinary user, compared with Docker (SMOKE=1 a short pass)
 	integration/apptainer/apptainer.py $(BIN) $(if $(SMOKE),--smoke) $(if $(TABLE),--table $(TABLE))
+
+.PHONY: test-podman
+test-podman: PROFILE = dev
+test-podman: engines ## Podman 4 and 5, as root and as an ordinary user, with both stores and the mirror (VERSION=5; SMOKE=1 a short pass)
+	integration/podman/podman.py $(BIN) $(if $(VERSION),--version $(VERSION)) $(if $(SMOKE),--smoke) $(if $(TABLE),--table $(TABLE))
 
 .PHONY: test-runners
 test-runners: PROFILE = dev

@@ -215,6 +215,7 @@ def container_tree(root):
 
 
 def _describe(path):
-    attributes = {name: os.getxattr(path, name, follow_symlinks=False).hex() for name in os.listxattr(path, follow_symlinks=False)}
-    kept = {name: value for name, value in attributes.items() if not name.startswith(("user.overlay.", "trusted.overlay."))}
-    return images.describe_path(path) | {"attributes": kept, "device": os.lstat(path).st_rdev}
+    # Of an overlay that an ordinary user has mounted, root reads the names of the others and not the values.
+    names = [name for name in os.listxattr(path, follow_symlinks=False) if not name.startswith(("user.overlay.", "trusted.overlay."))]
+    attributes = {name: os.getxattr(path, name, follow_symlinks=False).hex() for name in names}
+    return images.describe_path(path) | {"attributes": attributes, "device": os.lstat(path).st_rdev}

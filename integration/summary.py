@@ -73,12 +73,24 @@ RUNNER = {
     "survives restarts": ["cvmfs-client: kill -9, mounted again"],
     "first output (ordinary)": ["seconds to first output"],
 }
+PODMAN = {
+    "pull or find": ["found by name in both stores"],
+    "run": ["run: words and environment as after a pull", "user, working directory, options"],
+    "same file tree": ["correct file tree"],
+    "registry down": ["run, registry down", "pull by name and digest, registry down"],
+    "survives restarts": ["a running service sees stores change", "store is removed under a container", "cvmfs-client: kill -9, mounted again"],
+    "first output (ordinary)": ["seconds to first output"],
+}
 ROWS = (
     Row("containerd 1.6", "containerd 1.6", _containerd([])),
     Row("containerd 1.7", "containerd 1.7", _containerd([])),
     Row("containerd 2", "containerd 2", _containerd(["ctr images pull"])),
     Row("Docker, containerd image store", "Docker 28", DOCKER),
     Row("Docker 20.10, graph driver", "Docker 20.10 + plugin", PLUGIN),
+    Row("Podman 4, root", "podman 4 root", PODMAN),
+    Row("Podman 4, user", "podman 4 user", PODMAN),
+    Row("Podman 5, root", "podman 5 root", PODMAN),
+    Row("Podman 5, user", "podman 5 user", PODMAN),
     Row("Apptainer, root", "apptainer root", APPTAINER),
     Row("Apptainer, user", "apptainer user", APPTAINER),
     Row("runc, root", "runc root", RUNNER),

@@ -86,7 +86,9 @@ pub struct Status {
 /// Directory of the sockets of this user.
 pub fn directory() -> PathBuf {
     let uid = nix::unistd::geteuid();
-    if uid.is_root() {
+    // Who is root in a user namespace only (`podman unshare`) sees that /run belongs to somebody else.
+    let is_ours = |path: &str| std::fs::metadata(path).is_ok_and(|found| found.uid() == 0);
+    if uid.is_root() && is_ours("/run") {
         return "/run/cvmfs-client".into();
     }
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());

@@ -503,6 +503,17 @@ pub struct Convert {
     #[arg(long, alias = "skip-thin-image")]
     pub no_thin_images: bool,
 
+    /// Put all images of the list into the store for Podman, whatever the list says
+    #[arg(long, conflicts_with = "no_podman_store")]
+    pub podman_store: bool,
+
+    /// Put none into the store for Podman that is not there
+    ///
+    /// Without it, the key podman of the list says which images go into the additional image store of the repository,
+    /// podmanStore: true, false, or patterns as in ignoreErrors. Images that are in it follow their names in any case.
+    #[arg(long, alias = "skip-podman")]
+    pub no_podman_store: bool,
+
     /// How images are converted.
     #[command(flatten)]
     pub conversion: Conversion,
@@ -524,6 +535,10 @@ pub struct ConvertImage {
     /// Without it, the name is that of the image: REGISTRY/REPOSITORY:TAG; an image on disk is local/NAME:TAG.
     #[arg(long = "as", value_name = "NAME:TAG", value_parser = PublicName::parse)]
     pub name: Option<PublicName>,
+
+    /// Put the image into the store for Podman, too: podmanStore in the repository
+    #[arg(long)]
+    pub podman_store: bool,
 
     /// Print what would be done, and do nothing
     #[arg(long)]
@@ -553,6 +568,10 @@ pub struct Conversion {
     /// Permissions of files in flat images
     #[arg(long, value_enum, value_name = "POLICY", default_value_t)]
     pub flat_permissions: FlatPermissions,
+
+    /// Images in the store for Podman, at most: every program that has it open reads the list of all
+    #[arg(long, value_name = "N", default_value_t = crate::podman::LIMIT)]
+    pub podman_limit: usize,
 
     /// Limits.
     #[command(flatten)]

@@ -21,6 +21,7 @@ use crate::gc::{self, CollectOptions};
 use crate::images;
 use crate::ingest::ingest;
 use crate::pass::{Thin, Workshop};
+use crate::podman::{InStore, PodmanState};
 use crate::progress::{Event, Progress};
 use crate::removal::{self, Wanted};
 use crate::repair::fix;
@@ -74,6 +75,11 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
             let ignored = |name: &str| list.ignores_errors(name);
             let format = list.output_format.as_deref().filter(|_| !arguments.no_thin_images);
             let thin = format.map(|format| (format, list.user.as_str()));
+            let in_store = match (arguments.podman_store, arguments.no_podman_store) {
+                (true, _) => InStore::All,
+                (_, true) => InStore::Follow,
+                _ => list.podman.clone(),
+            };
             convert(
                 &target,
                 &requests,
@@ -84,6 +90,7 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
                 progress,
                 &ignored,
                 thin,
+                in_store,
             )
         }
         cli::Command::Watch(arguments) => watch::watch(arguments, global, progress),
@@ -107,6 +114,7 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
                 progress,
                 &|_| false,
                 None,
+                if arguments.podman_store { InStore::All } else { InStore::Follow },
             )
         }
         cli::Command::Images(arguments) => {
@@ -316,9 +324,11 @@ fn convert(
     progress: Arc<dyn Progress>,
     ignored: &dyn Fn(&str) -> bool,
     thin: Thin<'_>,
+    in_store: InStore,
 ) -> Result<ExitStatus, CommandError> {
     let workshop = Workshop::new(conversion, progress)?;
-    let converter = workshop.converter(target);
+    let mut converter = workshop.converter(target);
+    converter.options.in_store = in_store;
     let plan = converter.plan(requests).map_err(Failure::into_command_error)?;
     if dry_run {
         let thin = thin.map_or_else(|| vec![None; plan.images.len()], |(format, _)| thin::targets(format, &plan));
@@ -347,7 +357,7 @@ impl Plan {
         for (image, thin) in self.images.iter().zip(thin) {
             text.push_str(&match image {
                 Ok(image) => format!(
-                    "  {:<9} {}  {}  fetch {} of {} layers, {} bytes{}\n",
+                    "  {:<9} {}  {}  fetch {} of {} layers, {} bytes{}{}\n",
                     image.outcome.as_str(),
                     image.image,
                     image.document.digest,
@@ -355,6 +365,7 @@ impl Plan {
                     image.distinct_layers().count(),
                     image.missing_bytes(),
                     if image.needs_flat { ", make the flat" } else { "" },
+                    image.podman.map_or("", PodmanState::as_planned),
                 ),
                 Err(outcome) => {
                     format!("  failed    {}  {}\n", outcome.wish, outcome.error.as_deref().unwrap_or_default())
@@ -389,6 +400,7 @@ impl Plan {
                         Ok(name) => serde_json::json!({ "image": name.to_string() }),
                         Err(why) => serde_json::json!({ "error": why }),
                     }),
+                    "podman": image.podman,
                     "layers": image.distinct_layers().map(|l| serde_json::json!({
                         "digest": l.layer.descriptor.digest.to_string(),
                         "size": l.layer.descriptor.size,

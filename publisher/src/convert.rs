@@ -27,6 +27,7 @@ use crate::failure::Failure;
 use crate::flat::flatten;
 use crate::layer::{Base, LayerPlace, LayerProgress, Lower, PreparedLayer, StagedLayer, format_record, read_layer};
 use crate::plan::{ImagePlan, LayerPlan, LayerState, Planner, Wanted, image_name};
+use crate::podman::{InStore, PodmanOutcome, PodmanState};
 use crate::progress::{Event, Progress};
 use crate::publish::{ReadyImage, publish};
 use crate::raw_index::RawIndex;
@@ -54,6 +55,10 @@ pub struct ConvertOptions {
     pub permissions: FlatPermissions,
     /// Limits against hostile input.
     pub limits: ImageLimits,
+    /// Which images go into the store for Podman.
+    pub in_store: InStore,
+    /// How many it may have.
+    pub store_limit: usize,
 }
 
 /// A wish before anybody was asked.
@@ -99,8 +104,9 @@ impl Converter<'_> {
 
     /// The same for those images only that are wanted.
     pub fn plan_some(&self, requests: &[Request], is_wanted: &dyn Fn(&Wanted) -> bool) -> Result<Plan, Failure> {
-        let mut planner =
-            Planner::new(self.target, &self.sources, &self.options.limits, self.options.platform.clone())?;
+        let options = &self.options;
+        let store = (options.in_store.clone(), options.store_limit);
+        let mut planner = Planner::new(self.target, &self.sources, &options.limits, options.platform.clone(), store)?;
         let revision = self.target.repository()?.manifest().revision;
         let mut wanted = Vec::new();
         for request in requests {
@@ -325,8 +331,15 @@ impl<'a> Pass<'a> {
             let count = |state| image.distinct_layers().filter(|l| l.state == state).count() as u64;
             outcome.layers.known =
                 [LayerState::Published, LayerState::Legacy, LayerState::Prepared].into_iter().map(count).sum();
+            outcome.podman = image.podman.map(|state| self.stored(image, state));
             self.outcomes[place] = Some(outcome);
             if !image.has_work() {
+                continue;
+            }
+            if image.is_only_stored() {
+                let nothing = (Vec::new(), None, HashSet::new());
+                let (layers, flat, variants) = nothing;
+                self.ready.push((place, ReadyImage { plan: image, layers, flat, variants }));
                 continue;
             }
             let total = Some(image.missing_bytes());
@@ -354,6 +367,10 @@ impl<'a> Pass<'a> {
             }
         }
         fetches
+    }
+
+    fn stored(&self, image: &ImagePlan, state: PodmanState) -> PodmanOutcome {
+        PodmanOutcome::new(&image.name, state, self.converter.options.store_limit)
     }
 
     fn coordinate(&mut self, arrivals: &Receiver<Arrived>) {
@@ -649,6 +666,7 @@ impl<'a> Pass<'a> {
         if let Some(what) = error {
             outcome.outcome = Outcome::Failed;
             outcome.error = Some(what.to_owned());
+            outcome.podman = None;
         }
         let outcome = outcome.outcome;
         self.tell(Event::ImageFinished { image, outcome, error, seconds });

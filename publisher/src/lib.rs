@@ -21,6 +21,7 @@ pub mod layer;
 pub mod layer_rows;
 pub mod pass;
 pub mod plan;
+pub mod podman;
 pub mod progress;
 pub mod publish;
 pub mod raw_index;

@@ -11,6 +11,7 @@ use crate::cli::Conversion;
 use crate::convert::{ConvertOptions, Converter, Plan};
 use crate::error::CommandError;
 use crate::failure::Failure;
+use crate::podman::InStore;
 use crate::progress::Progress;
 use crate::report::Report;
 use crate::source::Sources;
@@ -105,5 +106,7 @@ fn convert_options(conversion: &Conversion) -> Result<ConvertOptions, CommandErr
         jobs: conversion.jobs.map_or_else(threads, NonZeroUsize::get),
         permissions: conversion.flat_permissions,
         limits: conversion.limits.clone(),
+        in_store: InStore::Follow,
+        store_limit: conversion.podman_limit,
     })
 }

@@ -15,12 +15,14 @@ use image::digest::{LayerDigest, ManifestDigest};
 use image::layout::{FormatRecord, ImageFile, IndexKey, LayersJson, Layout, ManifestRecord, OwnedPath, StatusRecord};
 use image::manifest::{Config, Document, Layer, MAX_DOCUMENT, Manifest};
 use image::platform::{Platform, choose};
+use image::podman::{self, StorePath};
 use image::reference::{ImageSource, PublicName};
 use serde::Serialize;
 
 use crate::cli::ImageLimits;
 use crate::failure::Failure;
 use crate::layer::{LayerPlace, PreparedLayer, repo_path};
+use crate::podman::{InStore, PodmanState, Stock};
 use crate::repair::damaged::Damaged;
 use crate::report::Outcome;
 use crate::source::{RawDocument, Sources};
@@ -102,6 +104,8 @@ pub struct ImagePlan {
     pub flat_damaged: bool,
     /// Whether an image that is right lacks records or entries of the index: the existing tool has published it.
     pub needs_records: bool,
+    /// What becomes of it in the store for Podman; nothing if that has nothing to do with it.
+    pub podman: Option<PodmanState>,
     /// What will have happened when this plan was executed.
     pub outcome: Outcome,
 }
@@ -109,7 +113,13 @@ pub struct ImagePlan {
 impl ImagePlan {
     /// Whether anything has to be published for it.
     pub fn has_work(&self) -> bool {
-        self.outcome != Outcome::Unchanged || self.needs_records
+        self.outcome != Outcome::Unchanged || self.needs_records || self.is_only_stored()
+    }
+
+    /// Whether it is published as it should be, and only the store for Podman has to change.
+    pub fn is_only_stored(&self) -> bool {
+        let is_published = self.outcome == Outcome::Unchanged && !self.needs_records;
+        is_published && self.podman.is_some_and(PodmanState::is_change)
     }
 
     /// Compressed bytes to be fetched.
@@ -136,6 +146,8 @@ pub struct Planner<'a> {
     view: Transaction,
     layout: Layout,
     damaged: Damaged,
+    in_store: InStore,
+    stock: Stock,
 }
 
 impl<'a> Planner<'a> {
@@ -145,10 +157,18 @@ impl<'a> Planner<'a> {
         sources: &'a Sources,
         limits: &'a ImageLimits,
         platform: Platform,
+        (in_store, store_limit): (InStore, usize),
     ) -> Result<Planner<'a>, Failure> {
         let view = target.view(time::UtcDateTime::now())?;
         let damaged = Damaged::read(target)?;
-        Ok(Planner { target, sources, limits, platform, view, layout: Layout::new(), damaged })
+        let (layout, stock) = (Layout::new(), Stock::new(Vec::new(), store_limit));
+        let mut planner = Planner { target, sources, limits, platform, view, layout, damaged, in_store, stock };
+        let list = OwnedPath::PodmanFile(StorePath::Images);
+        if let Some(bytes) = planner.read(&list)? {
+            let broken = |error| Failure::Content(format!("{}: {error}", planner.layout.print(&list)));
+            planner.stock = Stock::new(podman::read(&bytes).map_err(broken)?, store_limit);
+        }
+        Ok(planner)
     }
 
     /// What has to be done for an image whose tag was resolved to `digest`.
@@ -193,6 +213,8 @@ impl<'a> Planner<'a> {
             *plan = self.to_fetch(plan.layer.clone(), plan.place, plan.replaces);
         }
         let (outcome, needs_records) = self.outcome(wanted, &document, &manifest, needs_flat, &layers)?;
+        let in_store = self.in_store.wants(&image_name(&wanted.source));
+        let podman = self.stock.decide(in_store, &wanted.name, manifest.config, document.digest);
         Ok(ImagePlan {
             image: image_name(&wanted.source),
             name: wanted.name.clone(),
@@ -208,6 +230,7 @@ impl<'a> Planner<'a> {
             known_flat,
             flat_damaged,
             needs_records,
+            podman,
             outcome,
         })
     }

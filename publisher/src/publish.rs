@@ -3,6 +3,8 @@
 //! Grafts, index links, records, public links — a reader sees all of an image or nothing. What is there already (another
 //! publisher may have been faster) is left as it is.
 
+mod podman;
+
 use std::collections::HashSet;
 
 use cvmfs::entry::Entry;
@@ -80,9 +82,10 @@ fn publish_once(target: &Target, images: &[ReadyImage<'_>], preparation: &Prepar
     }
     let mut transaction = target.begin(&lock, now)?;
     let mut hand = Hand::new(target, &mut transaction, now)?;
-    for image in images {
+    for image in images.iter().filter(|image| !image.plan.is_only_stored()) {
         hand.hang(image)?;
     }
+    hand.podman_store(images)?;
     target.commit(transaction)
 }
 
@@ -276,8 +279,12 @@ impl Hand<'_> {
     }
 
     pub(crate) fn link(&mut self, path: &OwnedPath, to: &OwnedPath) -> Result<(), Failure> {
-        let at = repo_path(&self.layout, path);
         let target = self.layout.link(path, to);
+        self.link_to(path, target)
+    }
+
+    fn link_to(&mut self, path: &OwnedPath, target: String) -> Result<(), Failure> {
+        let at = repo_path(&self.layout, path);
         let old = self.transaction.lookup(&at)?;
         if old.as_ref().is_some_and(|e| e.symlink == target.as_bytes()) {
             return Ok(());

@@ -9,6 +9,7 @@ use indicatif::DecimalBytes;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ExitStatus, printable};
+use crate::podman::{PodmanOutcome, PodmanState};
 use crate::thin::{ThinOutcome, ThinState};
 
 /// What happened to one image.
@@ -86,6 +87,9 @@ pub struct WishOutcome {
     /// Its thin image, if one was to be pushed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub thin: Option<ThinOutcome>,
+    /// What became of it in the store for Podman, if it is to be there or was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub podman: Option<PodmanOutcome>,
     /// Whether the wish list says that a failure of this image doesn't count (`ignoreErrors`).
     #[serde(skip)]
     pub ignored: bool,
@@ -105,13 +109,19 @@ impl WishOutcome {
             bytes: ByteCounts::default(),
             seconds: 0.0,
             thin: None,
+            podman: None,
             ignored: false,
         }
     }
 
     /// Is something missing of what was wished for?
     pub fn has_failed(&self) -> bool {
-        self.outcome == Outcome::Failed || self.thin_state() == Some(ThinState::Failed)
+        let states = (self.thin_state(), self.podman_state());
+        self.outcome == Outcome::Failed || matches!(states, (Some(ThinState::Failed), _) | (_, Some(PodmanState::Full)))
+    }
+
+    fn podman_state(&self) -> Option<PodmanState> {
+        self.podman.as_ref().map(|podman| podman.outcome)
     }
 
     fn thin_state(&self) -> Option<ThinState> {
@@ -168,7 +178,8 @@ impl Report {
         let mut text = String::new();
         let is_news = |wish: &&WishOutcome| {
             let thin = matches!(wish.thin_state(), Some(ThinState::Pushed | ThinState::Failed));
-            wish.outcome != Outcome::Unchanged || thin
+            let podman = wish.podman_state().is_some_and(|state| state != PodmanState::Unchanged);
+            wish.outcome != Outcome::Unchanged || thin || podman
         };
         for wish in self.wishes.iter().filter(is_news) {
             write_wish(&mut text, wish);
@@ -219,6 +230,24 @@ fn write_wish(text: &mut String, wish: &WishOutcome) {
     if let Some(thin) = &wish.thin {
         write_thin(text, thin);
     }
+    if let Some(podman) = &wish.podman {
+        write_podman(text, podman);
+    }
+}
+
+/// What became of an image in the store for Podman, if it is news.
+fn write_podman(text: &mut String, podman: &PodmanOutcome) {
+    let name = printable(&podman.image);
+    let _ = match (podman.outcome, &podman.error) {
+        (PodmanState::Unchanged, _) => Ok(()),
+        (PodmanState::Added, _) => writeln!(text, "{:<9} added to the store for Podman as {name}", ""),
+        (PodmanState::Updated, _) => writeln!(text, "{:<9} updated in the store for Podman as {name}", ""),
+        (PodmanState::Removed, _) => writeln!(text, "{:<9} {name} taken out of the store for Podman", ""),
+        (PodmanState::Full, error) => {
+            let error = printable(error.as_deref().unwrap_or("no reason given"));
+            writeln!(text, "{:<9} {name} is not in the store for Podman: {error}", "")
+        }
+    };
 }
 
 /// What became of a thin image, if it is news.
@@ -330,6 +359,25 @@ mod tests {
         report.wishes[0].ignored = true;
         assert_eq!(report.exit_status(), ExitStatus::Success);
         assert!(report.to_json().contains("\"outcome\": \"failed\""), "{}", report.to_json());
+    }
+
+    #[test]
+    fn an_image_for_which_the_store_has_no_room_fails_the_pass() {
+        let name = image::reference::PublicName::parse("quay.io/x:1").unwrap();
+        let mut report = Report::new("images.example.org");
+        report.wishes.push(WishOutcome::new("https://quay.io/x:1", Some(4), Outcome::Unchanged));
+        for (state, told, status) in [
+            (PodmanState::Unchanged, "", ExitStatus::Success),
+            (PodmanState::Added, "added to the store for Podman as quay.io/x:1", ExitStatus::Success),
+            (PodmanState::Full, "the store for Podman has 7 images already", ExitStatus::Failed),
+        ] {
+            report.wishes[0].podman = Some(PodmanOutcome::new(&name, state, 7));
+            assert!(
+                report.to_text().contains(told)
+                    && report.to_text().lines().count() == 1 + 2 * usize::from(!told.is_empty())
+            );
+            assert_eq!(report.exit_status(), status);
+        }
     }
 
     #[test]

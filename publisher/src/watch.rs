@@ -163,7 +163,8 @@ impl Watcher {
             return Turn { report: None, next: idle };
         }
         let begun = Instant::now();
-        let converter = self.workshop.converter(target);
+        let mut converter = self.workshop.converter(target);
+        converter.options.in_store.clone_from(&list.podman);
         let thin = list.output_format.as_deref().filter(|_| self.thin).map(|format| (format, list.user.as_str()));
         let is_wanted = |wanted: &crate::plan::Wanted| !due.resting.contains(&image_name(&wanted.source));
         let plan = converter.plan_some(&due.requests, &is_wanted).map_err(Failure::into_command_error);

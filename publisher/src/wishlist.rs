@@ -5,6 +5,7 @@
 //! user: robot-publisher                     # account for pushing thin images
 //! cvmfs_repo: images.example.org            # the repository
 //! output_format: '$(scheme)://$(registry)/$(repository)_thin:$(tag)'
+//! podman: ['https://quay.io/example/*']     # images in the store for Podman: true, false, or patterns
 //! ignoreErrors: ['https://quay.io/unsteady/*']
 //! input:
 //!   - https://quay.io/example/tool:1.4*
@@ -34,16 +35,18 @@ use image::reference::{ImageSource, ReferenceError, Wish as Source};
 use serde::Serialize;
 
 pub use self::lint::Lint;
+pub(crate) use self::names::glob;
 pub use self::template::expand_output_format;
 use self::yaml::{Located, Node};
 use crate::cli::fqrn;
 use crate::error::CommandError;
+use crate::podman::InStore;
 use crate::report::WishOutcome;
 
 /// Largest file that is read. The largest known list has 562 entries in some 50 kB.
 const MAX_BYTES: u64 = 16 << 20;
 /// The keys of version 1.
-const KEYS: [&str; 6] = ["version", "user", "cvmfs_repo", "output_format", "input", "ignoreErrors"];
+const KEYS: [&str; 7] = ["version", "user", "cvmfs_repo", "output_format", "podman", "input", "ignoreErrors"];
 
 /// A wish list that can be worked on.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,6 +57,8 @@ pub struct WishList {
     pub user: String,
     /// Template of thin image names, see [`expand_output_format`].
     pub output_format: Option<String>,
+    /// Which images go into the store for Podman (`podman`).
+    pub podman: InStore,
     /// Patterns of whole names whose failures don't count.
     pub ignore_errors: Vec<String>,
     /// The valid entries, in the order of the file.
@@ -222,7 +227,7 @@ impl WishList {
 
     /// Does the list say that failures of this image don't count? `whole_name` is `scheme://REG/REPOSITORY:TAG`.
     pub fn ignores_errors(&self, whole_name: &str) -> bool {
-        self.ignore_errors.iter().any(|pattern| names::glob(pattern, whole_name))
+        self.ignore_errors.iter().any(|pattern| glob(pattern, whole_name))
     }
 }
 
@@ -240,6 +245,7 @@ impl Reader<'_> {
             repository: String::new(),
             user: String::new(),
             output_format: None,
+            podman: InStore::Follow,
             ignore_errors: Vec::new(),
             wishes: Vec::new(),
             problems: Vec::new(),
@@ -260,7 +266,8 @@ impl Reader<'_> {
                             list.repository = self.repository(value).unwrap_or_default();
                         }
                         "output_format" => list.output_format = self.output_format(value),
-                        "ignoreErrors" => list.ignore_errors = self.patterns(value),
+                        "podman" => list.podman = self.podman(value),
+                        "ignoreErrors" => list.ignore_errors = self.patterns("ignoreErrors", value),
                         "input" => {
                             input = true;
                             list.wishes = self.wishes(value);
@@ -322,15 +329,28 @@ impl Reader<'_> {
         (!text.is_empty()).then_some(text)
     }
 
-    fn patterns(&mut self, value: &Located) -> Vec<String> {
-        self.items("ignoreErrors", value)
+    fn podman(&mut self, value: &Located) -> InStore {
+        match &value.value {
+            Node::Scalar(text) if text == "true" => InStore::All,
+            Node::Scalar(text) if text == "false" => InStore::Nothing,
+            Node::Scalar(text) => {
+                let message = format!("expected true, false or a list of patterns, found {text:?}");
+                self.refuse(yaml::line(value), "podman", message);
+                InStore::Follow
+            }
+            _ => InStore::Matching(self.patterns("podman", value)),
+        }
+    }
+
+    fn patterns(&mut self, field: &str, value: &Located) -> Vec<String> {
+        self.items(field, value)
             .iter()
             .enumerate()
             .filter_map(|(index, item)| match &item.value {
                 Node::Scalar(pattern) => Some(pattern.clone()),
                 other => {
                     let message = format!("expected a pattern, found {}; ignored", other.kind());
-                    self.warn(yaml::line(item), &format!("ignoreErrors[{index}]"), message);
+                    self.warn(yaml::line(item), &format!("{field}[{index}]"), message);
                     None
                 }
             })

@@ -15,6 +15,7 @@ use image::reference::{PublicName, Wish};
 use publisher::cli::{ArchiveLimits, FlatPermissions, ImageLimits, Paths};
 use publisher::convert::{ConvertOptions, Converter, Plan, Request};
 use publisher::failure::Failure;
+use publisher::podman::InStore;
 use publisher::progress::{Event, Progress};
 use publisher::report::{Outcome, Report, WishOutcome};
 use publisher::source::Sources;
@@ -265,6 +266,8 @@ pub fn options_of_tests() -> ConvertOptions {
         jobs: 4,
         permissions: FlatPermissions::Keep,
         limits: ImageLimits { max_layers: 500, max_manifest_size: 4 << 20, layer },
+        in_store: InStore::Follow,
+        store_limit: publisher::podman::LIMIT,
     }
 }
 

@@ -275,6 +275,12 @@ struct Load {
     /// containerd: who unpacks it
     #[arg(long, value_name = "NAME", conflicts_with_all = ["docker", "podman", "podman_store"])]
     snapshotter: Option<String>,
+    /// Store for Podman: take the flat root of each image, also if its layers could be taken
+    ///
+    /// Containers then have one lower directory, and see what was added to the root for Apptainer. Images of which a layer is not
+    /// published as overlayfs wants it are always taken like that.
+    #[arg(long, conflicts_with_all = ["docker", "containerd", "podman", "remove"])]
+    flat: bool,
     /// Store for Podman: take the images out of it
     #[arg(long, conflicts_with_all = ["docker", "containerd", "podman"])]
     remove: bool,
@@ -315,6 +321,9 @@ struct Mirror {
     /// Print what an engine has to be told, and serve nothing
     #[arg(long, value_name = "ENGINE")]
     print: Option<snippets::Engine>,
+    /// With --print podman: registry that is to have the mirror [default: docker.io, quay.io and ghcr.io]
+    #[arg(long, value_name = "HOST[:PORT]", requires = "print")]
+    registry: Vec<String>,
 }
 
 /// What plugins of Docker have in common.

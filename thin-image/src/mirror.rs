@@ -9,7 +9,7 @@
 //! | `/v2/NAME/tags/list` | tags that are published |
 //!
 //! NAME is the image repository at the registry that the query parameter `ns` names (containerd), else at the registry that NAME begins
-//! with (Podman), else at Docker Hub (Docker). Names become paths only through `image::reference`.
+//! with (Podman; its port stands behind an underscore), else at Docker Hub (Docker). Names become paths only through `image::reference`.
 //!
 //! Invariants
 //! - Read-only, and no body is read.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use image::digest::ManifestDigest;
 use image::layout::{Layout, OwnedPath};
 use image::platform::PlatformDirectory;
-use image::reference::{DOCKER_HUB, PublicName, Reference, ReferenceError};
+use image::reference::{PublicName, Reference, ReferenceError};
 
 /// An image that is wanted from a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,25 +57,6 @@ pub fn published_path(path: &Path, cvmfs: &Path) -> Option<(String, Wanted)> {
     }
 }
 
-/// The name that engines know: `docker.io/library/debian:stable`. An image that is published by its digest alone gets a
-/// tag that states it, since what is loaded has a digest of its own.
-pub fn engine_name(name: &PublicName) -> String {
-    let repository = name.repository();
-    let repository = match repository.strip_prefix(DOCKER_HUB).and_then(|rest| rest.strip_prefix('/')) {
-        Some(path) => format!("docker.io/{path}"),
-        // Without a registry it would be one of Docker Hub.
-        None if !repository
-            .split('/')
-            .next()
-            .is_some_and(|first| first.contains(['.', ':']) || first == "localhost") =>
-        {
-            format!("localhost/{repository}")
-        }
-        None => repository.to_owned(),
-    };
-    format!("{repository}:{}", name.reference().replacen(':', "-", 1))
-}
-
 /// The tag at the end of such a name.
 pub fn tag_of(engine_name: &str) -> &str {
     engine_name.rsplit_once(':').map_or("latest", |(_, tag)| tag)
@@ -88,6 +69,8 @@ pub fn mountpoint(cvmfs: &Path, repository: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use image::podman::engine_name;
+
     use super::*;
 
     fn names(text: &str) -> Vec<String> {

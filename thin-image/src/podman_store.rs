@@ -1,15 +1,8 @@
 //! An additional image store for Podman, CRI-O and Buildah, made on this node for just the images that it wants.
 //!
-//! ```text
-//! overlay/LAYER/diff           → /cvmfs/REPOSITORY/.flat/xx/HEX     absolute: containers/storage refuses relative ones
-//! overlay/LAYER/link           26 characters; overlay/l/THEM → ../LAYER/diff
-//! overlay-layers/layers.json   layers.lock
-//! overlay-images/IMAGE/        manifest, config and what else containers/storage calls big data
-//! overlay-images/images.json   images.lock
-//! .thin-image.lock             ours; a directory without it is none of ours
-//! ```
-//! An image has one layer, its flat root, whatever its number of layers in the registry: so it needs no whiteouts, and its containers
-//! have one lower directory. The layer's ID is made from the image ID.
+//! The form is that of [`image::podman`], with `.thin-image.lock` of ours beside it; a directory without that file is none of ours. An
+//! image is layered if all its layers are published as overlayfs stacks them: then a pull of its name finds all its layers, and containers
+//! see just what the registry has. Otherwise it is flat, and has what was added to its flat root as well.
 //!
 //! Invariants
 //! - Programs that have the store open see a list of layers and a list of images, each the old or the new one. What a list names is there:
@@ -18,7 +11,6 @@
 //! - One of us at a time changes a store; who is killed leaves a store as above, and the next one clears up.
 
 mod lock;
-mod records;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -26,17 +18,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use image::digest::{Digest, ImageId, ManifestDigest};
+use image::digest::ChainId;
 use image::layout::OwnedPath;
+use image::podman::{self, ImageEntry, LayerEntry, LayerId, Listed, Placed, StoreDocument, StoreLayer, StorePath};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 
 use crate::files::{self, FileError};
-use crate::names::engine_name;
 use crate::published::{Published, PublishedError, Repository};
 use lock::Lock;
-use records::{ImageEntry, LayerEntry, big_data_file};
 
 /// Our own lock, by which a directory is known as ours.
 const MARKER: &str = ".thin-image.lock";
@@ -108,60 +99,71 @@ pub struct Wish {
     pub repository: Repository,
     /// the index that it was found by, if one is known
     pub index: Option<Vec<u8>>,
+    /// take its flat root even if it could be layered
+    pub flat: bool,
 }
 
 impl Wish {
     /// The name that engines know.
     pub fn name(&self) -> String {
-        engine_name(&self.image.name)
+        podman::engine_name(&self.image.name)
     }
 
-    fn id(&self) -> String {
-        self.image.manifest.config.hex()
-    }
-
-    /// Documents by the names of containers/storage.
-    fn big_data(&self) -> Vec<(String, &[u8])> {
+    fn documents(&self) -> Vec<StoreDocument> {
         let image = &self.image;
-        let manifest = image.manifest_bytes.as_slice();
-        let index =
-            self.index.iter().map(|index| (format!("manifest-{}", ManifestDigest::of(index)), index.as_slice()));
-        let image = [
-            (format!("manifest-{}", image.digest), manifest),
-            ("manifest".to_owned(), manifest),
-            (image.manifest.config.to_string(), image.config_bytes.as_slice()),
-        ];
-        index.chain(image).collect()
-    }
-
-    fn entry(&self) -> ImageEntry {
-        ImageEntry::new(
-            self.id(),
-            self.image.digest,
-            layer_id(self.image.manifest.config),
-            self.created(),
-            &self.big_data(),
-        )
+        let index = self.index.as_deref();
+        podman::documents(&image.manifest_bytes, image.manifest.config, &image.config_bytes, index)
     }
 
     fn created(&self) -> String {
-        records::created([self.image.config.created.as_deref(), self.image.published.as_deref()])
+        podman::created([self.image.config.created.as_deref(), self.image.published.as_deref()])
+    }
+
+    /// Its layers in the store, the lowest first.
+    fn layers(&self) -> Result<Vec<StoreLayer>, StoreError> {
+        match self.stack()?.filter(|_| !self.flat) {
+            Some(stack) => Ok(stack),
+            None => Ok(vec![self.flat_layer()?]),
+        }
+    }
+
+    /// Those of the registry, if all of them are published as overlayfs wants them on this stack.
+    fn stack(&self) -> Result<Option<Vec<StoreLayer>>, StoreError> {
+        let (mut layers, mut below) = (Vec::new(), None);
+        for layer in self.image.layers().unwrap_or_default() {
+            let chain = ChainId::on(below, layer.diff_id);
+            below = Some(chain);
+            let Some((content, size)) = self.repository.layer_on(chain, &layer)? else { return Ok(None) };
+            layers.push((layer, size, link_target(content)?));
+        }
+        Ok(Some(StoreLayer::stack(&layers, &self.created())).filter(|stack| !stack.is_empty()))
+    }
+
+    fn flat_layer(&self) -> Result<StoreLayer, StoreError> {
+        let (image, repository) = (&self.image, &self.repository);
+        let id = image.manifest.config;
+        if !repository.has_flat(id)? {
+            let (image, repository) = (image.name.to_string(), repository.name().to_owned());
+            return Err(StoreError::NoFlat { image, repository });
+        }
+        let target = link_target(repository.path(&OwnedPath::Flat(id)))?;
+        Ok(StoreLayer::flat(id, &self.created(), repository.unpacked_size(image)?, target))
     }
 }
 
-/// The layer of an image, as the existing tool names it.
-fn layer_id(image: ImageId) -> String {
-    Digest::of(format!("cvmfs-flat-layer:{}", image.hex()).as_bytes()).hex()
+/// A link has to be absolute, and text.
+fn link_target(path: PathBuf) -> Result<String, StoreError> {
+    match path.to_str().filter(|_| path.is_absolute()) {
+        Some(text) => Ok(text.to_owned()),
+        None => Err(StoreError::Mountpoint(path)),
+    }
 }
 
-/// The short name of a layer: 26 characters, because all of them have to fit into one page of mount options.
-fn link_id(layer: &str) -> String {
-    const LETTERS: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
-    let hash = Digest::of(format!("link:{layer}").as_bytes());
-    let bits = hash.as_bytes().iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1));
-    let bits: Vec<u8> = bits.take(26 * 5).collect();
-    let letter = |five: &[u8]| char::from(LETTERS[five.iter().fold(0, |sum, bit| sum << 1 | usize::from(*bit))]);
-    bits.chunks(5).map(letter).collect()
+/// A wish with what it takes in the store.
+struct Ready {
+    image: String,
+    documents: Vec<StoreDocument>,
+    entry: ImageEntry,
 }
 
 /// A store that is ours to change until it is dropped.
@@ -191,35 +193,41 @@ impl Store {
         Ok(store)
     }
 
-    fn at(&self, path: &str) -> PathBuf {
-        self.directory.join(path)
+    fn at(&self, path: &StorePath) -> PathBuf {
+        self.directory.join(path.print())
     }
 
     fn prepare(&self) -> Result<(), StoreError> {
         for path in ["overlay/l", "overlay-images", "overlay-layers"] {
-            let path = self.at(path);
+            let path = self.directory.join(path);
             std::fs::create_dir_all(&path).map_err(FileError::of("create", &path))?;
             files::sweep(&path)?;
         }
-        files::sweep(&self.at("overlay"))?;
-        for (list, lock) in [(LAYERS, LAYERS_LOCK), (IMAGES, IMAGES_LOCK)] {
-            Lock::ensure(&self.at(lock))?;
-            if !self.at(list).exists() {
-                files::replace(&self.at(list), b"[]")?;
+        files::sweep(&self.directory.join("overlay"))?;
+        for (list, lock) in [(StorePath::Layers, StorePath::LayersLock), (StorePath::Images, StorePath::ImagesLock)] {
+            Lock::ensure(&self.at(&lock))?;
+            if !self.at(&list).exists() {
+                files::replace(&self.at(&list), b"[]")?;
             }
         }
         Ok(())
     }
 
-    /// The images, by ID.
-    fn images(&self) -> Result<Vec<ImageEntry>, StoreError> {
-        records::read(&self.at(IMAGES))
+    fn read<T: serde::de::DeserializeOwned>(&self, list: &StorePath) -> Result<Vec<T>, StoreError> {
+        let path = self.at(list);
+        let bytes = std::fs::read(&path).map_err(FileError::of("read", &path))?;
+        podman::read(&bytes).map_err(|error| StoreError::Damaged { path, why: error.to_string() })
+    }
+
+    /// The images.
+    fn images(&self) -> Result<Vec<Listed>, StoreError> {
+        self.read(&StorePath::Images)
     }
 
     /// Names and IDs of the images in the store, sorted.
     pub fn list(&self) -> Result<Vec<(String, String)>, StoreError> {
         let images = self.images()?;
-        let names = images.iter().flat_map(|image| image.names.iter().map(|name| (name.clone(), image.id.clone())));
+        let names = images.iter().flat_map(|image| image.names().into_iter().map(|name| (name, image.id().to_owned())));
         let mut names: Vec<_> = names.collect();
         names.sort();
         Ok(names)
@@ -227,17 +235,31 @@ impl Store {
 
     /// Puts images into the store, or brings them up to date. Either all of them or none.
     pub fn add(&self, wishes: &[Wish]) -> Result<Vec<Outcome>, StoreError> {
-        let mut layers: Vec<LayerEntry> = records::read(&self.at(LAYERS))?;
+        let mut layers: Vec<Listed<LayerEntry>> = self.read(&StorePath::Layers)?;
         let mut images = self.images()?;
+        let (mut outcomes, mut ready) = (Vec::new(), Vec::new());
         for wish in wishes {
-            self.put_layer(wish)?;
-            let id = layer_id(wish.image.manifest.config);
-            let entry = LayerEntry::new(id, wish.created(), wish.repository.unpacked_size(&wish.image)?);
-            layers.retain(|layer| layer.id != entry.id);
-            layers.push(entry);
+            let stack = wish.layers()?;
+            let Some(top) = stack.last() else { continue };
+            let (id, documents) = (wish.image.manifest.config, wish.documents());
+            let entry = ImageEntry::new(id, wish.image.digest, top.id, &wish.created(), &documents);
+            for layer in stack {
+                self.put_layer(&layer)?;
+                // A layer that two images share keeps the time of the first.
+                let shared = layer.entry.parent.is_some() || layer.id != LayerId::flat(id);
+                if !(shared && layers.iter().any(|known| known.id() == layer.entry.id)) {
+                    layers.retain(|known| known.id() != layer.entry.id);
+                    layers.push(Listed::Ours(layer.entry));
+                }
+            }
+            ready.push(Ready { image: id.hex(), documents, entry: entry.clone() });
+            outcomes.push(match podman::place(&mut images, &wish.name(), entry) {
+                Placed::Added => Outcome::Added,
+                Placed::Updated => Outcome::Updated,
+                Placed::Unchanged => Outcome::Unchanged,
+            });
         }
-        let outcomes = wishes.iter().map(|wish| place(&mut images, wish)).collect();
-        self.commit(layers, images, wishes)?;
+        self.commit(layers, images, &ready)?;
         Ok(outcomes)
     }
 
@@ -246,43 +268,33 @@ impl Store {
         let mut images = self.images()?;
         let mut outcomes = Vec::new();
         for spellings in names {
-            let mut outcome = Outcome::Absent;
-            for image in &mut images {
-                let before = image.names.len();
-                image.names.retain(|name| !spellings.contains(name));
-                if image.names.len() != before {
-                    outcome = Outcome::Removed;
-                }
-            }
-            outcomes.push(outcome);
+            let taken = spellings.iter().filter(|name| podman::take_name(&mut images, name)).count();
+            outcomes.push(if taken > 0 { Outcome::Removed } else { Outcome::Absent });
         }
-        self.commit(records::read(&self.at(LAYERS))?, images, &[])?;
+        self.commit(self.read(&StorePath::Layers)?, images, &[])?;
         Ok(outcomes)
     }
 
     /// Makes these the lists of the store. `layers` still has those of images that go.
     fn commit(
         &self,
-        mut layers: Vec<LayerEntry>,
-        mut images: Vec<ImageEntry>,
-        wishes: &[Wish],
+        mut layers: Vec<Listed<LayerEntry>>,
+        mut images: Vec<Listed>,
+        ready: &[Ready],
     ) -> Result<(), StoreError> {
-        images.retain(|image| !image.names.is_empty());
-        images.sort_by(|a, b| a.id.cmp(&b.id));
-        layers.sort_by(|a, b| a.id.cmp(&b.id));
-        self.write(LAYERS, LAYERS_LOCK, &records::print(&layers))?;
-        self.write_images(&images, wishes)?;
-        let used: BTreeSet<&str> = images.iter().map(|image| image.layer.as_str()).collect();
-        layers.retain(|layer| used.contains(layer.id.as_str()));
-        self.write(LAYERS, LAYERS_LOCK, &records::print(&layers))?;
+        layers.sort_by(|a, b| a.id().cmp(b.id()));
+        self.write(&StorePath::Layers, &StorePath::LayersLock, &podman::print(&layers))?;
+        podman::settle(&mut images, &mut layers);
+        self.write_images(&images, ready)?;
+        self.write(&StorePath::Layers, &StorePath::LayersLock, &podman::print(&layers))?;
+        let used: BTreeSet<&str> = layers.iter().map(Listed::<LayerEntry>::id).collect();
         self.clear("overlay", &used, &["l"])?;
-        let links: BTreeSet<String> = used.iter().map(|layer| link_id(layer)).collect();
-        self.clear("overlay/l", &links.iter().map(String::as_str).collect(), &[])?;
-        let ids = images.iter().map(|image| image.id.as_str()).collect();
-        self.clear("overlay-images", &ids, &["images.json", "images.lock"])
+        let ids = images.iter().map(Listed::<ImageEntry>::id).collect();
+        self.clear("overlay-images", &ids, &["images.json", "images.lock"])?;
+        self.clear_short_names()
     }
 
-    fn write(&self, list: &str, lock: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    fn write(&self, list: &StorePath, lock: &StorePath, bytes: &[u8]) -> Result<(), StoreError> {
         if self.has(list, bytes) {
             return Ok(());
         }
@@ -291,84 +303,94 @@ impl Store {
         Ok(lock.touch()?)
     }
 
-    fn has(&self, path: &str, bytes: &[u8]) -> bool {
+    fn has(&self, path: &StorePath, bytes: &[u8]) -> bool {
         std::fs::read(self.at(path)).is_ok_and(|found| found == bytes)
     }
 
     /// The list of images with their documents. An image whose documents change is out of the list meanwhile, so that nobody reads
     /// the one with the other's digest.
-    fn write_images(&self, images: &[ImageEntry], wishes: &[Wish]) -> Result<(), StoreError> {
+    fn write_images(&self, images: &[Listed], ready: &[Ready]) -> Result<(), StoreError> {
         // Of two names for one image with different documents, the later one counts, as in the list.
-        let last: BTreeMap<String, &Wish> = wishes.iter().map(|wish| (wish.id(), wish)).collect();
-        let stale: Vec<&Wish> = last.into_values().filter(|wish| !self.has_big_data(wish)).collect();
-        let bytes = records::print(images);
+        let last: BTreeMap<&str, &Ready> = ready.iter().map(|ready| (ready.image.as_str(), ready)).collect();
+        let stale: Vec<&Ready> = last.into_values().filter(|ready| !self.has_documents(ready)).collect();
+        let bytes = podman::print(images);
         if stale.is_empty() {
-            return self.write(IMAGES, IMAGES_LOCK, &bytes);
+            return self.write(&StorePath::Images, &StorePath::ImagesLock, &bytes);
         }
-        let lock = Lock::take(&self.at(IMAGES_LOCK), PATIENCE)?;
+        let list = self.at(&StorePath::Images);
+        let lock = Lock::take(&self.at(&StorePath::ImagesLock), PATIENCE)?;
         let mut meanwhile = self.images()?;
         let before = meanwhile.len();
-        meanwhile.retain(|image| stale.iter().all(|wish| wish.id() != image.id));
+        meanwhile.retain(|image| stale.iter().all(|ready| ready.image != image.id()));
         if meanwhile.len() != before {
-            files::replace(&self.at(IMAGES), &records::print(&meanwhile))?;
+            files::replace(&list, &podman::print(&meanwhile))?;
             lock.touch()?;
         }
-        for wish in stale {
-            let directory = self.at("overlay-images").join(wish.id());
+        for ready in stale {
+            let directory = self.directory.join("overlay-images").join(&ready.image);
             remove_all(&directory)?;
             files::new_directory(&directory, |at| {
-                wish.big_data()
+                ready
+                    .documents
                     .iter()
-                    .try_for_each(|(name, bytes)| files::replace(&at.join(big_data_file(name)), bytes))
+                    .try_for_each(|(name, bytes)| files::replace(&at.join(podman::document_file(name)), bytes))
             })?;
         }
-        files::replace(&self.at(IMAGES), &bytes)?;
+        files::replace(&list, &bytes)?;
         Ok(lock.touch()?)
     }
 
-    fn has_big_data(&self, wish: &Wish) -> bool {
-        let directory = Path::new("overlay-images").join(wish.id());
-        wish.big_data().iter().all(|(name, bytes)| {
-            std::fs::read(self.directory.join(&directory).join(big_data_file(name))).is_ok_and(|found| found == *bytes)
+    fn has_documents(&self, ready: &Ready) -> bool {
+        let directory = self.directory.join("overlay-images").join(&ready.entry.id);
+        ready.documents.iter().all(|(name, bytes)| {
+            std::fs::read(directory.join(podman::document_file(name))).is_ok_and(|found| found == *bytes)
         })
     }
 
     /// The directory of a layer and its short name.
-    fn put_layer(&self, wish: &Wish) -> Result<(), StoreError> {
-        let (image, repository) = (&wish.image, &wish.repository);
-        if !repository.has_flat(image.manifest.config)? {
-            let (image, repository) = (image.name.to_string(), repository.name().to_owned());
-            return Err(StoreError::NoFlat { image, repository });
-        }
-        let target = repository.path(&OwnedPath::Flat(image.manifest.config));
-        if !target.is_absolute() || target.to_str().is_none() {
-            return Err(StoreError::Mountpoint(target));
-        }
-        let id = layer_id(image.manifest.config);
-        let link = link_id(&id);
-        let directory = self.at("overlay").join(&id);
-        if std::fs::read(directory.join("link")).is_ok_and(|found| found == link.as_bytes()) {
-            if std::fs::read_link(directory.join("diff")).ok().as_deref() != Some(&target) {
-                files::replace_link(&directory.join("diff"), &target)?;
+    fn put_layer(&self, layer: &StoreLayer) -> Result<(), StoreError> {
+        let short = layer.id.short();
+        let link = short.as_str();
+        let (directory, target) = (self.at(&StorePath::Layer(layer.id)), Path::new(&layer.target));
+        let lower = layer.lower.as_deref();
+        let is_right = std::fs::read(directory.join("link")).is_ok_and(|found| found == link.as_bytes())
+            && std::fs::read(directory.join("lower")).ok().as_deref() == lower.map(str::as_bytes);
+        if is_right {
+            if std::fs::read_link(directory.join("diff")).ok().as_deref() != Some(target) {
+                files::replace_link(&directory.join("diff"), target)?;
             }
         } else {
             remove_all(&directory)?;
             files::new_directory(&directory, |at| {
-                files::replace_link(&at.join("diff"), &target)?;
+                files::replace_link(&at.join("diff"), target)?;
+                if let Some(lower) = lower {
+                    files::replace(&at.join("lower"), lower.as_bytes())?;
+                }
                 files::replace(&at.join("link"), link.as_bytes())
             })?;
         }
-        let short = self.at("overlay/l").join(&link);
-        let to = Path::new("..").join(&id).join("diff");
+        let short = self.at(&StorePath::Short(short.clone()));
+        let to = Path::new("..").join(layer.id.hex()).join("diff");
         if std::fs::read_link(&short).ok().as_deref() != Some(&to) {
             files::replace_link(&short, &to)?;
         }
         Ok(())
     }
 
+    /// Removes short names of layers that are gone.
+    fn clear_short_names(&self) -> Result<(), StoreError> {
+        let directory = self.directory.join("overlay/l");
+        for entry in std::fs::read_dir(&directory).map_err(FileError::of("read", &directory))?.flatten() {
+            if !leads_to_a_layer(&directory, &entry.path()) {
+                remove_all(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes what no list names.
     fn clear(&self, directory: &str, named: &BTreeSet<&str>, others: &[&str]) -> Result<(), StoreError> {
-        let directory = self.at(directory);
+        let directory = self.directory.join(directory);
         for entry in std::fs::read_dir(&directory).map_err(FileError::of("read", &directory))?.flatten() {
             let name = entry.file_name();
             let is_kept = name.to_str().is_some_and(|name| named.contains(name) || others.contains(&name));
@@ -380,34 +402,9 @@ impl Store {
     }
 }
 
-const LAYERS: &str = "overlay-layers/layers.json";
-const LAYERS_LOCK: &str = "overlay-layers/layers.lock";
-const IMAGES: &str = "overlay-images/images.json";
-const IMAGES_LOCK: &str = "overlay-images/images.lock";
-
-/// Puts an image into the list; a name belongs to one image.
-fn place(images: &mut Vec<ImageEntry>, wish: &Wish) -> Outcome {
-    let name = wish.name();
-    let mut entry = wish.entry();
-    let had_name = images.iter().any(|image| image.names.contains(&name));
-    let old = images.iter().position(|image| image.id == entry.id).map(|at| images.swap_remove(at));
-    if let Some(old) = &old {
-        entry.names.clone_from(&old.names);
-    }
-    if !entry.names.contains(&name) {
-        entry.names.push(name.clone());
-        entry.names.sort();
-    }
-    for image in images.iter_mut() {
-        image.names.retain(|other| *other != name);
-    }
-    let outcome = match old {
-        Some(old) if old == entry => Outcome::Unchanged,
-        _ if had_name => Outcome::Updated,
-        _ => Outcome::Added,
-    };
-    images.push(entry);
-    outcome
+/// Whether a short name leads to a layer of the store, wherever that leads.
+fn leads_to_a_layer(directory: &Path, short: &Path) -> bool {
+    std::fs::read_link(short).is_ok_and(|to| directory.join(to).symlink_metadata().is_ok())
 }
 
 fn wait_for(mut file: File, path: &Path) -> Result<Flock<File>, StoreError> {
@@ -435,22 +432,5 @@ fn remove_all(path: &Path) -> Result<(), FileError> {
     match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed.map_err(FileError::of("remove", path)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn identifiers_are_those_that_others_use() {
-        // printf 'cvmfs-flat-layer:aa…a' | sha256sum
-        let image = ImageId::parse_hex(&"a".repeat(64)).unwrap();
-        let layer = layer_id(image);
-        assert_eq!(layer, "7772180363c2b584ed6c56003f85da96d4fafe1d03a2488df092e9850b2f819d");
-        let link = link_id(&layer);
-        assert_eq!(link.len(), 26);
-        assert!(link.bytes().all(|b| b.is_ascii_uppercase() || (b'2'..=b'7').contains(&b)), "{link}");
-        assert_ne!(link, link_id("other"));
     }
 }

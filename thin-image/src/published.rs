@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use image::digest::{Digest, ImageId, LayerDigest, ManifestDigest};
+use image::digest::{ChainId, Digest, ImageId, LayerDigest, ManifestDigest};
 use image::layout::{FormatRecord, ImageFile, IndexKey, Layout, OwnedPath, StatusRecord};
 use image::manifest::{Config, Document, Layer, MAX_DOCUMENT, Manifest, ManifestError};
 use image::platform::{Platform, PlatformDirectory};
@@ -192,9 +192,12 @@ impl Repository {
 
     /// A file of at most `limit` bytes; nothing if it is absent or longer.
     fn read(&self, of: &OwnedPath, limit: usize) -> Result<Option<Vec<u8>>, PublishedError> {
-        let path = self.layout.print(of);
+        self.read_path(&self.layout.print(of), limit)
+    }
+
+    fn read_path(&self, path: &str, limit: usize) -> Result<Option<Vec<u8>>, PublishedError> {
         let read = || {
-            let Some(file) = open(&self.mountpoint, &path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)? else {
+            let Some(file) = open(&self.mountpoint, path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)? else {
                 return Ok(None);
             };
             if !file.metadata()?.is_file() {
@@ -204,13 +207,16 @@ impl Repository {
             file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
             Ok(Some(bytes).filter(|bytes| bytes.len() <= limit))
         };
-        read().map_err(self.io(&path))
+        read().map_err(self.io(path))
     }
 
     /// Is there a directory, and no link to one?
     pub fn is_directory(&self, of: &OwnedPath) -> Result<bool, PublishedError> {
-        let path = self.layout.print(of);
-        let found = open(&self.mountpoint, &path, OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(self.io(&path))?;
+        self.is_directory_path(&self.layout.print(of))
+    }
+
+    fn is_directory_path(&self, path: &str) -> Result<bool, PublishedError> {
+        let found = open(&self.mountpoint, path, OFlag::O_PATH | OFlag::O_DIRECTORY).map_err(self.io(path))?;
         Ok(found.is_some())
     }
 
@@ -236,17 +242,41 @@ impl Repository {
         if self.has_layer(layer.descriptor.digest)? {
             return Ok(Some(layer.descriptor.digest));
         }
-        let from = OwnedPath::Index(IndexKey::DiffId(layer.diff_id));
-        let path = self.layout.print(&from);
+        match self.linked(&OwnedPath::Index(IndexKey::DiffId(layer.diff_id)))? {
+            Some(OwnedPath::Layer(other)) if self.has_layer(other)? => Ok(Some(other)),
+            _ => Ok(None),
+        }
+    }
+
+    /// What a link of ours leads to; nothing if there is none.
+    fn linked(&self, from: &OwnedPath) -> Result<Option<OwnedPath>, PublishedError> {
+        let path = self.layout.print(from);
         let target = match std::fs::read_link(self.mountpoint.join(&path)) {
             Ok(target) => target,
             Err(error) if is_absence(&error) || error.raw_os_error() == Some(nix::libc::EINVAL) => return Ok(None),
             Err(error) => return Err(self.io(&path)(error)),
         };
-        match target.to_str().and_then(|target| self.layout.parse_link(&from, target)) {
-            Some(OwnedPath::Layer(other)) if self.has_layer(other)? => Ok(Some(other)),
-            _ => Ok(None),
+        Ok(target.to_str().and_then(|target| self.layout.parse_link(from, target)))
+    }
+
+    /// Where the content of a layer is as overlayfs stacks it on the layers that make this chain ID, and the size of its tar. Nothing: it
+    /// is not published, or not in this form.
+    pub fn layer_on(&self, chain: ChainId, layer: &Layer) -> Result<Option<(PathBuf, u64)>, PublishedError> {
+        let from = OwnedPath::Index(IndexKey::ChainId(chain));
+        let Some(directory) = self.linked(&from)? else { return Ok(None) };
+        let within = |directory: &str, rest: &str| format!("{directory}/{rest}");
+        let directory = match directory {
+            found @ (OwnedPath::Layer(_) | OwnedPath::LayerOverlay(_)) => self.layout.print(&found),
+            _ => return Ok(None),
+        };
+        let record = self.read_path(&within(&directory, ".metadata/format.json"), MAX_DOCUMENT)?;
+        let Some(record) = record.and_then(|bytes| FormatRecord::parse(&bytes).ok()) else { return Ok(None) };
+        let is_usable = record.whiteouts == FormatRecord::OVERLAY && record.owners && record.diff_id == layer.diff_id;
+        let content = within(&directory, "layerfs");
+        if !is_usable || !self.is_directory_path(&content)? {
+            return Ok(None);
         }
+        Ok(Some((self.mountpoint.join(content), record.size)))
     }
 
     /// The raw manifest or index with this digest.

@@ -14,7 +14,7 @@
 //! .index/{diff-id,chain-id}/xx/<hex>     → ../../../.layers/xx/<hex>
 //! .index/{config,manifest}/xx/<hex>      raw bytes
 //! .index/users/xx/<layer hex>.json
-//! podmanStore
+//! podmanStore/…                          additional image store, see [`crate::podman`]
 //! ```
 //!
 //! `xx` is the first two hex digits, so a directory never has more than 256 of them. Paths are relative to the root
@@ -36,6 +36,7 @@ use std::fmt::Write as _;
 
 use crate::digest::{ChainId, DiffId, Digest, ImageId, LayerDigest, ManifestDigest};
 use crate::platform::PlatformDirectory;
+use crate::podman::StorePath;
 use crate::reference::PublicName;
 
 pub use catalogs::{CatalogRule, NestedCatalog};
@@ -200,8 +201,10 @@ pub enum OwnedPath {
     Condemned(CondemnedKind, Digest),
     /// `.index/KIND/xx/<hex>`
     Index(IndexKey),
-    /// `podmanStore`: the additional image store; what is below belongs to it
+    /// `podmanStore`: the additional image store
     PodmanStore,
+    /// `podmanStore/…`: what is in it
+    PodmanFile(StorePath),
 }
 
 /// Prints and parses paths below a prefix.
@@ -282,6 +285,7 @@ impl Layout {
                 push(&mut text, format_args!(".index/{kind}/{}/{}{suffix}", digest.bucket(), digest.hex()));
             }
             OwnedPath::PodmanStore => text.push_str("podmanStore"),
+            OwnedPath::PodmanFile(path) => push(&mut text, format_args!("podmanStore/{}", path.print())),
         }
         text
     }
@@ -321,7 +325,8 @@ impl Layout {
                 let key = IndexKey::parse(parts.next()?, parts.next()?, parts.next()?)?;
                 parts.next().is_none().then_some(OwnedPath::Index(key))
             }
-            "podmanStore" => path.eq("podmanStore").then_some(OwnedPath::PodmanStore),
+            "podmanStore" if path == top => Some(OwnedPath::PodmanStore),
+            "podmanStore" => StorePath::parse(rest).map(OwnedPath::PodmanFile),
             _ => Some(OwnedPath::Public { platform: None, name: PublicName::parse(path).ok()? }),
         }
     }

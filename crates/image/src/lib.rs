@@ -12,6 +12,7 @@ pub mod layer;
 pub mod layout;
 pub mod manifest;
 pub mod platform;
+pub mod podman;
 pub mod reference;
 pub mod resolve;
 pub mod rootfs;

@@ -2,7 +2,7 @@
 
 /// Does `pattern` take the whole of `name`? `*` stands for any characters, also none and also `/`; `?` for exactly one;
 /// everything else for itself. Time is bounded by the product of both lengths.
-pub(super) fn glob(pattern: &str, name: &str) -> bool {
+pub(crate) fn glob(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
     let (mut at, mut pos) = (0, 0);
     // The last star seen, and how far the name was when it was tried last.

@@ -234,3 +234,20 @@ fn a_list_of_twenty_thousand_wishes_is_read() {
     assert_eq!((list.wishes.len(), list.problems.len()), (20_000, 0));
     assert_eq!(list.wishes[19_999].line, 20_003);
 }
+
+#[test]
+fn the_store_for_podman_is_all_none_or_what_patterns_take() {
+    let list = |podman: &str| parse_podman(podman);
+    assert_eq!(list("").unwrap().podman, InStore::Follow);
+    assert_eq!(list("podman: true\n").unwrap().podman, InStore::All);
+    assert_eq!(list("podman: false\n").unwrap().podman, InStore::Nothing);
+    let patterns = vec!["https://quay.io/*".to_owned()];
+    assert_eq!(list("podman: ['https://quay.io/*']\n").unwrap().podman, InStore::Matching(patterns));
+    let error = list("podman: some\n").unwrap_err().to_string();
+    assert!(error.contains("podman: expected true, false or a list of patterns"), "{error}");
+}
+
+fn parse_podman(line: &str) -> Result<WishList, WishListError> {
+    let text = format!("version: 1\ncvmfs_repo: images.example.org\n{line}input:\n  - https://quay.io/x:1\n");
+    WishList::parse(Path::new("w.yaml"), text.as_bytes())
+}

@@ -5,6 +5,7 @@ mod flats;
 mod images;
 mod layout;
 mod passes;
+mod podman;
 mod rows;
 mod thin;
 

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::bail;
+use image::podman::engine_name;
 use image::reference::Reference;
 use registry::{Client, ClientConfig, Credentials};
 use serde_json::json;
@@ -15,7 +16,7 @@ use crate::engines::{Engine, docker_socket};
 use crate::graphdriver::{self, driver::Driver};
 use crate::inspect;
 use crate::mirror::{self, snippets};
-use crate::names::{Wanted, engine_name, mountpoint, published_path};
+use crate::names::{Wanted, mountpoint, published_path};
 use crate::output::{Output, archive};
 use crate::plugin::{activate, serve};
 use crate::podman_store::{Outcome, Store, Wish};
@@ -190,7 +191,7 @@ fn run_podman_store(load: &Load, directory: &Path, global: &Global) -> anyhow::R
             let (repository, wanted) = locate(image, &load.place, global)?;
             let image = select(repository.find(&wanted)?, &platforms(load))?.swap_remove(0);
             let index = image.index.map(|digest| repository.document(digest)).transpose()?.flatten();
-            wishes.push(Wish { image, repository, index });
+            wishes.push(Wish { image, repository, index, flat: load.flat });
         }
         let outcomes = Store::open(directory)?.add(&wishes)?;
         (wishes.iter().map(Wish::name).collect(), outcomes)
@@ -224,7 +225,7 @@ async fn run_mirror(arguments: &Mirror, global: &Global) -> anyhow::Result<()> {
         config.listen = listen;
     }
     if let Some(engine) = arguments.print {
-        return Ok(print(&snippets::print(engine, config.listen, config.resolve))?);
+        return Ok(print(&snippets::print(engine, config.listen, config.resolve, &arguments.registry))?);
     }
     config.repositories = chosen(config.repositories, &arguments.repo, arguments.config.as_deref(), global)?;
     mirror::serve(config).await

@@ -133,10 +133,15 @@ impl Ask {
 /// Where the publisher puts an image of this name.
 fn names(ns: Option<&str>, name: &str, tag: &str) -> Result<Vec<PublicName>, Refusal> {
     let is_host = |first: &str| first.contains(['.', ':']) || first == "localhost";
+    // Podman can't have a colon within the location of a mirror; no host name has an underscore.
+    let with_port = |first: &str| match first.rsplit_once('_') {
+        Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => format!("{host}:{port}"),
+        _ => first.to_owned(),
+    };
     let (registry, path) = match (ns, name.split_once('/')) {
-        (Some(ns), _) => (ns, name),
-        (None, Some((first, rest))) if is_host(first) => (first, rest),
-        (None, _) => ("docker.io", name),
+        (Some(ns), _) => (ns.to_owned(), name),
+        (None, Some((first, rest))) if is_host(&with_port(first)) => (with_port(first), rest),
+        (None, _) => ("docker.io".to_owned(), name),
     };
     let refuse = |error: image::reference::ReferenceError| Refusal::name(&error.to_string());
     let reference = Reference::parse(&format!("https://{registry}/{path}:{tag}")).map_err(refuse)?;
@@ -168,6 +173,9 @@ mod tests {
             ("/v2/a/b/manifests/1?ns=quay.io", "quay.io/a/b:1".into()),
             ("/v2/a/manifests/1?ns=127.0.0.1%3A5000", "127.0.0.1:5000/a:1".into()),
             ("/v2/127.0.0.1:5000/a/manifests/1", "127.0.0.1:5000/a:1".into()),
+            ("/v2/127.0.0.1_5000/a/manifests/1", "127.0.0.1:5000/a:1".into()),
+            ("/v2/registry_5000/a/manifests/1", "registry:5000/a:1".into()),
+            ("/v2/a_b/c_1/manifests/1", format!("{hub}/a_b/c_1:1")),
             ("/v2/a/manifests/b/manifests/1?ns=quay.io", "quay.io/a/manifests/b:1".into()),
         ] {
             let (names, what) = ask(uri).unwrap_or_else(|code| panic!("{uri}: {code}"));

@@ -17,7 +17,7 @@ fn wish(fake: &Fake, name: &str) -> Wish {
     let repository = fake.repository();
     let image = repository.find(&wanted(name)).unwrap().swap_remove(0);
     let index = image.index.and_then(|digest| repository.document(digest).unwrap());
-    Wish { image, repository, index }
+    Wish { image, repository, index, flat: false }
 }
 
 fn add(fake: &Fake, store: &Path, names: &[&str]) -> Vec<Outcome> {
@@ -62,7 +62,14 @@ fn check(store: &Path) {
         assert!(target.is_absolute() && target.is_dir(), "{target:?}");
         let link = fs::read_to_string(directory.join("link")).unwrap();
         assert_eq!(fs::canonicalize(store.join("overlay/l").join(&link)).unwrap(), fs::canonicalize(target).unwrap());
-        assert!(!directory.join("lower").exists());
+        let parent = layers.as_array().unwrap().iter().find(|below| below["id"] == layer["parent"]);
+        let expected = parent.map(|below| {
+            let below = store.join("overlay").join(below["id"].as_str().unwrap());
+            let rest =
+                fs::read_to_string(below.join("lower")).map_or_else(|_| String::new(), |rest| format!(":{rest}"));
+            format!("l/{}{rest}", fs::read_to_string(below.join("link")).unwrap())
+        });
+        assert_eq!(fs::read_to_string(directory.join("lower")).ok(), expected);
     }
     for lock in ["overlay-images/images.lock", "overlay-layers/layers.lock"] {
         assert_eq!(fs::metadata(store.join(lock)).unwrap().len(), 64);
@@ -115,6 +122,54 @@ fn a_store_has_the_shape_that_containers_storage_reads() {
         assert_eq!(mode & 0o444, 0o444, "{path}");
     }
     assert_eq!(fs::metadata(store.join("overlay-images").join(&id)).unwrap().permissions().mode() & 0o777, 0o755);
+}
+
+#[test]
+fn an_image_has_the_layers_of_the_registry_if_all_are_published_as_overlayfs_wants_them() {
+    let fake = Fake::with_app();
+    let place = tempfile::tempdir().unwrap();
+    let ids = |store: &Path| -> Vec<Value> {
+        let layers = json(&store.join("overlay-layers/layers.json"));
+        layers.as_array().unwrap().iter().map(|layer| layer["id"].clone()).collect()
+    };
+    let flat = json!(Digest::of(format!("cvmfs-flat-layer:{}", Image::app().id().hex()).as_bytes()).hex());
+    for (base, app) in [(None, None), (Some("overlay"), None), (Some("overlay"), Some("literal"))] {
+        base.into_iter().for_each(|form| fake.describe("base", form));
+        app.into_iter().for_each(|form| fake.describe("app", form));
+        add(&fake, place.path(), &[APP]);
+        assert_eq!(ids(place.path()), std::slice::from_ref(&flat));
+    }
+    fake.describe("app", "overlay");
+    assert_eq!(add(&fake, place.path(), &[APP]), [Outcome::Updated]);
+    check(place.path());
+    let below = crate::repository::diff("base").hex();
+    let top = Digest::of(format!("{below}+{}", crate::repository::diff("app").hex()).as_bytes()).hex();
+    let mut expected = [json!(below), json!(top)];
+    expected.sort_by_key(ToString::to_string);
+    assert_eq!(ids(place.path()), expected);
+    assert_eq!(json(&place.path().join("overlay-images/images.json"))[0]["layer"], json!(top));
+    let content = fs::read_link(place.path().join("overlay").join(&top).join("diff")).unwrap();
+    assert_eq!(content, fake.path(&OwnedPath::LayerContent(crate::repository::layer("app"))));
+
+    // Another image on the same base.
+    fake.publish(&Image { name: "quay.io/tools/other:1", layers: vec!["base", "other"], ..Image::app() });
+    fake.describe("other", "overlay");
+    let before = json(&place.path().join("overlay-layers/layers.json"));
+    assert_eq!(add(&fake, place.path(), &["quay.io/tools/other:1"]), [Outcome::Added]);
+    check(place.path());
+    let after = json(&place.path().join("overlay-layers/layers.json"));
+    assert_eq!(after.as_array().unwrap().len(), 3);
+    assert!(before.as_array().unwrap().iter().all(|layer| after.as_array().unwrap().contains(layer)));
+    let opened = Store::open(place.path()).unwrap();
+    opened.remove(&[vec![APP.to_owned()]]).unwrap();
+    check(place.path());
+    assert_eq!(ids(place.path()).len(), 2, "what the other image needs stays");
+    drop(opened);
+
+    let wish = Wish { flat: true, ..wish(&fake, APP) };
+    Store::open(place.path()).unwrap().add(&[wish]).unwrap();
+    assert!(ids(place.path()).contains(&flat));
+    check(place.path());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use image::digest::{ChainId, DiffId, Digest, ImageId, LayerDigest, ManifestDigest};
-use image::layout::{ImageFile, IndexKey, LayersJson, Layout, OwnedPath, StatusRecord};
+use image::layout::{FormatRecord, ImageFile, IndexKey, LayersJson, Layout, OwnedPath, StatusRecord};
 use image::platform::{Platform, PlatformDirectory};
 use image::reference::PublicName;
 use serde_json::{Value, json};
@@ -138,6 +138,24 @@ impl Fake {
         let path = self.path(at);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, bytes).unwrap();
+    }
+
+    /// Says of a layer how it is written; without that, nobody stacks it.
+    pub fn describe(&self, content: &str, whiteouts: &str) {
+        let record = FormatRecord {
+            whiteouts: whiteouts.to_owned(),
+            xattrs: true,
+            diff_id: diff(content),
+            size: 1000,
+            entries: 1,
+            rows: 1,
+            lost: Vec::new(),
+            lost_more: 0,
+            owners: true,
+            settled_on: None,
+            implicit: Vec::new(),
+        };
+        self.put(&OwnedPath::LayerFormat(layer(content)), &record.to_bytes());
     }
 
     fn link(&self, from: &OwnedPath, to: &OwnedPath) {

@@ -69,6 +69,8 @@ fn every_path() -> Vec<(OwnedPath, String)> {
         ),
         (OwnedPath::Index(IndexKey::Users(layer())), format!(".index/users/ab/{digits}.json")),
         (OwnedPath::PodmanStore, "podmanStore".to_owned()),
+        (OwnedPath::PodmanFile(StorePath::Images), "podmanStore/overlay-images/images.json".to_owned()),
+        (OwnedPath::PodmanFile(StorePath::Image(image())), format!("podmanStore/overlay-images/{flat}")),
     ];
     for file in ImageFile::ALL {
         for (platform, below) in [(None, ""), (arm(), ".multiarch/arm64:v8/")] {
