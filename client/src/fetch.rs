@@ -326,7 +326,11 @@ impl Objects {
             return landing.land(Ok(file));
         }
         let result = self.download(want, transport, lane);
-        if let Ok(file) = &result {
+        // A catalog stays open once it was used, so nobody would take it out of the ledger.
+        let is_content = matches!(want.object.kind, ObjectKind::File | ObjectKind::Chunk);
+        if let Ok(file) = &result
+            && is_content
+        {
             // Entered before it lands, so whoever opens it from now on takes it out again.
             match landing.flight.joined.load(Ordering::Acquire) {
                 true => self.ledger.claimed_early(size_of(file), guessed),

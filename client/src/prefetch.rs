@@ -42,7 +42,7 @@ use crate::fs::file::{piece, whole};
 use crate::fs::{FsError, View};
 use crate::pool::Pool;
 use learned::Learned;
-use learner::Learner;
+use learner::{Finished, Learner};
 use neighbours::{Neighbours, kind};
 use queue::{Job, Queue, Run};
 use recorder::Recorder;
@@ -77,7 +77,7 @@ struct Shared {
     neighbours: Mutex<Neighbours>,
     /// Bytes of guesses that are being fetched.
     guessing: AtomicU64,
-    learner: Mutex<Option<Learner>>,
+    learner: Mutex<Learner>,
     recording: AtomicBool,
     recorder: Mutex<Option<Recorder>>,
 }
@@ -162,8 +162,7 @@ const MAX_BASES: usize = 512;
 impl Prefetcher {
     /// Fetches ahead from `objects` what `view` shows.
     pub fn new(config: &Config, objects: &Arc<Objects>, view: &Arc<RwLock<Arc<View>>>, pool: &Pool) -> Prefetcher {
-        let learns = config.prefetch.enabled && config.prefetch.learns;
-        let learner = learns.then(|| Learner::new(Learned::new(&config.workspace, &config.fqrn)));
+        let learned = config.prefetch.learns.then(|| Learned::new(&config.workspace, &config.fqrn));
         let shared = Shared {
             objects: objects.clone(),
             view: view.clone(),
@@ -174,7 +173,7 @@ impl Prefetcher {
             ended: Condvar::new(),
             neighbours: Mutex::default(),
             guessing: AtomicU64::new(0),
-            learner: Mutex::new(learner),
+            learner: Mutex::new(Learner::new(learned)),
             recording: AtomicBool::new(false),
             recorder: Mutex::default(),
         };
@@ -218,11 +217,17 @@ impl Prefetcher {
         {
             recorder.opened(path, entry.size);
         }
-        if shared.limits.enabled && shared.limits.learns {
+        if shared.limits.enabled {
             let way = shared.view.read().revision.catalogs.way(path);
-            let begins = shared.learner.lock().as_mut().and_then(|l| l.opened(&way, path, entry.size, Instant::now()));
+            let (begins, finished) = {
+                let mut learner = shared.learner.lock();
+                (learner.opened(&way, path, entry.size, Instant::now()), learner.finished())
+            };
             if let Some(tree) = begins {
                 shared.push(Job::Tree(tree));
+            }
+            if !finished.is_empty() {
+                shared.pool.run(|| finished.into_iter().for_each(Finished::save));
             }
         }
     }
@@ -236,7 +241,7 @@ impl Prefetcher {
             recorder.read(path, chunk.offset, chunk.size);
         }
         if shared.limits.enabled && shared.limits.learns {
-            shared.learner.lock().iter_mut().for_each(|learner| learner.read(path, chunk.offset, chunk.size));
+            shared.learner.lock().read(path, chunk.offset, chunk.size);
         }
     }
 
@@ -258,10 +263,8 @@ impl Prefetcher {
         if bases.is_empty() {
             bases.push(RepoPath::ROOT);
         }
-        if let Some(name) = &announcement.name
-            && let Some(learner) = &mut *shared.learner.lock()
-        {
-            learner.name(bases[0].clone(), name.clone());
+        if let Some(name) = &announcement.name {
+            shared.learner.lock().name(bases[0].clone(), name.clone());
         }
         let list = match (&announcement.list, &announcement.file) {
             (Some(list), _) => {
@@ -274,12 +277,9 @@ impl Prefetcher {
                 let text = read_bounded(file).map_err(|error| format!("{file}: {error}"))?;
                 StartupList::parse(&text).map_err(|error| format!("{file}: {error}"))?
             }
-            (None, None) => shared
-                .learner
-                .lock()
-                .as_ref()
-                .and_then(|learner| learner.load(&bases[0]))
-                .ok_or("no list is given, and nothing has been learned")?,
+            (None, None) => {
+                shared.learner.lock().load(&bases[0]).ok_or("no list is given, and nothing has been learned")?
+            }
         };
         let announced = Announced { files: list.files.len(), bytes: list.bytes(), left_out: list.left_out };
         let name = announcement.list.clone().or(announcement.file.clone()).unwrap_or_else(|| bases[0].to_string());
@@ -332,7 +332,12 @@ impl Prefetcher {
             state.queue = Queue::default();
         }
         shared.objects.end_ahead();
-        shared.learner.lock().iter_mut().for_each(Learner::finish_all);
+        let finished = {
+            let mut learner = shared.learner.lock();
+            learner.finish_all();
+            learner.finished()
+        };
+        finished.into_iter().for_each(Finished::save);
         let until = Instant::now() + LAST_WAIT;
         let mut state = shared.state.lock();
         while state.workers > 0 && !shared.ended.wait_until(&mut state, until).timed_out() {}
@@ -486,7 +491,7 @@ impl Shared {
                     None
                 }
             },
-            _ => self.learner.lock().as_ref().and_then(|learner| learner.load(&tree)),
+            _ => self.learner.lock().load(&tree),
         };
         if let Some(list) = list {
             self.start(tree.to_string(), list, vec![tree]);
@@ -538,16 +543,18 @@ impl Shared {
     /// Fetches what nobody has asked for, unless too much was guessed in vain.
     fn guess(&self, want: &Want) -> Result<(), Failure> {
         let ledger = self.objects.ledger();
-        let pending = self.guessing.fetch_add(want.limit, Ordering::Relaxed) + want.limit;
         let allowed = self.limits.waste.saturating_add(ledger.demanded.bytes.get());
-        let result = if ledger.unused_guesses().saturating_add(pending) <= allowed {
-            self.objects.fetch_ahead(want, true).map(drop).map_err(Failure::Fetch)
-        } else {
-            self.objects.stats().ahead_left_out.add(1);
-            Ok(())
+        let room = |guessing: u64| {
+            let guessing = guessing.saturating_add(want.limit);
+            (ledger.unused_guesses().saturating_add(guessing) <= allowed).then_some(guessing)
         };
+        if self.guessing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
+            self.objects.stats().ahead_left_out.add(1);
+            return Ok(());
+        }
+        let result = self.objects.fetch_ahead(want, true);
         self.guessing.fetch_sub(want.limit, Ordering::Relaxed);
-        result
+        result.map(drop).map_err(Failure::Fetch)
     }
 
     fn attached(&self, path: &RepoPath, side: Side, wait: Wait) -> Result<Arc<Attached>, AttachError> {

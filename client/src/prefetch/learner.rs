@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use cvmfs::catalog::counters::Counter;
 use cvmfs::hash::ContentHash;
 use cvmfs::path::RepoPath;
+use cvmfs::startup::StartupList;
 
 use super::learned::Learned;
 use super::recorder::Recorder;
@@ -33,10 +34,27 @@ struct Start {
     touched: Option<Recorder>,
 }
 
+/// What a start has touched, to be kept.
+#[derive(Debug)]
+pub struct Finished {
+    learned: Arc<Learned>,
+    key: Vec<u8>,
+    list: StartupList,
+}
+
+impl Finished {
+    /// Keeps it. Takes as long as the disk does.
+    pub fn save(self) {
+        self.learned.save(&self.key, &self.list);
+    }
+}
+
 /// The starts that are going on.
 #[derive(Debug)]
 pub struct Learner {
-    learned: Learned,
+    /// Where lists are kept; none when nothing is learned and starts are merely noticed.
+    learned: Option<Arc<Learned>>,
+    finished: Vec<Finished>,
     starts: HashMap<RepoPath, Start>,
     /// Which catalogs are those of trees.
     trees: HashMap<ContentHash, bool>,
@@ -44,9 +62,15 @@ pub struct Learner {
 }
 
 impl Learner {
-    /// Keeps what it learns in `learned`.
-    pub fn new(learned: Learned) -> Learner {
-        Learner { learned, starts: HashMap::new(), trees: HashMap::new(), names: HashMap::new() }
+    /// Keeps what it learns in `learned`, if it is to learn.
+    pub fn new(learned: Option<Learned>) -> Learner {
+        Learner {
+            learned: learned.map(Arc::new),
+            finished: Vec::new(),
+            starts: HashMap::new(),
+            trees: HashMap::new(),
+            names: HashMap::new(),
+        }
     }
 
     /// Knows the tree at `path` by a name from now on.
@@ -57,8 +81,8 @@ impl Learner {
     }
 
     /// What is known about a start of a tree.
-    pub fn load(&self, tree: &RepoPath) -> Option<cvmfs::startup::StartupList> {
-        self.learned.load(self.key(tree))
+    pub fn load(&self, tree: &RepoPath) -> Option<StartupList> {
+        self.learned.as_ref()?.load(self.key(tree))
     }
 
     fn key<'a>(&'a self, tree: &'a RepoPath) -> &'a [u8] {
@@ -96,7 +120,8 @@ impl Learner {
                 self.starts.remove(tree);
             });
         }
-        let begin = || Start { since: now, last: now, touched: Some(Recorder::default()) };
+        let learns = self.learned.is_some();
+        let begin = || Start { since: now, last: now, touched: learns.then(Recorder::default) };
         let mut begins = false;
         let start = self.starts.entry(tree.clone()).or_insert_with(|| {
             begins = true;
@@ -121,12 +146,18 @@ impl Learner {
 
     fn finish(&mut self, tree: &RepoPath) {
         let touched = self.starts.get_mut(tree).and_then(|start| start.touched.take());
-        if let Some(touched) = touched {
-            self.learned.save(self.key(tree), &touched.below(tree));
+        if let (Some(touched), Some(learned)) = (touched, &self.learned) {
+            let key = self.key(tree).to_vec();
+            self.finished.push(Finished { learned: learned.clone(), key, list: touched.below(tree) });
         }
     }
 
-    /// Keeps what has been touched so far.
+    /// What is to be kept by now.
+    pub fn finished(&mut self) -> Vec<Finished> {
+        std::mem::take(&mut self.finished)
+    }
+
+    /// Ends all starts.
     pub fn finish_all(&mut self) {
         let trees: Vec<RepoPath> = self.starts.keys().cloned().collect();
         trees.iter().for_each(|tree| self.finish(tree));

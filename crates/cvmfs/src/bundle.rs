@@ -72,7 +72,10 @@ pub fn parse(path: &RepoPath, text: &[u8]) -> Result<Vec<RepoPath>, BundleError>
     let directory = path.parent().unwrap_or_default();
     let absolute = |said: &String| match said.starts_with('/') {
         true => RepoPath::parse(said).ok(),
-        false => directory.join_path(said.strip_prefix("./").unwrap_or(said)).ok(),
+        false => {
+            let relative = said.strip_prefix("./").unwrap_or(said);
+            directory.join_path(relative).ok().filter(|_| !relative.is_empty())
+        }
     };
     Ok(dependencies.kept.iter().filter_map(absolute).filter(|path| !path.is_root()).collect())
 }
