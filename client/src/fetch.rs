@@ -129,6 +129,11 @@ impl Want {
         self.limit.saturating_add(self.limit / 16).saturating_add(64 * 1024)
     }
 
+    /// Whether it is what readers of files wait for, and no catalog or certificate.
+    fn is_content(&self) -> bool {
+        matches!(self.object.kind, ObjectKind::File | ObjectKind::Chunk)
+    }
+
     fn key(&self) -> CacheKey {
         CacheKey { hash: self.object.hash, compression: self.compression }
     }
@@ -290,14 +295,16 @@ impl Objects {
             match &result {
                 Ok(file) => {
                     let bytes = size_of(file);
-                    self.ledger.demanded(bytes);
+                    if want.is_content() {
+                        self.ledger.demanded(bytes);
+                    }
                     self.remark(want, began.elapsed(), bytes, beside);
                 }
                 Err(error) => {
                     tracing::debug!(object = %want.object, %error, "download failed");
                     // Programs that open what cannot be had again and again must not wear servers out. Whoever asks
                     // for it meanwhile waits with us. A catalog fails for a whole tree at once and is no sign of that.
-                    if matches!(want.object.kind, ObjectKind::File | ObjectKind::Chunk) {
+                    if want.is_content() {
                         std::thread::sleep(self.throttle.failed(Instant::now()));
                     }
                 }
@@ -327,9 +334,8 @@ impl Objects {
         }
         let result = self.download(want, transport, lane);
         // A catalog stays open once it was used, so nobody would take it out of the ledger.
-        let is_content = matches!(want.object.kind, ObjectKind::File | ObjectKind::Chunk);
         if let Ok(file) = &result
-            && is_content
+            && want.is_content()
         {
             // Entered before it lands, so whoever opens it from now on takes it out again.
             match landing.flight.joined.load(Ordering::Acquire) {

@@ -285,7 +285,7 @@ impl Prefetcher {
         let name = announcement.list.clone().or(announcement.file.clone()).unwrap_or_else(|| bases[0].to_string());
         match shared.start(name, list, bases) {
             true => Ok(announced),
-            false => Err("too many lists are being fetched already".into()),
+            false => Err(self.summary().resting.unwrap_or_else(|| "too many lists are being fetched already".into())),
         }
     }
 
@@ -637,7 +637,7 @@ fn wants(found: &Found, file: &Touched) -> Vec<Want> {
             chunks.iter().enumerate().filter(|(_, c)| c.offset < end && c.offset.saturating_add(c.size) > *offset);
         touched.for_each(|(number, _)| {
             if !order.contains(&number) {
-                order.push(number)
+                order.push(number);
             }
         });
     }
