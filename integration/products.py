@@ -54,9 +54,9 @@ class Repository:
         self.lab.serve("cvmfs-publisher-serve", [*self.publisher, "serve", self.fqrn, "--listen", f"127.0.0.1:{port}"], port)
         return port
 
-    def mount(self, name, cache, port, point=None):
+    def mount(self, name, cache, port, point=None, *more):
         """Mounts what is served on `port` on a directory of that name, or on `point`; returns the mount point and what unmounts it."""
         point = point or self.lab.path(name)
         url = f"http://127.0.0.1:{port}/cvmfs/@fqrn@"
-        options = ["--server-url", url, "--public-key", self.keys / f"{self.fqrn}.pub", "--cache", self.lab.dir / cache]
+        options = ["--server-url", url, "--public-key", self.keys / f"{self.fqrn}.pub", "--cache", self.lab.dir / cache, *more]
         return point, self.lab.mount(point, self.client, "mount", self.fqrn, point, *options)

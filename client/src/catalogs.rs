@@ -349,6 +349,14 @@ impl Catalogs {
         }
     }
 
+    /// The catalogs on the way to the entry of `path` that are attached now, the root first.
+    pub fn way(&self, path: &RepoPath) -> Vec<Arc<Attached>> {
+        let bytes = path.as_bytes();
+        let attached = self.attached.read();
+        let cuts = (1..bytes.len()).filter(|at| bytes[*at] == b'/');
+        std::iter::once(self.root.clone()).chain(cuts.filter_map(|at| attached.get(&bytes[..at]).cloned())).collect()
+    }
+
     fn attach(&self, parent: &Attached, mountpoint: &[u8], wait: Wait) -> Result<Arc<Attached>, AttachError> {
         let (reference, binding) = &parent.nested[mountpoint];
         let outer = RepoPath::parse(mountpoint).expect("it was a path when it became a key");

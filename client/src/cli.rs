@@ -2,15 +2,18 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use cvmfs::path::RepoPath;
 
 use crate::config::{self, Config, ConfigError, Flags};
 use crate::control::{self, Status};
 use crate::log;
 use crate::mount::{self, MountError};
+use crate::prefetch::{Announcement, Summary};
 use crate::revision::Chain;
 
 const EXAMPLES: &str = "\
@@ -64,6 +67,30 @@ enum Command {
         /// Where it is mounted
         mountpoint: PathBuf,
     },
+    /// Fetch ahead what a start-up list names
+    ///
+    /// Paths of the list are looked for below each base in turn, so a list serves a directory as well as a stack of them.
+    /// Without LIST, what earlier starts below the first base have taught is fetched.
+    #[command(
+        after_help = "Examples:\n  cvmfs-client prefetch /cvmfs/sw.example.org /cvmfs/sw.example.org/lists/app.json\n  cvmfs-client prefetch /mnt --base /mnt/releases/v2 --name app app.json"
+    )]
+    Prefetch {
+        /// Where the repository is mounted
+        mountpoint: PathBuf,
+        /// The list, on this machine or below the mountpoint
+        list: Option<PathBuf>,
+        /// Directory below the mountpoint that the list is about; may be repeated [default: the mountpoint]
+        #[arg(long, value_name = "DIR")]
+        base: Vec<PathBuf>,
+        /// Name for what starts below the first base, so that its next version profits from what this one touches
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Record what a workload touches, and print it as a start-up list
+    #[command(
+        after_help = "Examples:\n  cvmfs-client record /mnt --base /mnt/app --output app.json -- /mnt/app/bin/run --version\n  cvmfs-client record /mnt --start; …; cvmfs-client record /mnt --stop > list.json"
+    )]
+    Record(RecordArgs),
     /// Check that mounts can be read; all of CVMFS_REPOSITORIES, or all mounts of this user, unless some are named
     #[command(
         after_help = "Examples:\n  cvmfs-client probe\n  cvmfs-client probe images.example.org\n  cvmfs-client probe /mnt/images"
@@ -108,6 +135,28 @@ struct MountArgs {
     /// Started by ourselves in the background
     #[arg(long, hide = true)]
     background_child: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("how").required(true).args(["start", "stop", "command"]))]
+struct RecordArgs {
+    /// Where the repository is mounted
+    mountpoint: PathBuf,
+    /// Begin to record
+    #[arg(long)]
+    start: bool,
+    /// End the record and print the list
+    #[arg(long)]
+    stop: bool,
+    /// Directory below the mountpoint that the list is about [default: the mountpoint]
+    #[arg(long, value_name = "DIR")]
+    base: Option<PathBuf>,
+    /// Where the list goes [default: standard output; that of COMMAND goes to standard error then]
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Record this command from its begin to its end
+    #[arg(last = true)]
+    command: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]
@@ -158,6 +207,20 @@ enum Failure {
     Mount(#[from] MountError),
     #[error("nothing of ours is mounted on {0}, or its client is dead")]
     NotMounted(PathBuf),
+    #[error("{path} is not below the mountpoint {mountpoint}")]
+    Outside { path: PathBuf, mountpoint: PathBuf },
+    #[error("nothing is fetched ahead: {0}")]
+    Prefetch(io::Error),
+    #[error("no start-up list: {0}")]
+    Record(io::Error),
+    #[error("cannot run {command:?}")]
+    Command {
+        command: OsString,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{command:?} ended with {status}; the list has what it touched until then")]
+    CommandFailed { command: OsString, status: std::process::ExitStatus },
     #[error("not all mounts can be read")]
     Probe,
     #[error("the mount could not be updated: {0}")]
@@ -167,12 +230,19 @@ enum Failure {
 }
 
 impl Failure {
-    /// 1: some of what was asked for failed; 3: configuration; 4: repository or mount not usable.
+    /// 1: some of what was asked for failed; 2: wrong arguments; 3: configuration; 4: repository or mount not usable.
     fn exit_code(&self) -> u8 {
         match self {
             Failure::Config(_) => 3,
             Failure::Mount(_) | Failure::NotMounted(_) => 4,
-            Failure::Probe | Failure::Remount(_) | Failure::Output(_) => 1,
+            Failure::Outside { .. } => 2,
+            Failure::Probe
+            | Failure::Remount(_)
+            | Failure::Output(_)
+            | Failure::Prefetch(_)
+            | Failure::Record(_)
+            | Failure::Command { .. }
+            | Failure::CommandFailed { .. } => 1,
         }
     }
 }
@@ -211,6 +281,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Umount { mountpoint, lazy } => Ok(mount::unmount(mountpoint, *lazy)?),
         Command::Status { mountpoint, json } => status(mountpoint, *json),
         Command::Remount { mountpoint } => remount(mountpoint),
+        Command::Prefetch { mountpoint, list, base, name } => prefetch(mountpoint, list.as_deref(), base, name.clone()),
+        Command::Record(arguments) => record(arguments),
         Command::Probe { mounts, config_dir } => probe(mounts, config_dir),
         Command::Showconfig { fqrn, json, source } => showconfig(fqrn, *json, source),
     }
@@ -302,8 +374,15 @@ fn describe(status: &Status) -> String {
                 status.failovers
             ),
         ),
+        ("ahead", describe_ahead(&status.prefetch)),
         ("I/O errors", status.io_errors.to_string()),
     ];
+    if let Some(seconds) = status.switched {
+        lines.insert(5, ("SWITCHED", format!("{seconds} s ago, from a server or proxy that failed")));
+    }
+    if let Some(why) = &status.prefetch.resting {
+        lines.push(("RESTING", format!("nothing is fetched ahead for a while: {why}")));
+    }
     if let Some(tag) = &status.tag {
         lines.insert(3, ("snapshot", tag.clone()));
     }
@@ -311,6 +390,30 @@ fn describe(status: &Status) -> String {
         lines.insert(3, ("OFFLINE", why.clone()));
     }
     lines.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect()
+}
+
+fn describe_ahead(ahead: &Summary) -> String {
+    if !ahead.enabled {
+        return "nothing".into();
+    }
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let mut text = format!(
+        "{} objects, {} MiB, of which {} MiB are not used",
+        ahead.fetched,
+        mib(ahead.fetched_bytes),
+        mib(ahead.unused_bytes)
+    );
+    for (number, what) in [
+        (ahead.waiting as u64, "waiting"),
+        (ahead.left_out, "left out"),
+        (ahead.failures, "failed"),
+        (ahead.delayed, "readers delayed"),
+    ] {
+        if number > 0 {
+            text.push_str(&format!(", {number} {what}"));
+        }
+    }
+    text
 }
 
 fn remount(mountpoint: &Path) -> Result<(), Failure> {
@@ -323,6 +426,61 @@ fn remount(mountpoint: &Path) -> Result<(), Failure> {
         Outcome::Failed { error, .. } => return Err(Failure::Remount(error)),
     };
     Ok(writeln!(io::stdout(), "{text}")?)
+}
+
+/// Path in the repository of what lies below a mountpoint.
+fn inside(mountpoint: &Path, path: &Path) -> Result<RepoPath, Failure> {
+    let outside = || Failure::Outside { path: path.to_owned(), mountpoint: mountpoint.to_owned() };
+    let (point, place) = (mountpoint.canonicalize()?, path.canonicalize()?);
+    let rest = place.strip_prefix(&point).map_err(|_| outside())?;
+    let path = [b"/", rest.as_os_str().as_bytes()].concat();
+    RepoPath::parse(path).map_err(|_| outside())
+}
+
+fn prefetch(mountpoint: &Path, list: Option<&Path>, bases: &[PathBuf], name: Option<String>) -> Result<(), Failure> {
+    let mut announcement = Announcement { name, ..Announcement::default() };
+    for base in bases {
+        announcement.bases.push(inside(mountpoint, base)?.to_string());
+    }
+    if let Some(list) = list {
+        match inside(mountpoint, list) {
+            Ok(path) => announcement.list = Some(path.to_string()),
+            Err(_) => announcement.file = Some(std::path::absolute(list)?.to_string_lossy().into_owned()),
+        }
+    }
+    let said = control::ask_prefetch(&socket(mountpoint), &announcement).map_err(Failure::Prefetch)?;
+    let left_out = if said.left_out > 0 { format!(", {} lines left out", said.left_out) } else { String::new() };
+    Ok(writeln!(io::stdout(), "fetching {} files, {} bytes{left_out}", said.files, said.bytes)?)
+}
+
+fn record(arguments: &RecordArgs) -> Result<(), Failure> {
+    let socket = socket(&arguments.mountpoint);
+    let base = match &arguments.base {
+        Some(base) => inside(&arguments.mountpoint, base)?,
+        None => RepoPath::ROOT,
+    };
+    if !arguments.stop {
+        control::ask_record(&socket).map_err(|_| Failure::NotMounted(arguments.mountpoint.clone()))?;
+    }
+    if arguments.start {
+        return Ok(());
+    }
+    let mut failed = None;
+    if let [command, rest @ ..] = &arguments.command[..] {
+        let mut process = std::process::Command::new(command);
+        process.args(rest);
+        if arguments.output.is_none() {
+            process.stdout(io::stderr());
+        }
+        let status = process.status().map_err(|source| Failure::Command { command: command.clone(), source })?;
+        failed = (!status.success()).then(|| Failure::CommandFailed { command: command.clone(), status });
+    }
+    let list = control::ask_recorded(&socket, &base).map_err(Failure::Record)?;
+    match &arguments.output {
+        Some(file) => std::fs::write(file, list)?,
+        None => io::stdout().write_all(list.as_bytes())?,
+    }
+    failed.map_or(Ok(()), Err)
 }
 
 fn probe(named: &[PathBuf], config_dir: &Path) -> Result<(), Failure> {

@@ -12,6 +12,7 @@ mod network;
 mod options;
 pub mod ownership;
 mod parameters;
+mod prefetch;
 mod snapshot;
 pub mod table;
 
@@ -26,6 +27,7 @@ pub use network::{Network, NetworkLimits};
 pub use options::is_parameter_name;
 pub use ownership::{IdMap, Ownership};
 pub use parameters::{Origin, Parameters};
+pub use prefetch::PrefetchLimits;
 pub use snapshot::Snapshot;
 
 use crate::fetch::selection::Selection;
@@ -143,6 +145,8 @@ pub struct Config {
     pub cache_sharing: Sharing,
     /// Where breadcrumbs and inode numbers live.
     pub workspace: PathBuf,
+    /// What may be fetched ahead.
+    pub prefetch: PrefetchLimits,
     /// Which revision is shown.
     pub snapshot: Snapshot,
     /// How long the kernel may keep names and attributes.
@@ -300,6 +304,7 @@ fn build(gathered: Gathered, environment: impl Iterator<Item = (OsString, OsStri
         )
         .chain(shared.map(|shared| shared.join("blacklist")))
         .collect(),
+        prefetch: PrefetchLimits::from_parameters(p, quota.filter(|_| alien.is_none()))?,
         cache_limit: quota.filter(|_| alien.is_none()),
         cache_sharing: if alien.is_some() { Sharing::Group } else { Sharing::Private },
         workspace: workspace.unwrap_or_else(|| usual.clone()),

@@ -1,6 +1,16 @@
 //! The control socket of a mount: ask for its state, make it look for a new revision.
 //!
-//! A request is one line of text, the answer one line of JSON. The socket's name follows from the mountpoint,
+//! A request is one line of text, the answer one line of JSON; `{"error": TEXT}` says why there is none.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `status` | [`Status`] |
+//! | `remount` | [`Outcome`] |
+//! | `prefetch ANNOUNCEMENT` | what is fetched ahead: [`Announced`], for an [`Announcement`] in JSON |
+//! | `record start` | `{}`; what is opened from now on is recorded |
+//! | `record stop DIRECTORY` | `{"list": TEXT}`: the start-up list of what was touched below a directory of the repository |
+//!
+//! The socket's name follows from the mountpoint,
 //! so commands find it without a registry; a name left over by a killed client is taken over.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -11,16 +21,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cvmfs::path::PathKey;
+use cvmfs::path::{PathKey, RepoPath};
 use serde::{Deserialize, Serialize};
 
 use crate::fs::FileSystem;
+use crate::prefetch::{Announced, Announcement, MAX_ANNOUNCEMENT, Summary};
 use crate::remount::{Outcome, Updater};
 use crate::xattr::{current_host, current_proxy};
 
 /// How long a client of the socket is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
-const MAX_REQUEST: u64 = 4096;
+const MAX_REQUEST: u64 = MAX_ANNOUNCEMENT + 4096;
 
 /// State of a mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +92,15 @@ pub struct Status {
     /// Names that the kernel asked for.
     #[serde(default)]
     pub lookups: u64,
+    /// Milliseconds of all requests together; divided by the time they took, the number that ran at once.
+    #[serde(default)]
+    pub transfer_millis: u64,
+    /// Since when a server or proxy is used that is not the first choice, in seconds.
+    #[serde(default)]
+    pub switched: Option<u64>,
+    /// What is fetched ahead.
+    #[serde(default)]
+    pub prefetch: Summary,
 }
 
 /// Directory of the sockets of this user.
@@ -173,9 +193,33 @@ fn answer(stream: UnixStream, mountpoint: &Path, fs: &FileSystem, updater: &Upda
     let text = match line.trim() {
         "status" => serde_json::to_string(&status(mountpoint, fs, updater))?,
         "remount" => serde_json::to_string(&updater.check())?,
-        other => serde_json::json!({ "error": format!("unknown request {other:?}") }).to_string(),
+        "record start" => {
+            fs.prefetcher().record();
+            "{}".into()
+        }
+        other => {
+            let result = match other.split_once(' ') {
+                Some(("prefetch", announcement)) => announce(fs, announcement),
+                Some(("record", stop)) => recorded(fs, stop),
+                _ => Err(format!("unknown request {:?}", other.chars().take(100).collect::<String>())),
+            };
+            result.unwrap_or_else(|error| serde_json::json!({ "error": error }).to_string())
+        }
     };
     writeln!(&stream, "{text}")
+}
+
+fn announce(fs: &FileSystem, announcement: &str) -> Result<String, String> {
+    let announcement: Announcement = serde_json::from_str(announcement).map_err(|error| error.to_string())?;
+    let announced = fs.prefetcher().announce(&announcement)?;
+    serde_json::to_string(&announced).map_err(|error| error.to_string())
+}
+
+fn recorded(fs: &FileSystem, request: &str) -> Result<String, String> {
+    let base = request.strip_prefix("stop ").ok_or("record what? `record start` or `record stop DIRECTORY`")?;
+    let base = RepoPath::parse(base.trim_end_matches('/')).map_err(|error| error.to_string())?;
+    let list = fs.prefetcher().recorded(&base).ok_or("nothing is being recorded")?;
+    Ok(serde_json::json!({ "list": list.print() }).to_string())
 }
 
 fn status(mountpoint: &Path, fs: &FileSystem, updater: &Updater) -> Status {
@@ -212,6 +256,9 @@ fn status(mountpoint: &Path, fs: &FileSystem, updater: &Updater) -> Status {
         failovers: stats.failovers.get(),
         io_errors: stats.io_errors.get(),
         lookups: stats.lookups.get(),
+        transfer_millis: stats.transfer_micros.get() / 1000,
+        switched: objects.transport().routes().switched(Instant::now()).map(|time| time.as_secs()),
+        prefetch: fs.prefetcher().summary(),
     }
 }
 
@@ -232,6 +279,37 @@ pub fn ask_status(socket: &Path) -> io::Result<Status> {
 /// Makes the mount behind a socket look for a new revision; takes as long as that takes.
 pub fn ask_remount(socket: &Path) -> io::Result<Outcome> {
     Ok(serde_json::from_str(&ask(socket, "remount", None)?)?)
+}
+
+/// Has the mount behind a socket fetch what a list names.
+pub fn ask_prefetch(socket: &Path, announcement: &Announcement) -> io::Result<Announced> {
+    answered(&ask(socket, &format!("prefetch {}", serde_json::to_string(announcement)?), None)?)
+}
+
+/// Has the mount behind a socket record what is opened.
+pub fn ask_record(socket: &Path) -> io::Result<()> {
+    ask(socket, "record start", Some(PATIENCE)).map(drop)
+}
+
+/// Ends the record; gives the start-up list of what was touched below `base`.
+pub fn ask_recorded(socket: &Path, base: &RepoPath) -> io::Result<String> {
+    #[derive(Deserialize)]
+    struct List {
+        list: String,
+    }
+    answered(&ask(socket, &format!("record stop {base}"), Some(PATIENCE))?).map(|List { list }| list)
+}
+
+/// The answer, or the error in its place.
+fn answered<T: serde::de::DeserializeOwned>(text: &str) -> io::Result<T> {
+    #[derive(Deserialize)]
+    struct Refusal {
+        error: String,
+    }
+    match serde_json::from_str(text) {
+        Ok(Refusal { error }) => Err(io::Error::other(error)),
+        Err(_) => Ok(serde_json::from_str(text)?),
+    }
 }
 
 /// Sockets of all mounts of this user that answer.

@@ -8,10 +8,14 @@
 //! - An answer is read no further than its object can be long, so neither streams that inflate without end
 //!   nor streams that never inflate fill anything.
 //! - Files that cannot be had, one after another, are slowed down.
+//! - What nobody waits for gives way to what somebody does ([`lanes`]), and its failure is nobody's but its own:
+//!   whoever asks for the object meanwhile downloads it himself.
 
 mod connect;
 mod geo;
 pub mod http;
+pub mod lanes;
+pub mod ledger;
 mod resolve;
 pub mod route;
 pub mod selection;
@@ -22,7 +26,8 @@ use std::collections::HashMap;
 use std::collections::hash_map;
 use std::fs::File;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use cvmfs::hash::{ObjectId, ObjectKind};
 use cvmfs::object::{Compression, Inflater, ObjectError};
@@ -32,6 +37,8 @@ use crate::cache::{CacheError, CacheKey, DiskCache, Partial};
 use crate::config::{Config, NetworkLimits};
 use crate::stats::Stats;
 use http::{Sink, SinkError, Transport, TransportError};
+use lanes::Lane;
+use ledger::Ledger;
 use throttle::Throttle;
 
 /// An object cannot be had.
@@ -122,6 +129,11 @@ impl Want {
         self.limit.saturating_add(self.limit / 16).saturating_add(64 * 1024)
     }
 
+    /// Whether it is what readers of files wait for, and no catalog or certificate.
+    fn is_content(&self) -> bool {
+        matches!(self.object.kind, ObjectKind::File | ObjectKind::Chunk)
+    }
+
     fn key(&self) -> CacheKey {
         CacheKey { hash: self.object.hash, compression: self.compression }
     }
@@ -134,7 +146,16 @@ pub enum Wait {
     No,
     /// Downloads where needed.
     Yes,
+    /// The same for a process, which takes turns with others.
+    For(u32),
+    /// Downloads where needed, when nobody else wants the network, and not after [`Objects::end_ahead`].
+    Ahead,
 }
+
+/// A reader who waits longer than this, and a second more for each MB, while others are served ahead is told of.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Time between two such lines of the log.
+const BETWEEN_REMARKS: Duration = Duration::from_secs(60);
 
 /// Result of a fetch, shared by all who asked.
 pub type Fetched = Result<Arc<File>, Arc<FetchError>>;
@@ -148,6 +169,8 @@ pub struct Objects {
     external_limits: NetworkLimits,
     flights: Mutex<HashMap<CacheKey, Arc<Flight>>>,
     throttle: Throttle,
+    ledger: Ledger,
+    last_remark: Mutex<Option<Instant>>,
     stats: Arc<Stats>,
 }
 
@@ -164,6 +187,8 @@ impl Objects {
             external_limits: config.external_limits,
             flights: Mutex::default(),
             throttle: Throttle::default(),
+            ledger: Ledger::default(),
+            last_remark: Mutex::default(),
             stats: stats.clone(),
         })
     }
@@ -193,11 +218,32 @@ impl Objects {
         &self.stats
     }
 
+    /// What was fetched ahead, and what became of it.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Ends what is being fetched ahead, and lets nothing more begin.
+    pub fn end_ahead(&self) {
+        std::iter::once(&self.transport).chain(&self.external).for_each(|transport| transport.lanes().close());
+    }
+
     /// The object, when the cache has it.
     pub fn cached(&self, want: &Want) -> Option<Arc<File>> {
+        self.cached_and_new(want).map(|(file, _)| file)
+    }
+
+    /// The object when the cache has it; and if it was fetched ahead and nobody had opened it so far, whether it was
+    /// guessed.
+    pub fn cached_and_new(&self, want: &Want) -> Option<(Arc<File>, Option<bool>)> {
         let file = self.cache.get(want.key(), want.size)?;
         self.stats.cache_hits.add(1);
-        Some(Arc::new(file))
+        Some((Arc::new(file), self.ledger.claim(want.key())))
+    }
+
+    /// Whether the cache has the object, for somebody who does not want to read it.
+    pub fn has(&self, want: &Want) -> bool {
+        self.cache.get(want.key(), want.size).is_some()
     }
 
     /// Removes an object that verified and is unusable all the same, such as a damaged cache file.
@@ -210,65 +256,157 @@ impl Objects {
         match wait {
             Wait::No => Ok(self.cached(want)),
             Wait::Yes => self.fetch(want).map(Some),
+            Wait::For(process) => self.fetch_for(want, process).map(Some),
+            Wait::Ahead => self.fetch_ahead(want, false).map(Some),
         }
     }
 
     /// The object, downloaded when the cache does not have it. May take as long as timeouts and retries allow.
     pub fn fetch(&self, want: &Want) -> Fetched {
-        let key = want.key();
-        if let Some(file) = self.cached(want) {
-            return Ok(file);
-        }
-        let (flight, ours) = match self.flights.lock().entry(key) {
-            hash_map::Entry::Occupied(entry) => (entry.get().clone(), false),
-            hash_map::Entry::Vacant(entry) => (entry.insert(Arc::default()).clone(), true),
-        };
-        if !ours {
-            return flight.wait();
-        }
-        let landing = Landing { objects: self, key, flight };
-        // Another flight may have landed between the look into the cache and ours being announced.
-        if let Some(file) = self.cached(want) {
-            return landing.land(Ok(file));
-        }
-        self.stats.cache_misses.add(1);
-        let result = self.download(want).map(Arc::new).map_err(Arc::new);
-        if let Err(error) = &result {
-            tracing::debug!(object = %want.object, %error, "download failed");
-            // Programs that open what cannot be had again and again must not wear servers out. Whoever asks for
-            // it meanwhile waits with us. A catalog fails for a whole tree at once and is no sign of that.
-            if matches!(want.object.kind, ObjectKind::File | ObjectKind::Chunk) {
-                std::thread::sleep(self.throttle.failed(Instant::now()));
-            }
-        }
-        landing.land(result)
+        self.fetch_for(want, 0)
     }
 
-    fn download(&self, want: &Want) -> Result<File, FetchError> {
-        let object = want.object;
-        let path;
-        let (transport, path, range) = match &want.source {
-            Source::Store => {
-                path = object.path();
-                (&self.transport, &path, None)
+    fn fetch_for(&self, want: &Want, process: u32) -> Fetched {
+        loop {
+            if let Some(file) = self.cached(want) {
+                return Ok(file);
             }
-            Source::Alternative => {
-                path = format!(".cvmfsalt-{object}");
-                (&self.transport, &path, None)
+            let landing = match self.board(want.key(), false) {
+                Boarding::First(landing) => landing,
+                Boarding::Taken(flight) => match flight.wait() {
+                    // What nobody waited for when it began was perhaps given up, or not tried hard.
+                    Err(_) if flight.ahead => continue,
+                    result => {
+                        self.ledger.claim(want.key());
+                        return result;
+                    }
+                },
+            };
+            // Another flight may have landed between the look into the cache and ours being announced.
+            if let Some(file) = self.cached(want) {
+                return landing.land(Ok(file));
             }
-            Source::External { path, range } => {
-                (self.external.as_ref().ok_or(FetchError::NoExternalServer(object))?, path, *range)
+            self.stats.cache_misses.add(1);
+            let (began, beside) = (Instant::now(), self.transport.lanes().in_use().1);
+            let result = self.transport_of(want).and_then(|transport| {
+                let lane = transport.lanes().demand(process);
+                self.download(want, transport, lane)
+            });
+            match &result {
+                Ok(file) => {
+                    let bytes = size_of(file);
+                    if want.is_content() {
+                        self.ledger.demanded(bytes);
+                    }
+                    self.remark(want, began.elapsed(), bytes, beside);
+                }
+                Err(error) => {
+                    tracing::debug!(object = %want.object, %error, "download failed");
+                    // Programs that open what cannot be had again and again must not wear servers out. Whoever asks
+                    // for it meanwhile waits with us. A catalog fails for a whole tree at once and is no sign of that.
+                    if want.is_content() {
+                        std::thread::sleep(self.throttle.failed(Instant::now()));
+                    }
+                }
+            }
+            return landing.land(result.map(Arc::new).map_err(Arc::new));
+        }
+    }
+
+    /// The same for an object that nobody has asked for yet; `guessed` when nobody has said that it will be wanted.
+    pub(crate) fn fetch_ahead(&self, want: &Want, guessed: bool) -> Fetched {
+        let have = || self.cache.get(want.key(), want.size).map(Arc::new);
+        if let Some(file) = have() {
+            return Ok(file);
+        }
+        // The lane comes first: who asks for an object that is announced should not have to wait for it to begin.
+        let transport = self.transport_of(want).map_err(Arc::new)?;
+        let lane = transport.lanes().ahead().ok_or_else(|| Arc::new(FetchError::Abandoned(want.object)))?;
+        let landing = match self.board(want.key(), true) {
+            Boarding::First(landing) => landing,
+            Boarding::Taken(flight) => {
+                drop(lane);
+                return flight.wait();
             }
         };
-        let mut sink = ObjectSink { objects: self, want, inflater: None, received: 0, finished: None };
-        transport.get(path, range, &mut sink).map_err(|e| failure(object, e))?;
+        if let Some(file) = have() {
+            return landing.land(Ok(file));
+        }
+        let result = self.download(want, transport, lane);
+        // A catalog stays open once it was used, so nobody would take it out of the ledger.
+        if let Ok(file) = &result
+            && want.is_content()
+        {
+            // Entered before it lands, so whoever opens it from now on takes it out again.
+            match landing.flight.joined.load(Ordering::Acquire) {
+                true => self.ledger.claimed_early(size_of(file), guessed),
+                false => self.ledger.enter(want.key(), size_of(file), guessed),
+            }
+        }
+        landing.land(result.map(Arc::new).map_err(Arc::new))
+    }
+
+    /// Joins the download of an object, or begins it.
+    fn board(&self, key: CacheKey, ahead: bool) -> Boarding<'_> {
+        match self.flights.lock().entry(key) {
+            hash_map::Entry::Occupied(entry) => {
+                let flight = entry.get().clone();
+                if !ahead {
+                    flight.joined.store(true, Ordering::Release);
+                }
+                Boarding::Taken(flight)
+            }
+            hash_map::Entry::Vacant(entry) => {
+                let flight = entry.insert(Arc::new(Flight { ahead, ..Flight::default() })).clone();
+                Boarding::First(Landing { objects: self, key, flight })
+            }
+        }
+    }
+
+    /// Says, but not all the time, that a reader waited beside what is fetched ahead.
+    fn remark(&self, want: &Want, waited: Duration, bytes: u64, beside: usize) {
+        if beside == 0 || waited < PATIENCE + Duration::from_micros(bytes) {
+            return;
+        }
+        self.stats.delayed.add(1);
+        let mut last = self.last_remark.lock();
+        if last.is_none_or(|last| last.elapsed() > BETWEEN_REMARKS) {
+            *last = Some(Instant::now());
+            let object = want.object;
+            tracing::warn!(%object, bytes, ?waited, beside, "a reader waited while objects were fetched ahead; CVMFS_PREFETCH=no ends that");
+        }
+    }
+
+    fn transport_of(&self, want: &Want) -> Result<&Transport, FetchError> {
+        match &want.source {
+            Source::Store | Source::Alternative => Ok(&self.transport),
+            Source::External { .. } => self.external.as_ref().ok_or(FetchError::NoExternalServer(want.object)),
+        }
+    }
+
+    fn download(&self, want: &Want, transport: &Transport, lane: Lane<'_>) -> Result<File, FetchError> {
+        let (object, began, ahead) = (want.object, Instant::now(), lane.is_ahead());
+        let (path, range) = match &want.source {
+            Source::Store => (object.path(), None),
+            Source::Alternative => (format!(".cvmfsalt-{object}"), None),
+            Source::External { path, range } => (path.clone(), *range),
+        };
+        let closed = || ahead && transport.lanes().is_closed();
+        let mut sink = ObjectSink { objects: self, want, closed: &closed, inflater: None, received: 0, finished: None };
+        transport.get(&path, range, lane, &mut sink).map_err(|e| failure(object, e))?;
+        let received = sink.received;
         let (partial, plain) = sink.finished.expect("a successful transfer finishes its sink");
         if let Some(expected) = want.size.filter(|size| *size != plain) {
             return Err(FetchError::Size { object, found: plain, expected });
         }
         self.stats.downloads.add(1);
+        tracing::debug!(%object, ahead, received, plain, took = ?began.elapsed(), "downloaded");
         Ok(self.cache.commit(partial, want.key())?)
     }
+}
+
+fn size_of(file: &File) -> u64 {
+    file.metadata().map_or(0, |metadata| metadata.len())
 }
 
 fn failure(object: ObjectId, error: TransportError) -> FetchError {
@@ -287,6 +425,8 @@ fn failure(object: ObjectId, error: TransportError) -> FetchError {
 struct ObjectSink<'a> {
     objects: &'a Objects,
     want: &'a Want,
+    /// Whether it is to be given up.
+    closed: &'a dyn Fn() -> bool,
     inflater: Option<Inflater<Partial<'a>>>,
     received: u64,
     finished: Option<(Partial<'a>, u64)>,
@@ -303,6 +443,9 @@ impl Sink for ObjectSink<'_> {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
+        if (self.closed)() {
+            return Err(SinkError::Local(Box::new(FetchError::Abandoned(self.want.object))));
+        }
         self.received += bytes.len() as u64;
         let limit = self.want.stored_limit();
         if self.received > limit {
@@ -338,6 +481,10 @@ fn random_below(n: usize) -> usize {
 /// A download that several may wait for.
 #[derive(Debug, Default)]
 struct Flight {
+    /// Nobody waited for it when it began.
+    ahead: bool,
+    /// Somebody waits for it now.
+    joined: AtomicBool,
     result: Mutex<Option<Fetched>>,
     landed: Condvar,
 }
@@ -350,6 +497,14 @@ impl Flight {
         }
         result.clone().expect("the loop ends when it is there")
     }
+}
+
+/// Result of asking for a download.
+enum Boarding<'a> {
+    /// It is ours to make.
+    First(Landing<'a>),
+    /// It is being made.
+    Taken(Arc<Flight>),
 }
 
 /// Ends a flight, whatever happens to the thread that made it.

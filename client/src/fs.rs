@@ -26,6 +26,7 @@ use crate::config::{Config, Ownership};
 use crate::fetch::{FetchError, Objects, Wait};
 use crate::inode::{self, Identity, InodeError, Name, Node, Numbers, Stale, Table};
 use crate::pool::Pool;
+use crate::prefetch::Prefetcher;
 use crate::revision::Revision;
 use crate::stats::Stats;
 use crate::{variables, xattr};
@@ -189,7 +190,7 @@ pub enum Lookup {
 #[derive(Debug)]
 pub struct FileSystem {
     objects: Arc<Objects>,
-    view: RwLock<Arc<View>>,
+    view: Arc<RwLock<Arc<View>>>,
     numbers: Numbers,
     table: Table,
     files: RwLock<HashMap<u64, Arc<OpenFile>>>,
@@ -198,6 +199,7 @@ pub struct FileSystem {
     /// First name of a hard-link group, by catalog, directory and group.
     groups: quick_cache::sync::Cache<(ContentHash, PathKey, u32), Arc<[u8]>>,
     pool: Pool,
+    prefetcher: Prefetcher,
     ownership: Ownership,
     world_readable: bool,
     variables: variables::Variables,
@@ -231,16 +233,19 @@ impl FileSystem {
         master_keys: String,
     ) -> FileSystem {
         let info = Info { fqrn: config.fqrn.clone(), master_keys, since: Instant::now(), next_check: Arc::default() };
+        let view = Arc::new(RwLock::new(Arc::new(View { generation: 1, revision })));
+        let pool = Pool::default();
         FileSystem {
+            prefetcher: Prefetcher::new(config, &objects, &view, &pool),
             objects,
-            view: RwLock::new(Arc::new(View { generation: 1, revision })),
+            view,
             numbers,
             table: Table::default(),
             files: RwLock::default(),
             directories: RwLock::default(),
             next_handle: AtomicU64::new(1),
             groups: quick_cache::sync::Cache::new(1 << 14),
-            pool: Pool::default(),
+            pool,
             ownership: config.ownership.clone(),
             world_readable: config.world_readable,
             variables: config.variables.clone(),
@@ -269,6 +274,11 @@ impl FileSystem {
     /// Threads that may wait.
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// What fetches ahead.
+    pub fn prefetcher(&self) -> &Prefetcher {
+        &self.prefetcher
     }
 
     /// Facts about the mount.

@@ -62,7 +62,7 @@ impl Fuse {
     /// Answers in place if possible, otherwise on a thread that may wait.
     fn answer<R: Send + 'static, T>(
         &self,
-        what: &'static str,
+        (what, request): (&'static str, &Request),
         inode: INodeNo,
         reply: R,
         operation: impl Fn(&FileSystem, u32, Wait) -> Result<T, FsError> + Send + 'static,
@@ -71,9 +71,9 @@ impl Fuse {
         let number = u32::try_from(inode.0).unwrap_or(0);
         match operation(&self.fs, number, Wait::No) {
             Err(FsError::WouldBlock) => {
-                let fs = self.fs.clone();
+                let (fs, task) = (self.fs.clone(), request.pid());
                 self.fs.pool().run(move || {
-                    let result = operation(&fs, number, Wait::Yes);
+                    let result = operation(&fs, number, Wait::For(process_of(task)));
                     let result = result.map_err(|error| errno(&fs, what, number, &error));
                     send(&fs, reply, result);
                 });
@@ -84,6 +84,13 @@ impl Fuse {
             }
         }
     }
+}
+
+/// The process of a task, by which waiting readers take turns; the task itself when nobody can tell.
+fn process_of(task: u32) -> u32 {
+    let status = std::fs::read_to_string(format!("/proc/{task}/status")).unwrap_or_default();
+    let process = status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok());
+    process.unwrap_or(task)
 }
 
 /// The only way from an error to the kernel.
@@ -176,12 +183,12 @@ impl Filesystem for Fuse {
         Ok(())
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name: Arc<[u8]> = name.as_bytes().into();
         let copy = name.clone();
         self.fs.stats().lookups.add(1);
         let operation = move |fs: &FileSystem, parent, wait| Ok((parent, fs.lookup(parent, &copy, wait)?));
-        self.answer("lookup", parent, reply, operation, move |fs, reply, result| match result {
+        self.answer(("lookup", request), parent, reply, operation, move |fs, reply, result| match result {
             Ok((parent, Lookup::Found(node))) => {
                 let attr = attributes(&fs.attr(&node));
                 let generation = node.generation;
@@ -203,25 +210,25 @@ impl Filesystem for Fuse {
         self.fs.forget(u32::try_from(inode.0).unwrap_or(0), lookups);
     }
 
-    fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        self.answer("getattr", inode, reply, FileSystem::getattr, |fs, reply, result| match result {
+    fn getattr(&self, request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        self.answer(("getattr", request), inode, reply, FileSystem::getattr, |fs, reply, result| match result {
             Ok((attr, generation)) => fs.with_ttl(generation, |ttl| reply.attr(&ttl, &attributes(&attr))),
             Err(error) => reply.error(error),
         });
     }
 
-    fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
-        self.answer("readlink", inode, reply, FileSystem::readlink, |_, reply, result| match result {
+    fn readlink(&self, request: &Request, inode: INodeNo, reply: ReplyData) {
+        self.answer(("readlink", request), inode, reply, FileSystem::readlink, |_, reply, result| match result {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(error),
         });
     }
 
-    fn open(&self, _request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if flags.0 & libc::O_ACCMODE != libc::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
-        self.answer("open", inode, reply, FileSystem::open, |fs, reply, result| match result {
+        self.answer(("open", request), inode, reply, FileSystem::open, |fs, reply, result| match result {
             Ok(handle) => {
                 // An inode stands for its content, so pages from before are right.
                 let mut flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
@@ -236,7 +243,7 @@ impl Filesystem for Fuse {
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         inode: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -253,7 +260,7 @@ impl Filesystem for Fuse {
                 fs.read(handle.0, offset, &mut buffer[..size as usize], wait)
             })
         };
-        self.answer("read", inode, reply, read, |_, reply, result| match result {
+        self.answer(("read", request), inode, reply, read, |_, reply, result| match result {
             // The same thread has just read into it.
             Ok(length) => BUFFER.with_borrow(|buffer| reply.data(&buffer[..length])),
             Err(error) => reply.error(error),
@@ -274,8 +281,8 @@ impl Filesystem for Fuse {
         reply.ok();
     }
 
-    fn opendir(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.answer("opendir", inode, reply, FileSystem::open_directory, |_, reply, result| match result {
+    fn opendir(&self, request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.answer(("opendir", request), inode, reply, FileSystem::open_directory, |_, reply, result| match result {
             Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
             Err(error) => reply.error(error),
         });
@@ -352,20 +359,26 @@ impl Filesystem for Fuse {
         let name: Box<[u8]> = name.as_bytes().into();
         let reader = Reader { uid: request.uid(), gid: request.gid() };
         let operation = move |fs: &FileSystem, inode, wait| fs.getxattr_as(reader, inode, &name, wait);
-        self.answer("getxattr", inode, reply, operation, move |_, reply, result| match result {
+        self.answer(("getxattr", request), inode, reply, operation, move |_, reply, result| match result {
             Ok(value) => send_bytes(reply, size, &value),
             Err(error) => reply.error(error),
         });
     }
 
-    fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
-        self.answer("listxattr", inode, reply, FileSystem::listxattr, move |_, reply, result| match result {
-            Ok(names) => {
-                let list: Vec<u8> = names.iter().flat_map(|name| name.iter().copied().chain([0])).collect();
-                send_bytes(reply, size, &list);
-            }
-            Err(error) => reply.error(error),
-        });
+    fn listxattr(&self, request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        self.answer(
+            ("listxattr", request),
+            inode,
+            reply,
+            FileSystem::listxattr,
+            move |_, reply, result| match result {
+                Ok(names) => {
+                    let list: Vec<u8> = names.iter().flat_map(|name| name.iter().copied().chain([0])).collect();
+                    send_bytes(reply, size, &list);
+                }
+                Err(error) => reply.error(error),
+            },
+        );
     }
 }
 

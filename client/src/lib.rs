@@ -4,7 +4,7 @@
 //! kernel ── fuse ── fs ──┬── catalogs ──┐
 //!            │           ├── inode      ├── fetch ──┬── cache (disk, quota)
 //!            └── pool    └── xattr      │           └── http, route ── servers, proxies
-//!                      remount ── revision ─────────┘
+//!           prefetch   remount ── revision ─────────┘
 //! ```
 //!
 //! `fs` is the file system and knows nothing of FUSE, so it is tested without a kernel. Everything is
@@ -22,6 +22,7 @@ pub mod inode;
 pub mod log;
 pub mod mount;
 pub mod pool;
+pub mod prefetch;
 pub mod remount;
 pub mod revision;
 pub mod stats;

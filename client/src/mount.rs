@@ -164,6 +164,7 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
     let ended = session.run();
     drop(unmounter);
     drop(control);
+    fs.prefetcher().close();
     updater.stop();
     // A check may wait for the network; the process need not wait for it.
     drop(updates);

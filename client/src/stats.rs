@@ -36,6 +36,12 @@ pub struct Stats {
     pub retries: Counter,
     /// Times another server or proxy was chosen after a failure.
     pub failovers: Counter,
+    /// Times a reader waited unusually long while objects were fetched ahead.
+    pub delayed: Counter,
+    /// Files and parts of files that were to be fetched ahead and could not be had.
+    pub ahead_failures: Counter,
+    /// Files and parts of files that were not fetched ahead because too many were waiting, or a bound was reached.
+    pub ahead_left_out: Counter,
     /// Names that the kernel asked for.
     pub lookups: Counter,
     /// Files opened.

@@ -162,7 +162,9 @@ impl FileSystem {
             add(GENERAL);
             for name in OF_FILES.iter().chain(OF_LINKS).copied() {
                 let has = match name {
-                    "user.lhash" => file::whole(&node).is_some() && node.entry.file_type() == FileType::Regular,
+                    "user.lhash" => {
+                        file::whole(&node.path, &node.entry).is_some() && node.entry.file_type() == FileType::Regular
+                    }
                     "user.external_url" => self.external_url(&node).is_some(),
                     name => about_entry(&node, name).is_some(),
                 };
@@ -207,7 +209,8 @@ impl FileSystem {
 
     /// Hash of what the cache has of a file: that of the catalog when the bytes still make the same object.
     fn hash_of_cached(&self, node: &Node, wait: Wait) -> Result<Option<Vec<u8>>, FsError> {
-        let Some(want) = file::whole(node).filter(|_| node.entry.file_type() == FileType::Regular) else {
+        let Some(want) = file::whole(&node.path, &node.entry).filter(|_| node.entry.file_type() == FileType::Regular)
+        else {
             return Ok(None);
         };
         let Some(content) = self.objects().cached(&want) else { return Ok(Some(b"Not in cache".to_vec())) };

@@ -107,6 +107,11 @@ fn exit_statuses_tell_what_is_wrong() {
         (&["status", nowhere], 4, "nothing of ours is mounted"),
         (&["umount", nowhere], 4, "nothing is mounted there"),
         (&["probe", nowhere], 1, "not all mounts"),
+        (&["record", nowhere], 2, "--start|--stop|COMMAND"),
+        (&["record", nowhere, "--start"], 4, "nothing of ours is mounted"),
+        (&["record", nowhere, "--stop"], 1, "no start-up list"),
+        (&["prefetch", nowhere, "/dev/null"], 1, "nothing is fetched ahead"),
+        (&["prefetch", nowhere, "--base", "/"], 2, "is not below the mountpoint"),
     ] {
         let output = run(arguments);
         assert_eq!(output.status.code(), Some(code), "{arguments:?} {output:?}");
@@ -116,7 +121,7 @@ fn exit_statuses_tell_what_is_wrong() {
 
 #[test]
 fn every_command_explains_itself_with_examples() {
-    for command in ["", "mount", "umount", "status", "remount", "probe", "showconfig"] {
+    for command in ["", "mount", "umount", "status", "remount", "prefetch", "record", "probe", "showconfig"] {
         let arguments: Vec<&str> = [command, "--help"].into_iter().filter(|word| !word.is_empty()).collect();
         let output = client().args(&arguments).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();

@@ -181,6 +181,9 @@ fn change(
         let mut transaction = target.begin(&lock, now)?;
         let mut hand = Hand::new(target, &mut transaction, now)?;
         let changed = change(&mut hand)?;
+        if !changed.is_empty() {
+            hand.clean_podman_store()?;
+        }
         let revision = match dry_run || changed.is_empty() {
             true => before,
             false => target.commit(transaction)?.repository.manifest().revision,

@@ -25,6 +25,8 @@ pub struct NetworkLimits {
     pub host_reset: Option<Duration>,
     /// Whether redirects are followed (up to 4).
     pub follow_redirects: bool,
+    /// Requests at the same time.
+    pub parallel: usize,
 }
 
 impl NetworkLimits {
@@ -40,6 +42,7 @@ impl NetworkLimits {
             proxy_reset: reset("CVMFS_PROXY_RESET_AFTER")?,
             host_reset: reset("CVMFS_HOST_RESET_AFTER")?,
             follow_redirects: p.flag("CVMFS_FOLLOW_REDIRECTS")?,
+            parallel: p.number::<usize>("CVMFS_PARALLEL_DOWNLOADS")?.clamp(1, 256),
         })
     }
 

@@ -94,6 +94,7 @@ pub const TABLE: &[Parameter] = &[
     number("CVMFS_HOST_RESET_AFTER", "1800", "seconds until the first server is tried again; 0 = never"),
     number("CVMFS_MAX_SERVERS", "0", "servers used of the list; 0 = all"),
     flag("CVMFS_FOLLOW_REDIRECTS", "no", "follow up to 4 redirects"),
+    number("CVMFS_PARALLEL_DOWNLOADS", "16", "requests at the same time, 1 to 256; three quarters of them for what is fetched ahead"),
     text("CVMFS_EXTERNAL_URL", "", "servers of external files, separated by ';'"),
     text("CVMFS_EXTERNAL_HTTP_PROXY", "", "proxies for external files; those of the repository unless set"),
     text("CVMFS_EXTERNAL_FALLBACK_PROXY", "", "groups behind CVMFS_EXTERNAL_HTTP_PROXY"),
@@ -157,6 +158,13 @@ pub const TABLE: &[Parameter] = &[
     silent("CVMFS_CACHE_*_ALIEN", "CVMFS_ALIEN_CACHE of an instance", ONE_CACHE),
     silent("CVMFS_CACHE_*_QUOTA_LIMIT", "CVMFS_QUOTA_LIMIT of an instance", ONE_CACHE),
     silent("CVMFS_CACHE_*_REFCOUNT", "CVMFS_CACHE_REFCOUNT of an instance", ONE_CACHE),
+    // What is fetched ahead
+    flag("CVMFS_PREFETCH", "yes", "fetch ahead what will be wanted: lists, bundles, the next files and chunks"),
+    number("CVMFS_PREFETCH_BUDGET", "512", "MiB that one start-up list or bundle may fetch, at most a quarter of the cache"),
+    number("CVMFS_PREFETCH_WASTE", "8", "MiB that may be guessed in vain, beside as much as was asked for"),
+    flag("CVMFS_PREFETCH_LEARN", "yes", "keep what a start has touched for the next one"),
+    flag("CVMFS_PREFETCH_FILEBUNDLES", "yes", "fetch what .cvmfsbundle-NAME says when NAME is opened"),
+    silent("CVMFS_BUNDLE_POOL_SIZE", "threads for bundles", "three quarters of CVMFS_PARALLEL_DOWNLOADS"),
     // Revisions
     number("CVMFS_MAX_TTL", "0", "minutes between checks for a new revision, at most; 0 = as the repository says"),
     flag("CVMFS_AUTO_UPDATE", "yes", "look for new revisions"),

@@ -19,11 +19,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use reqwest::header::{CACHE_CONTROL, HeaderMap, HeaderValue, PRAGMA, RANGE, RETRY_AFTER};
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use super::connect::{Watch, answered};
 use super::geo;
+use super::lanes::{Lane, Lanes};
 use super::resolve::Resolver;
 use super::route::{Attempts, Fault, Member, Next, Place, Proxy, Route, Routes};
 use super::selection::Selection;
@@ -31,8 +32,6 @@ use super::{random_below, tls};
 use crate::config::{Network, NetworkLimits};
 use crate::stats::Stats;
 
-/// Connections at the same time; further requests wait for their turn.
-const MAX_IN_FLIGHT: usize = 16;
 /// What a timeout of 0 means: as good as none.
 const NO_TIMEOUT: Duration = Duration::from_secs(300);
 /// Proxies whose connections are kept, far above what a site has.
@@ -117,7 +116,7 @@ pub struct Transport {
     resolver: Arc<Resolver>,
     prepared: OnceCell<()>,
     clients: Mutex<HashMap<Member, reqwest::Client>>,
-    in_flight: Semaphore,
+    lanes: Lanes,
     stats: Arc<Stats>,
 }
 
@@ -133,13 +132,14 @@ impl Transport {
         // Err means that somebody in this process installed a provider before; any will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let resolver = Arc::new(Resolver::new(&network.proxies, &selection));
+        let lanes = Lanes::new(limits.parallel);
         Transport {
             runtime,
             routes: Arc::new(Routes::new(network, limits, selection)),
             resolver,
             prepared: OnceCell::new(),
             clients: Mutex::default(),
-            in_flight: Semaphore::new(MAX_IN_FLIGHT),
+            lanes,
             stats,
         }
     }
@@ -149,8 +149,20 @@ impl Transport {
         &self.routes
     }
 
-    /// Gets `path` (relative to the server URL, already escaped), or `range` (first byte, length) of it.
-    pub fn get(&self, path: &str, range: Option<(u64, u64)>, sink: &mut dyn Sink) -> Result<(), TransportError> {
+    /// Who may ask next.
+    pub fn lanes(&self) -> &Lanes {
+        &self.lanes
+    }
+
+    /// Gets `path` (relative to the server URL, already escaped), or `range` (first byte, length) of it. The lane is kept
+    /// over all attempts: as long as requests fail, those that wait don't join them.
+    pub fn get(
+        &self,
+        path: &str,
+        range: Option<(u64, u64)>,
+        lane: Lane<'_>,
+        sink: &mut dyn Sink,
+    ) -> Result<(), TransportError> {
         let started = Instant::now();
         let result = self.runtime.block_on(async {
             self.prepared.get_or_init(|| self.prepare()).await;
@@ -158,13 +170,14 @@ impl Transport {
             self.run(Target { path, range }, None, sink).await
         });
         self.stats.transfer_micros.add(started.elapsed().as_micros() as u64);
+        drop(lane);
         result
     }
 
     /// Gets a document of at most `limit` bytes into memory.
     pub fn get_small(&self, path: &str, limit: usize) -> Result<Vec<u8>, TransportError> {
         let mut sink = Memory { bytes: Vec::new(), limit };
-        self.get(path, None, &mut sink)?;
+        self.get(path, None, self.lanes.demand(0), &mut sink)?;
         Ok(sink.bytes)
     }
 
@@ -219,8 +232,6 @@ impl Transport {
     ) -> Result<(), TransportError> {
         let mut attempts: Attempts<'_> =
             if only.is_some() { self.routes.attempts_of_one_server() } else { self.routes.attempts() };
-        // Kept over all attempts: as long as requests fail, those that wait don't join them.
-        let _turn = self.in_flight.acquire().await.expect("the semaphore is never closed");
         let (mut no_cache, mut tried) = (false, 0);
         loop {
             let mut route = self.routes.current_for(target.path, Instant::now());
@@ -348,7 +359,7 @@ impl Transport {
             .default_headers(headers)
             .http1_only()
             .tcp_nodelay(true)
-            .pool_max_idle_per_host(MAX_IN_FLIGHT)
+            .pool_max_idle_per_host(self.lanes.count())
             .connect_timeout(connect_timeout)
             .connector_layer(Watch)
             .redirect(redirect)

@@ -248,6 +248,13 @@ impl Routes {
         state.member = left.get((self.random)(left.len().max(1))).copied().cloned().flatten();
     }
 
+    /// For how long requests have not gone the way that is preferred.
+    pub fn switched(&self, now: Instant) -> Option<Duration> {
+        let state = self.state.lock();
+        let since = [state.left_first_host, state.left_first_group, state.burned_since].into_iter().flatten().min()?;
+        Some(now.saturating_duration_since(since))
+    }
+
     fn switch_host(&self, failed: &Route, now: Instant) {
         let mut state = self.state.lock();
         if state.servers.get(state.host) == Some(&failed.host) && state.servers.len() > 1 {
@@ -389,6 +396,7 @@ mod tests {
             proxy_reset: Some(Duration::from_secs(300)),
             host_reset: Some(Duration::from_secs(1800)),
             follow_redirects: false,
+            parallel: 16,
         };
         Routes::with_random(network, limits, selection, |_| 0)
     }

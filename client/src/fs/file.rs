@@ -1,14 +1,15 @@
 //! Open files. What a file was when it was opened, it is until it is closed.
 //!
 //! A file kept as one object is downloaded completely by `open`, so that failures show there; a chunked one
-//! chunk by chunk, as it is read. While a chunked file is read in order, the next chunk is fetched ahead.
+//! chunk by chunk, as it is read. While a chunked file is read in order, the next chunks are fetched ahead: one, then two,
+//! and so on, up to a bound.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use cvmfs::entry::{Chunk, FileType};
+use cvmfs::entry::{Chunk, Entry, FileType};
 use cvmfs::hash::ObjectKind;
 use cvmfs::path::RepoPath;
 use parking_lot::Mutex;
@@ -19,6 +20,10 @@ use crate::inode::Node;
 
 /// Chunk files kept open per handle: concurrent readers of one file rarely touch more.
 const OPEN_CHUNKS: usize = 4;
+
+/// Chunks, and bytes of them, that are fetched ahead of somebody who reads a file in order.
+const MOST_AHEAD: usize = 8;
+const MOST_BYTES_AHEAD: u64 = 64 << 20;
 
 /// A file somebody has open.
 #[derive(Debug)]
@@ -34,9 +39,10 @@ enum Body {
     Chunked {
         /// Most recently used last.
         open: Mutex<Vec<(usize, Arc<File>)>>,
-        /// Chunk read last, and the one after the last that was fetched ahead.
+        /// Chunk read last.
         last: AtomicUsize,
-        ahead: AtomicUsize,
+        /// How many are fetched ahead, and the one after the last that was.
+        ahead: Mutex<(usize, usize)>,
     },
 }
 
@@ -48,19 +54,19 @@ impl OpenFile {
 }
 
 /// The object of a file that is kept in one piece; `None` when it has no content object.
-pub(crate) fn whole(node: &Node) -> Option<Want> {
-    let entry = &node.entry;
+pub(crate) fn whole(path: &RepoPath, entry: &Entry) -> Option<Want> {
     let mut want = Want::sized(entry.content?.object(ObjectKind::File), entry.compression(), entry.size);
     if entry.flags.is_external() {
-        want.source = Source::External { path: escape(&node.path), range: None };
+        want.source = Source::External { path: escape(path), range: None };
     }
     Some(want)
 }
 
-fn piece(node: &Node, chunk: &Chunk) -> Want {
-    let mut want = Want::sized(chunk.hash.object(ObjectKind::Chunk), node.entry.compression(), chunk.size);
-    if node.entry.flags.is_external() {
-        want.source = Source::External { path: escape(&node.path), range: Some((chunk.offset, chunk.size)) };
+/// The object of one chunk of a file.
+pub(crate) fn piece(path: &RepoPath, entry: &Entry, chunk: &Chunk) -> Want {
+    let mut want = Want::sized(chunk.hash.object(ObjectKind::Chunk), entry.compression(), chunk.size);
+    if entry.flags.is_external() {
+        want.source = Source::External { path: escape(path), range: Some((chunk.offset, chunk.size)) };
     }
     want
 }
@@ -103,15 +109,16 @@ impl FileSystem {
         }
         let body = if node.entry.flags.is_chunked() && !node.chunks.is_empty() {
             check_chunks(&node)?;
-            Body::Chunked { open: Mutex::default(), last: AtomicUsize::new(0), ahead: AtomicUsize::new(0) }
-        } else if let Some(want) = whole(&node) {
-            Body::Whole(self.object(&node, &want, wait)?)
+            Body::Chunked { open: Mutex::default(), last: AtomicUsize::new(0), ahead: Mutex::default() }
+        } else if let Some(want) = whole(&node.path, &node.entry) {
+            Body::Whole(self.content(&node, &want, wait)?)
         } else if node.entry.size == 0 {
             Body::Empty
         } else {
             return Err(FsError::Inconsistent { path: node.path.clone(), what: "it has neither content nor chunks" });
         };
         self.stats().opens.add(1);
+        self.prefetcher().opened(&node.path, &node.entry);
         let handle = self.handle();
         self.files.write().insert(handle, Arc::new(OpenFile { node, body }));
         Ok(handle)
@@ -158,13 +165,11 @@ impl FileSystem {
 
     fn chunk(&self, file: &Arc<OpenFile>, index: usize, wait: Wait) -> Result<Arc<File>, FsError> {
         let Body::Chunked { open, last, ahead } = &file.body else { return Err(FsError::Stale) };
+        let node = &file.node;
         let before = last.swap(index, Ordering::Relaxed);
-        let next = index + 1;
         let in_order = index == before || index == before + 1;
-        if in_order && next < file.node.chunks.len() && ahead.fetch_max(next + 1, Ordering::Relaxed) <= next {
-            let (objects, want) = (self.objects().clone(), piece(&file.node, &file.node.chunks[next]));
-            // If it fails, whoever reads the chunk learns why.
-            self.pool().run(move || drop(objects.fetch(&want)));
+        if in_order {
+            self.chunks_ahead(node, index, ahead);
         }
         {
             let mut open = open.lock();
@@ -174,13 +179,52 @@ impl FileSystem {
                 return Ok(open[open.len() - 1].1.clone());
             }
         }
-        let content = self.object(&file.node, &piece(&file.node, &file.node.chunks[index]), wait)?;
+        let content = self.object(node, &piece(&node.path, &node.entry, &node.chunks[index]), wait)?;
+        self.prefetcher().read(&node.path, &node.chunks[index]);
         let mut open = open.lock();
         if open.len() >= OPEN_CHUNKS {
             open.remove(0);
         }
         open.push((index, content.clone()));
         Ok(content)
+    }
+
+    /// Has the chunks after `index` fetched, more of them each time.
+    fn chunks_ahead(&self, node: &Node, index: usize, ahead: &Mutex<(usize, usize)>) {
+        let (next, end) = {
+            let mut ahead = ahead.lock();
+            let (window, until) = *ahead;
+            // Half of the window is left: time for the next one.
+            if index + 1 + window / 2 < until {
+                return;
+            }
+            let window = (window * 2).clamp(1, MOST_AHEAD);
+            let mut bytes = 0u64;
+            let fits = |chunk: &&Chunk| {
+                bytes = bytes.saturating_add(chunk.size);
+                bytes <= MOST_BYTES_AHEAD
+            };
+            let count = node.chunks.iter().skip(index + 1).take(window).take_while(fits).count();
+            let (next, end) = (until.max(index + 1), index + 1 + count);
+            *ahead = (window, end.max(until));
+            (next, end)
+        };
+        if next < end {
+            self.prefetcher().next(node.chunks[next..end].iter().map(|chunk| piece(&node.path, &node.entry, chunk)));
+        }
+    }
+
+    /// The object of a whole file. Who opens one for the first time tells what to fetch ahead.
+    fn content(&self, node: &Node, want: &Want, wait: Wait) -> Result<Arc<File>, FsError> {
+        if wait != Wait::No {
+            self.prefetcher().wanted(&node.path, &node.entry, None);
+            return self.object(node, want, wait);
+        }
+        let (file, guessed) = self.objects().cached_and_new(want).ok_or(FsError::WouldBlock)?;
+        if guessed.is_some() {
+            self.prefetcher().wanted(&node.path, &node.entry, guessed);
+        }
+        Ok(file)
     }
 
     fn object(&self, node: &Node, want: &Want, wait: Wait) -> Result<Arc<File>, FsError> {

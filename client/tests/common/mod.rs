@@ -63,6 +63,12 @@ fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
+/// Further options of every mount, separated by blanks: everything has to hold with other settings, too.
+pub fn more_options() -> Vec<String> {
+    let said = std::env::var("CVMFS_CLIENT_TEST_OPTIONS").unwrap_or_default();
+    said.split_whitespace().map(str::to_owned).collect()
+}
+
 /// Name of the repository in a fixture.
 pub fn fqrn(fixture: &str) -> String {
     format!("{}.fixture.example.org", fixture.split('-').next().unwrap())
@@ -354,7 +360,7 @@ impl World {
         arguments.extend(["--public-key".into(), self.key().into(), "--cache".into(), self.cache().into()]);
         arguments.extend(["--config-dir".into(), self.directory.path().join("no-config").into()]);
         arguments.extend(["-o".into(), "CVMFS_MAX_RETRIES=0".into()]);
-        for option in options {
+        for option in more_options().iter().map(String::as_str).chain(options.iter().copied()) {
             arguments.extend(["-o".into(), option.into()]);
         }
         arguments

@@ -3,6 +3,7 @@
 //! No network, no FUSE, no clock, no container words: storage, time and keys come in as arguments.
 
 pub mod blacklist;
+pub mod bundle;
 pub mod catalog;
 pub mod check;
 pub mod chunk;
@@ -20,6 +21,7 @@ pub mod repair;
 pub mod repository;
 pub mod scrub;
 pub mod signature;
+pub mod startup;
 pub mod store;
 pub mod subtree;
 pub mod transaction;

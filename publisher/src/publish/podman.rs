@@ -21,6 +21,18 @@ impl Hand<'_> {
         if !images.iter().filter_map(state).any(PodmanState::is_change) {
             return Ok(());
         }
+        self.write_podman_store(images)
+    }
+
+    /// Takes out what is published no more, if there is a store.
+    pub(crate) fn clean_podman_store(&mut self) -> Result<(), Failure> {
+        match self.read(&OwnedPath::PodmanFile(StorePath::Images))? {
+            Some(_) => self.write_podman_store(&[]),
+            None => Ok(()),
+        }
+    }
+
+    fn write_podman_store(&mut self, images: &[ReadyImage<'_>]) -> Result<(), Failure> {
         let mut listed: Vec<Listed> = self.list(StorePath::Images)?;
         let mut layers: Vec<Listed<LayerEntry>> = self.list(StorePath::Layers)?;
         let ids = |images: &[Listed], layers: &[Listed<LayerEntry>]| -> (BTreeSet<String>, BTreeSet<String>) {

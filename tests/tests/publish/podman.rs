@@ -2,6 +2,7 @@
 
 use image::digest::Digest;
 use publisher::podman::{InStore, PodmanState};
+use publisher::removal;
 use publisher::report::Outcome::{Added, Unchanged, Updated};
 use publisher::report::Report;
 use registry::testing::TestRegistry;
@@ -216,5 +217,22 @@ fn images_that_are_published_no_more_go_with_the_next_change() {
     drop(lock);
     site.convert(&[wish(&registry, "lab/kept:1")]);
     assert_eq!(store(&site), [(kept.config.hex(), vec![public(&registry, "lab/kept:1")])]);
+    site.assert_sound();
+}
+
+#[test]
+fn an_image_that_is_removed_is_not_in_the_store_and_not_kept_by_it() {
+    let (registry, site) = (TestRegistry::spawn(), with(Site::new(), InStore::All));
+    let (gone, kept) = (version(&registry, "lab/gone", 1), version(&registry, "lab/kept", 2));
+    site.convert(&[wish(&registry, "lab/gone:1"), wish(&registry, "lab/kept:1")]);
+    assert_eq!(store(&site).len(), 2);
+    let before = locks(&site);
+    removal::remove(&site.target, &wish(&registry, "lab/gone:1"), false).unwrap();
+    assert_eq!(store(&site), [(kept.config.hex(), vec![public(&registry, "lab/kept:1")])]);
+    assert!(before.iter().zip(locks(&site)).all(|(before, after)| *before != after));
+    let usage = removal::Usage::default();
+    let options = removal::Options { grace: removal::DEFAULT_GRACE, keep_versions: 0, usage, dry_run: false };
+    let marked = removal::collect(&site.target, &options).unwrap();
+    assert!(format!("{:?}", marked.condemned).contains(&gone.config.hex()), "{:?}", marked.condemned);
     site.assert_sound();
 }

@@ -1,0 +1,196 @@
+//! What waits to be fetched ahead, the most certain first.
+//!
+//! A pure value. Each kind of work has its bound; what does not fit is left out and counted by whoever adds it, never
+//! waited for. Lists are not copied into the queue: each is walked in order, several in turn, and what one file of a
+//! list turns into goes before the next file.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cvmfs::path::RepoPath;
+use cvmfs::startup::StartupList;
+
+use crate::fetch::Want;
+
+/// Objects of files that are being read in order.
+const MAX_CHUNKS: usize = 256;
+/// Lists and bundles that are being fetched at the same time.
+const MAX_RUNS: usize = 16;
+/// Parts of listed files.
+const MAX_PARTS: usize = 8192;
+/// Everything else.
+const MAX_GUESSES: usize = 4096;
+
+/// A list that is being fetched.
+#[derive(Debug)]
+pub struct Run {
+    /// What the log calls it.
+    pub name: String,
+    /// The list.
+    pub list: StartupList,
+    /// Directories below which its paths are looked for; the first that has one of that name counts.
+    pub bases: Vec<RepoPath>,
+    /// Bytes that it may still fetch.
+    left: AtomicU64,
+}
+
+impl Run {
+    /// A run over `list` that fetches at most `budget` bytes.
+    pub fn new(name: String, list: StartupList, bases: Vec<RepoPath>, budget: u64) -> Run {
+        Run { name, list, bases, left: AtomicU64::new(budget) }
+    }
+
+    /// Takes `bytes` from the budget; whether they were there.
+    pub fn spend(&self, bytes: u64) -> bool {
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).is_ok()
+    }
+}
+
+/// One thing to do ahead.
+#[derive(Debug)]
+pub enum Job {
+    /// Fetch the next object of a file that is read in order.
+    Chunk(Want),
+    /// Fetch an object of a listed file.
+    Part(Want),
+    /// Look up a file of a list and fetch it.
+    Listed(Arc<Run>, usize),
+    /// Read what is known about a start of this tree.
+    Tree(RepoPath),
+    /// Read the bundle of this file.
+    Bundle(RepoPath),
+    /// Fetch so many files that lie beside this one.
+    Neighbours(RepoPath, usize),
+    /// Fetch a file that may be wanted.
+    Guess(Want),
+}
+
+/// Work that waits.
+#[derive(Debug, Default)]
+pub struct Queue {
+    chunks: VecDeque<Job>,
+    parts: VecDeque<Job>,
+    /// Lists, and the file of each that is next.
+    runs: VecDeque<(Arc<Run>, usize)>,
+    guesses: VecDeque<Job>,
+}
+
+impl Queue {
+    /// Adds a job; whether there was room for it.
+    pub fn push(&mut self, job: Job) -> bool {
+        let (queue, most) = match job {
+            Job::Chunk(_) => (&mut self.chunks, MAX_CHUNKS),
+            Job::Part(_) | Job::Listed(..) => (&mut self.parts, MAX_PARTS),
+            Job::Tree(_) | Job::Bundle(_) | Job::Neighbours(..) | Job::Guess(_) => (&mut self.guesses, MAX_GUESSES),
+        };
+        let fits = queue.len() < most;
+        match job {
+            // What leads to a list is as urgent as the list.
+            Job::Tree(_) | Job::Bundle(_) if fits => queue.push_front(job),
+            job if fits => queue.push_back(job),
+            _ => {}
+        }
+        fits
+    }
+
+    /// Adds a list; whether there was room for it.
+    pub fn push_run(&mut self, run: Arc<Run>) -> bool {
+        let fits = self.runs.len() < MAX_RUNS;
+        if fits {
+            self.runs.push_back((run, 0));
+        }
+        fits
+    }
+
+    /// The next thing to do.
+    pub fn pop(&mut self) -> Option<Job> {
+        if let Some(job) = self.chunks.pop_front().or_else(|| self.parts.pop_front()) {
+            return Some(job);
+        }
+        while let Some((run, next)) = self.runs.pop_front() {
+            if next < run.list.files.len() {
+                self.runs.push_back((run.clone(), next + 1));
+                return Some(Job::Listed(run, next));
+            }
+        }
+        self.guesses.pop_front()
+    }
+
+    /// Whether a list is being fetched.
+    pub fn has_lists(&self) -> bool {
+        !self.runs.is_empty()
+    }
+
+    /// Jobs and files of lists that wait.
+    pub fn count(&self) -> usize {
+        let listed = self.runs.iter().map(|(run, next)| run.list.files.len() - next).sum::<usize>();
+        self.chunks.len() + self.parts.len() + listed + self.guesses.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cvmfs::hash::{Algorithm, ContentHash, ObjectKind};
+    use cvmfs::object::Compression;
+    use cvmfs::startup::Touched;
+
+    use super::*;
+
+    fn want(number: u64) -> Want {
+        let hash = ContentHash::of(Algorithm::Sha1, &number.to_le_bytes());
+        Want::sized(hash.object(ObjectKind::File), Compression::Zlib, number)
+    }
+
+    fn run(name: &str, files: usize, budget: u64) -> Arc<Run> {
+        let file = |number| Touched { path: RepoPath::parse(format!("/{number}")).unwrap(), size: 1, parts: vec![] };
+        let list = StartupList { files: (0..files).map(file).collect(), left_out: 0 };
+        Arc::new(Run::new(name.into(), list, vec![RepoPath::ROOT], budget))
+    }
+
+    fn shown(job: Job) -> String {
+        match job {
+            Job::Listed(run, index) => format!("{}{index}", run.name),
+            Job::Chunk(want) => format!("chunk{}", want.limit),
+            Job::Part(want) => format!("part{}", want.limit),
+            Job::Guess(want) => format!("guess{}", want.limit),
+            Job::Neighbours(path, _) | Job::Tree(path) | Job::Bundle(path) => path.to_string(),
+        }
+    }
+
+    #[test]
+    fn the_most_certain_comes_first_and_lists_take_turns() {
+        let mut queue = Queue::default();
+        let path = |text: &str| RepoPath::parse(text).unwrap();
+        queue.push(Job::Guess(want(1)));
+        queue.push(Job::Neighbours(path("/near"), 3));
+        queue.push_run(run("a", 3, 0));
+        queue.push_run(run("b", 1, 0));
+        queue.push_run(run("empty", 0, 0));
+        queue.push(Job::Part(want(2)));
+        queue.push(Job::Chunk(want(3)));
+        queue.push(Job::Tree(path("/tree")));
+        assert_eq!(queue.count(), 9);
+        let order: Vec<String> = std::iter::from_fn(|| queue.pop()).map(shown).collect();
+        assert_eq!(order, ["chunk3", "part2", "a0", "b0", "a1", "a2", "/tree", "guess1", "/near"]);
+        assert_eq!(queue.count(), 0);
+    }
+
+    #[test]
+    fn every_kind_of_work_is_bounded() {
+        let mut queue = Queue::default();
+        let mut taken = |job: fn(Want) -> Job| (0..20_000).filter(|n| queue.push(job(want(*n)))).count();
+        assert_eq!(taken(Job::Chunk), MAX_CHUNKS);
+        assert_eq!(taken(Job::Part), MAX_PARTS);
+        assert_eq!(taken(Job::Guess), MAX_GUESSES);
+        let list = run("a", 10, 0);
+        assert_eq!((0..100).filter(|_| queue.push_run(list.clone())).count(), MAX_RUNS);
+    }
+
+    #[test]
+    fn a_budget_is_spent_and_no_more() {
+        let run = run("a", 1, 100);
+        assert!(run.spend(60) && !run.spend(41) && run.spend(40) && !run.spend(1) && run.spend(0));
+        assert!(!run.spend(u64::MAX));
+    }
+}
