@@ -136,7 +136,7 @@ fn images_are_removed_and_collected_from_the_command_line() {
     assert_eq!(run(&["init", fqrn]).0, Some(0));
     let (status, stdout, stderr) = run(&["gc", fqrn]);
     assert_eq!((status, stderr.as_str()), (Some(0), ""));
-    assert!(stdout.ends_with("(revision 1, nothing published)\n"), "{stdout}");
+    assert!(stdout.ends_with("(revision 0, nothing published)\n"), "{stdout}");
     let (status, _, stderr) = run(&["remove", "debian:12", fqrn]);
     assert_eq!(status, Some(1));
     assert!(
