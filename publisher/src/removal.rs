@@ -8,8 +8,8 @@
 //!                      ▲────reprieved────┘
 //! ```
 //!
-//! A name that moves or goes costs its own records only ([`versions`]). What that leaves unused is found by the next
-//! collection, which reads all records ([`mark`]), decides ([`plan`]: pure, printed by `--dry-run`, executed as it is)
+//! A name that moves or goes costs its own records only (`versions`). What that leaves unused is found by the next
+//! collection, which reads all records (`mark`), decides (`plan`: pure, printed by `--dry-run`, executed as it is)
 //! and publishes once.
 //!
 //! Invariants

@@ -1,6 +1,6 @@
 //! Mirrors of registries, as containerd's `certs.d` names them.
 //!
-//! For a registry HOST[:PORT] the first of `DIR/HOST:PORT`, `DIR/HOST_PORT_`, `DIR/_default` that is there counts, and its
+//! For a registry `HOST` or `HOST:PORT` the first of `DIR/HOST:PORT`, `DIR/HOST_PORT_`, `DIR/_default` that is there counts, and its
 //! `hosts.toml` says who is asked before the registry, in that order:
 //!
 //! ```toml
