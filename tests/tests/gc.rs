@@ -18,6 +18,7 @@ use cvmfs::store::{Listed, Listing, LocalStore, Staged, Store, StoreError, Store
 use cvmfs::trust::Anchor;
 use publisher::failure::Failure;
 use publisher::gc::{CollectOptions, Collected, collect};
+use publisher::removal;
 use publisher::report::Outcome::{Added, Updated};
 use publisher::status::STATUS;
 use publisher::tags;
@@ -162,7 +163,8 @@ fn what_readers_see_stays_and_the_rest_goes() {
     let done = scene.collect();
     assert_eq!((done.removed, done.roots_kept), (dry.removed, dry.roots_kept));
     assert_eq!((done.roots_kept, done.roots_forgotten), (2, 2), "the first two revisions, the initial one included");
-    assert!(done.removed.objects > 10, "{done:?}");
+    // Catalogs: what earlier images are made of stays, as they can be put back.
+    assert!(done.removed.objects > 3, "{done:?}");
     assert_eq!(site.tree(""), tree);
     assert_eq!(site.revision(), revision);
     site.assert_sound();
@@ -477,7 +479,24 @@ fn a_collection_that_ends_anywhere_leaves_a_sound_repository_and_is_completed() 
         }
         died += 1;
     }
-    assert!(died > 15, "{died} steps");
+    assert!(died > 5, "{died} steps");
+}
+
+#[test]
+fn what_was_swept_of_images_goes_with_the_revisions_that_had_it() {
+    let mut scene = Scene::new();
+    let usage = removal::Usage::default();
+    let at_once = removal::Options { grace: Duration::ZERO, keep_versions: 0, usage, dry_run: false };
+    let swept = removal::collect(&scene.site.target, &at_once).unwrap();
+    assert_eq!(swept.swept.len(), 4, "layer and flat of two versions");
+    // The revision before the present one is kept, too.
+    scene.push(4);
+    assert_outcome(&scene.site.convert(&[wish(&scene.registry, "lab/x:1")]).wishes[0], Updated);
+    let tree = scene.site.tree("");
+    let done = scene.collect();
+    assert!(done.removed.bytes > 2 * 3 * 3000, "the files of two versions: {done:?}");
+    assert_eq!(scene.site.tree(""), tree);
+    scene.site.assert_sound();
 }
 
 #[test]
