@@ -168,7 +168,8 @@ class Site:
             "squid-1.example.org:3128": self.squid_1.address,
             "squid-2.example.org:3128": self.squid_2.address,
             "CVMFS_TIMEOUT=5": "CVMFS_TIMEOUT=2",
-            "CVMFS_TIMEOUT_DIRECT=10": "CVMFS_TIMEOUT_DIRECT=2\nCVMFS_BACKOFF_INIT=1",
+            # What was fetched ahead would be there before its server fails.
+            "CVMFS_TIMEOUT_DIRECT=10": "CVMFS_TIMEOUT_DIRECT=2\nCVMFS_BACKOFF_INIT=1\nCVMFS_PREFETCH=no",
             "RESET_AFTER=300": f"RESET_AFTER={RESET}",
             "RESET_AFTER=1800": f"RESET_AFTER={RESET}",
         }
