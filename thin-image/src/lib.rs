@@ -38,5 +38,6 @@ pub mod plugin;
 pub mod podman_store;
 pub mod published;
 pub mod push;
+pub mod signals;
 pub mod text;
 pub mod volumes;

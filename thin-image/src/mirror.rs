@@ -36,11 +36,11 @@ use image::reference::PublicName;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 
 use crate::config::Config;
 use crate::published::{PublishedError, Repository};
+use crate::signals::Signals;
 use ask::{Ask, Refusal, What};
 
 /// Looks into repositories at a time.
@@ -241,8 +241,7 @@ fn respond(answer: Result<Found, Refusal>, is_head: bool) -> Response {
 
 /// Serves until a signal comes; running requests get a few seconds.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let signals = Signals::new()?;
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = listener.local_addr()?;
@@ -252,19 +251,5 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let names: Vec<&str> = config.repositories.iter().map(Repository::name).collect();
     tracing::info!(%address, repositories = names.join(","), tags = config.resolve, "serving");
     let router = router(Arc::new(Mirror::new(config.repositories, config.resolve)));
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = axum::serve(listener, router).with_graceful_shutdown(async {
-        let _ = stopped.await;
-    });
-    let mut server = std::pin::pin!(server.into_future());
-    tokio::select! {
-        ended = &mut server => return Ok(ended?),
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    drop(stop);
-    if tokio::time::timeout(GRACE, server).await.is_err() {
-        tracing::warn!("requests were still running");
-    }
-    Ok(())
+    Ok(signals.serve(listener, router, GRACE).await?)
 }

@@ -10,7 +10,6 @@
 //! again whose answer was lost, too: every method can be called twice. Work that blocks runs in threads of its own.
 
 use std::fmt::Write as _;
-use std::future::IntoFuture as _;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::Duration;
@@ -25,7 +24,8 @@ use axum::routing::post;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
+
+use crate::signals::Signals;
 
 /// Where Docker finds the plugin called `cvmfs`.
 pub const SOCKET: &str = "/run/docker/plugins/cvmfs.sock";
@@ -108,30 +108,15 @@ pub fn activate(implements: &'static [&'static str]) -> Router {
 
 /// Serves on a socket until a signal comes; running requests get a few seconds.
 pub async fn serve(router: Router, socket: &Path) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let signals = Signals::new()?;
     let listener = match inherited()? {
         Some(listener) => listener,
         None => listen(socket)?,
     };
     tracing::info!(socket = %socket.display(), "ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = axum::serve(listener, router).with_graceful_shutdown(async {
-        let _ = stopped.await;
-    });
-    let mut server = std::pin::pin!(server.into_future());
-    tokio::select! {
-        ended = &mut server => return Ok(ended?),
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
     // The socket stays: Docker asks again until the next process answers, and one without a socket it would forget.
-    drop(stop);
-    if tokio::time::timeout(GRACE, server).await.is_err() {
-        tracing::warn!("requests were still running");
-    }
-    Ok(())
+    Ok(signals.serve(listener, router, GRACE).await?)
 }
 
 /// The socket that systemd holds for us, if it does.
