@@ -201,6 +201,17 @@ class Lab:
                 directory.rmdir()
         os.close(held)
 
+    def over(self, place, files):
+        """Lays files over those of a directory; what is changed there is gone with the lab."""
+        changes = self.path(f"changes{place.replace('/', '-')}")
+        self.mount(changes, "mount", "-t", "tmpfs", "none", changes)
+        for name in ("upper", "work"):
+            (changes / name).mkdir()
+        # Programs of this run have files in it: it goes when they have ended.
+        self.undo(lambda: self.run("umount", "--lazy", place, ok=None))
+        options = f"lowerdir={files}:{place},upperdir={changes}/upper,workdir={changes}/work"
+        self.run("mount", "-t", "overlay", "overlay", "-o", options, place)
+
     def mount(self, target, *command):
         """Runs a command that mounts something on `target`; unmounted with the lab, or by calling what this returns."""
         def unmount():

@@ -33,8 +33,8 @@ class Apptainer:
         (configuration / "resolv.conf").write_text("# no server\n")
         (configuration / "containers/registries.d").mkdir(parents=True)
         os.setxattr(configuration / "containers", "trusted.overlay.opaque", b"y")  # what other engines have there is not for docker://
-        self._over("/etc", configuration)
-        self._over("/usr", files / "usr")
+        lab.over("/etc", configuration)
+        lab.over("/usr", files / "usr")
         state = lab.path("apptainer/state")
         (state / "mnt/session").mkdir(parents=True)
         lab.place("/var/lib/apptainer", state)
@@ -44,17 +44,6 @@ class Apptainer:
             os.chown(files, user, user)
             lab.place(home, files)
         self.configuration = Path("/etc/apptainer/apptainer.conf")
-
-    def _over(self, place, files):
-        """Lays files over those of a directory; what is changed there is gone with the lab."""
-        changes = self.lab.path(f"apptainer/changes{place.replace('/', '-')}")
-        self.lab.mount(changes, "mount", "-t", "tmpfs", "none", changes)
-        for name in ("upper", "work"):
-            (changes / name).mkdir()
-        # Programs of this run have files in it: it goes when they have ended.
-        self.lab.undo(lambda: self.lab.run("umount", "--lazy", place, ok=None))
-        options = f"lowerdir={files}:{place},upperdir={changes}/upper,workdir={changes}/work"
-        self.lab.run("mount", "-t", "overlay", "overlay", "-o", options, place)
 
     def command(self, way, verb, *words, environment=()):
         """A command line, with nothing in its environment that isn't said."""

@@ -56,7 +56,7 @@ class Machine:
         (etc / "containers/registries.conf.d").mkdir(parents=True)
         os.setxattr(etc / "containers", "trusted.overlay.opaque", b"y")  # what other engines have there is not for this one
         (etc / "containers/policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}\n')
-        self._over("/etc", etc)
+        lab.over("/etc", etc)
         self.containers = Path("/etc/containers")
         for place in ("/var/lib/containers", "/run/containers", "/run/libpod", "/var/lib/thin-image", "/var/tmp", OPT):
             lab.place(place, lab.path(f"machine{place}"))
@@ -69,17 +69,6 @@ class Machine:
             os.chown(path, USER_ID, USER_ID)
             os.chmod(path, 0o700)
         os.chmod("/dev/fuse", 0o666)
-
-    def _over(self, place, files):
-        """Lays files over those of a directory; what is changed there is gone with the lab."""
-        changes = self.lab.path(f"machine/changes{place.replace('/', '-')}")
-        self.lab.mount(changes, "mount", "-t", "tmpfs", "none", changes)
-        for name in ("upper", "work"):
-            (changes / name).mkdir()
-        # Programs of this run have files in it: it goes when they have ended.
-        self.lab.undo(lambda: self.lab.run("umount", "--lazy", place, ok=None))
-        options = f"lowerdir={files}:{place},upperdir={changes}/upper,workdir={changes}/work"
-        self.lab.run("mount", "-t", "overlay", "overlay", "-o", options, place)
 
 
 class Podman:
