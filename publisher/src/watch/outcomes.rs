@@ -180,7 +180,6 @@ impl Outcomes {
     pub fn keep_wishes(&mut self, wishes: &HashSet<&str>) {
         self.wishes.retain(|wish, _| wishes.contains(wish.as_str()));
         self.images.retain(|_, image| wishes.contains(image.wish.as_str()));
-        self.measure();
     }
 }
 
