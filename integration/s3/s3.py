@@ -93,11 +93,12 @@ class Faulty:
                 client.close()
                 continue
             server = socket.create_connection(("127.0.0.1", self.target))
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._open |= {client, server}
             # Every other one breaks early, the first too: so some break whatever the dice say. The others may carry the largest request.
             left = [self.dice.randrange(self.limit // 200 if next(self._early) else self.limit) if self.limit else None]
             for source, sink in ((client, server), (server, client)):
-                source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 threading.Thread(target=self._pump, args=(source, sink, left), daemon=True).start()
 
     def _pump(self, source, sink, left):
