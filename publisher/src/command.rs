@@ -69,7 +69,7 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
             let requests: Vec<Request> = list
                 .wishes
                 .iter()
-                .map(|w| Request { text: w.text.clone(), line: Some(w.line), source: w.source.clone(), name: None })
+                .map(|w| Request { line: Some(w.line), ..Request::new(&w.text, w.source.clone()) })
                 .collect();
             let refused: Vec<WishOutcome> = list.failed_wishes().collect();
             let ignored = |name: &str| list.ignores_errors(name);
@@ -102,7 +102,7 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
         cli::Command::ConvertImage(arguments) => {
             let target = open(&arguments.fqrn)?;
             let source = arguments.image.clone();
-            let request = Request { text: source.to_string(), line: None, source, name: arguments.name.clone() };
+            let request = Request { name: arguments.name.clone(), ..Request::new(source.to_string(), source) };
             let conversion = &arguments.conversion;
             convert(
                 &target,

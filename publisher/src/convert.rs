@@ -72,6 +72,17 @@ pub struct Request {
     pub source: WishSource,
     /// A name of the operator's choice.
     pub name: Option<PublicName>,
+    /// Whose it is. The images of several owners take turns.
+    pub owner: Option<String>,
+    /// Images of a higher priority are fetched before those of a lower one, whoever owns them.
+    pub priority: i32,
+}
+
+impl Request {
+    /// A wish of nobody in particular, from the command line.
+    pub fn new(text: impl Into<String>, source: WishSource) -> Self {
+        Self { text: text.into(), line: None, source, name: None, owner: None, priority: 0 }
+    }
 }
 
 /// What a pass will do: one entry an image, in the order of the wishes.

@@ -244,10 +244,9 @@ fn paths(directory: &TempDir) -> Paths {
 
 fn requests(wishes: &[(&str, Option<&str>)]) -> Vec<Request> {
     let request = |(line, (text, name)): (usize, &(&str, Option<&str>))| Request {
-        text: (*text).to_owned(),
         line: Some(line as u64 + 1),
-        source: Wish::parse(text).unwrap_or_else(|e| panic!("the test wishes for {text}: {e}")),
         name: name.map(|n| PublicName::parse(n).expect("a name of the test")),
+        ..Request::new(*text, Wish::parse(text).unwrap_or_else(|e| panic!("the test wishes for {text}: {e}")))
     };
     wishes.iter().enumerate().map(request).collect()
 }

@@ -57,10 +57,9 @@ fn convert_as(target: &Target, wishes: &[(String, Option<PublicName>)]) -> Repor
         progress: Arc::new(Silent),
     };
     let request = |(line, (text, name)): (usize, &(String, Option<PublicName>))| Request {
-        text: text.clone(),
         line: Some(line as u64 + 1),
-        source: Wish::parse(text).expect("a wish"),
         name: name.clone(),
+        ..Request::new(text, Wish::parse(text).expect("a wish"))
     };
     let requests: Vec<Request> = wishes.iter().enumerate().map(request).collect();
     converter.apply(&converter.plan(&requests).expect("a plan")).expect("a pass")
@@ -158,7 +157,7 @@ fn a_conversion_is_refused_before_it_fetches_anything_while_a_transaction_is_ope
     };
     let text = wish(&registry, "lab/x:1");
     let source = Wish::parse(&text).expect("a wish");
-    let plan = converter.plan(&[Request { text, line: None, source, name: None }]).expect("a plan is no work");
+    let plan = converter.plan(&[Request::new(text, source)]).expect("a plan is no work");
     let error = converter.apply(&plan).expect_err("a transaction is open").to_string();
     assert!(error.contains("cvmfs_server abort"), "{error}");
     assert_eq!(stock.files().len(), before.len());

@@ -559,11 +559,8 @@ fn wishes_never_land_on_what_belongs_to_the_repository() {
         assert_eq!(wish.line, Some(5 + n as u64));
         assert!(wish.error.is_some());
     }
-    let requests: Vec<Request> = list
-        .wishes
-        .iter()
-        .map(|w| Request { text: w.text.clone(), line: Some(w.line), source: w.source.clone(), name: None })
-        .collect();
+    let requests: Vec<Request> =
+        list.wishes.iter().map(|w| Request { line: Some(w.line), ..Request::new(&w.text, w.source.clone()) }).collect();
     assert_eq!(requests.len(), 1);
     let converter = site.converter();
     let report = converter.apply(&converter.plan(&requests).unwrap()).unwrap();

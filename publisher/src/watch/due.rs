@@ -41,7 +41,7 @@ pub fn due(wishes: &[Wish], outcomes: &Outcomes, told: &Taken, interval: Duratio
         }
     }
     for wish in wishes {
-        let request = |source: Source| Request { text: wish.text.clone(), line: Some(wish.line), source, name: None };
+        let request = |source: Source| Request { line: Some(wish.line), ..Request::new(&wish.text, source) };
         let last = outcomes.wishes.get(&wish.text).map(|moment| moment.0);
         // A clock that went back does not put a wish off.
         let again = last.map_or(now, |last| last.min(now) + interval);

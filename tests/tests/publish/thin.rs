@@ -19,8 +19,7 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     fn run(&self, wishes: &[String]) -> Report {
-        let request =
-            |text: &String| Request { text: text.clone(), line: None, source: Wish::parse(text).unwrap(), name: None };
+        let request = |text: &String| Request::new(text, Wish::parse(text).unwrap());
         let requests: Vec<Request> = wishes.iter().map(request).collect();
         let converter = self.site.converter();
         let plan = converter.plan(&requests).unwrap();
@@ -139,8 +138,7 @@ fn a_plan_names_the_thin_images_that_a_pass_would_push() {
         Image::of(&[&[file("version", tag)]]).push(&registry, "lab/x", tag);
     }
     let texts = ["1", "2", "3"].map(|tag| format!("{}/lab/x:{tag}", registry.url()));
-    let request =
-        |text: &String| Request { text: text.clone(), line: None, source: Wish::parse(text).unwrap(), name: None };
+    let request = |text: &String| Request::new(text, Wish::parse(text).unwrap());
     let plan = site.converter().plan(&texts.iter().map(request).collect::<Vec<_>>()).unwrap();
     let shown = |format: &str| plan.to_text(FQRN, &thin::targets(format, &plan));
     let named = shown("https://thin.example.org/$(repository):$(tag)");
