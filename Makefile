@@ -126,8 +126,10 @@ test-proxies: scenarios ## cvmfs-client behind real Squids and nginx servers tha
 
 .PHONY: test-watch
 test-watch: PROFILE = dev
-test-watch: scenarios ## a publisher that watches: webhooks of a real registry, kill -9, changes of the list (KILLS=100; SEED=n repeats a run)
+test-watch: scenarios ## a publisher that watches: webhooks of a real registry, kill -9, changes of the list, its page in Chromium (KILLS=100; SEED=n repeats a run)
+	@integration/setup page
 	integration/watch/watch.py $(BIN) --kills $(or $(KILLS),100)
+	integration/watch/page.py $(BIN)
 
 .PHONY: test-s3
 test-s3: PROFILE = dev
