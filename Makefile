@@ -146,6 +146,10 @@ bench: scenarios ## the figures of the design as ratios to a floor measured in t
 	integration/bench/replicate.py $(BIN)
 	@$(MAKE) --no-print-directory bench-snapshotter PROFILE=$(PROFILE)
 
+.PHONY: bench-many
+bench-many: scenarios ## thousands of images in one repository: first pass, steady pass, one more large image (IMAGES=5000 MEGABYTES=400)
+	integration/bench/many.py $(BIN) --images $(or $(IMAGES),5000) --megabytes $(or $(MEGABYTES),400)
+
 .PHONY: bench-snapshotter
 bench-snapshotter: engines ## from pull to first output, lazily and with overlayfs, also over a line of 20 ms and 100 Mbit/s (REPEAT=3; JSON=file)
 	cargo build --locked --release -p snapshotter --example load
