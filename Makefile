@@ -151,13 +151,13 @@ bench-many: scenarios ## thousands of images in one repository: first pass, stea
 	integration/bench/many.py $(BIN) --images $(or $(IMAGES),5000) --megabytes $(or $(MEGABYTES),400)
 
 .PHONY: bench-snapshotter
-bench-snapshotter: engines ## from pull to first output, lazily and with overlayfs, also over a line of 20 ms and 100 Mbit/s (REPEAT=3; JSON=file)
+bench-snapshotter: engines ## from pull to first output, lazily and with overlayfs, also over a line of 20 ms and 100 Mbit/s (REPEAT=3; SUBJECT=learning; JSON=file)
 	cargo build --locked --release -p snapshotter --example load
-	integration/bench/snapshotter.py $(BIN) --repeat $(or $(REPEAT),3) $(if $(JSON),--json $(JSON))
+	integration/bench/snapshotter.py $(BIN) --repeat $(or $(REPEAT),3) $(if $(SUBJECT),--subject $(SUBJECT)) $(if $(JSON),--json $(JSON))
 
 .PHONY: bench-coldstart
-bench-coldstart: scenarios ## a cold start over a line of 20 ms and 100 Mbit/s, with and without what is fetched ahead (REPEAT=3; JSON=file)
-	integration/bench/coldstart.py $(BIN) --repeat $(or $(REPEAT),3) $(if $(JSON),--json $(JSON))
+bench-coldstart: scenarios ## a cold start over a line of 20 ms and 100 Mbit/s, with and without what is fetched ahead (REPEAT=3; SUBJECT=learning; JSON=file)
+	integration/bench/coldstart.py $(BIN) --repeat $(or $(REPEAT),3) $(if $(SUBJECT),--subject $(SUBJECT)) $(if $(JSON),--json $(JSON))
 
 .PHONY: bench-collect
 bench-collect: ## time and memory of a garbage collection among millions of objects (OBJECTS=10000000 ORPHANS=1000000)
