@@ -28,6 +28,7 @@ use crate::raw_index::RawIndex;
 use crate::report::{Report, WishOutcome};
 use crate::source::Sources;
 use crate::target::Target;
+use crate::wishlist::{ImageOptions, TagSelection};
 
 /// Tags resolved at the same time.
 const RESOLVERS: usize = 16;
@@ -66,12 +67,17 @@ pub struct Request {
     pub owner: Option<String>,
     /// Images of a higher priority are fetched before those of a lower one, whoever owns them.
     pub priority: i32,
+    /// What else the list says of it.
+    pub options: Arc<ImageOptions>,
+    /// Which of the tags that a wildcard takes are meant.
+    pub tags: TagSelection,
 }
 
 impl Request {
     /// A wish of nobody in particular, from the command line.
     pub fn new(text: impl Into<String>, source: WishSource) -> Self {
-        Self { text: text.into(), line: None, source, name: None, owner: None, priority: 0 }
+        let (options, tags) = (Arc::default(), TagSelection::default());
+        Self { text: text.into(), line: None, source, name: None, owner: None, priority: 0, options, tags }
     }
 }
 
