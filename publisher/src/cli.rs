@@ -9,6 +9,7 @@
 
 mod history;
 mod limits;
+mod lint;
 mod paths;
 mod removal;
 pub(crate) mod values;
@@ -24,6 +25,7 @@ use image::reference::{PublicName, Wish};
 
 pub use self::history::{Gc, Rollback, Tag, TagAction, When, duration};
 pub use self::limits::{ArchiveLimits, ImageLimits};
+pub use self::lint::Lint;
 pub use self::paths::{Environment, NoDefault, PathOptions, Paths, Unresolved};
 pub use self::removal::{Pin, Prune, Remove, Undelete};
 pub use self::values::fqrn;
@@ -283,17 +285,31 @@ Examples:
 
     /// Check a wish list without publishing
     ///
-    /// Reports every mistake with file, line and field: entries that name no image, duplicates, unknown keys, names
-    /// that can't be published. Talks to no registry. The exit status is 0 if all wishes are valid (warnings may
-    /// remain), otherwise 3.
+    /// Reports every mistake with file, line and field: entries that name no image, duplicates and contradictions, also
+    /// across included files, unknown keys, names that can't be published. Talks to no registry unless told to. The exit
+    /// status is 0 if all wishes are valid (warnings may remain), 3 if the list is wrong, and 1 if with --online a
+    /// registry lacks what a sound list asks for.
     #[command(after_long_help = "\
 Examples:
   In a check of merge requests:
     cvmfs-publisher lint wishlist.yaml
 
+  With a look at the registries:
+    cvmfs-publisher lint wishlist.yaml --online
+
   All mistakes as JSON:
     cvmfs-publisher --json lint wishlist.yaml")]
     Lint(Lint),
+
+    /// Print the JSON Schema of wish lists
+    ///
+    /// For editors and checks. It accepts and refuses what the program does, but for what a schema can't say:
+    /// duplicates, contradictions, names that can't be published.
+    #[command(after_long_help = "\
+Examples:
+  For an editor that knows JSON Schema:
+    cvmfs-publisher schema > wishlist.schema.json")]
+    Schema,
 
     /// List, add or remove named snapshots of a repository
     ///
@@ -669,14 +685,6 @@ pub struct Serve {
     /// Address and port to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8000")]
     pub listen: SocketAddr,
-}
-
-/// Arguments of `lint`.
-#[derive(Debug, Clone, Args)]
-pub struct Lint {
-    /// The wish list, a YAML file
-    #[arg(value_name = "WISHLIST")]
-    pub wishlist: PathBuf,
 }
 
 /// Arguments of `replicate`.

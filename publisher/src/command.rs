@@ -20,7 +20,7 @@ use crate::failure::Failure;
 use crate::gc::{self, CollectOptions};
 use crate::images;
 use crate::ingest::ingest;
-use crate::pass::{Thin, Workshop};
+use crate::pass::{Thin, Workshop, asking};
 use crate::podman::{InStore, PodmanState};
 use crate::progress::{Event, Progress};
 use crate::removal::{self, Wanted};
@@ -33,7 +33,7 @@ use crate::tags::{self, Retagged};
 use crate::target::{InitOptions, Target, sign_whitelist_file};
 use crate::thin;
 use crate::watch;
-use crate::wishlist::{Lint, WishList};
+use crate::wishlist::{Lint, SCHEMA, WishList, absent};
 
 /// Runs one command.
 pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>) -> Result<ExitStatus, CommandError> {
@@ -66,11 +66,7 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
             }
             let list = if arguments.strict { list.strict()? } else { list };
             let target = open(&list.repository)?;
-            let requests: Vec<Request> = list
-                .wishes
-                .iter()
-                .map(|w| Request { line: Some(w.line), ..Request::new(&w.text, w.source.clone()) })
-                .collect();
+            let requests: Vec<Request> = list.wishes.iter().map(|wish| wish.request(wish.source.clone())).collect();
             let refused: Vec<WishOutcome> = list.failed_wishes().collect();
             let ignored = |name: &str| list.ignores_errors(name);
             let format = list.output_format.as_deref().filter(|_| !arguments.no_thin_images);
@@ -231,9 +227,19 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
             Ok(ExitStatus::Success)
         }
         cli::Command::Lint(arguments) => {
-            let lint = Lint::read(&arguments.wishlist)?;
+            let list = WishList::read(&arguments.wishlist);
+            let absent = match &list {
+                Ok(list) if arguments.online => asking(|sources| absent(list, sources))?,
+                _ => Vec::new(),
+            };
+            let mut lint = Lint::of(&arguments.wishlist, list)?;
+            lint.absent = absent;
             print_result(&if global.json { lint.to_json() } else { lint.to_text() })?;
             Ok(lint.exit_status())
+        }
+        cli::Command::Schema => {
+            print_result(SCHEMA)?;
+            Ok(ExitStatus::Success)
         }
     }
 }

@@ -35,11 +35,7 @@ pub struct Workshop {
 impl Workshop {
     /// From the command line and the environment. Signals stop what is under way.
     pub fn new(conversion: &Conversion, progress: Arc<dyn Progress>) -> Result<Self, CommandError> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .map_err(CommandError::failed)?;
+        let runtime = runtime()?;
         let config = ClientConfig {
             credentials: Credentials::from_env().map_err(CommandError::config)?,
             document_limit: conversion.limits.max_manifest_size,
@@ -93,6 +89,22 @@ impl Workshop {
         }
         Ok(report)
     }
+}
+
+/// Lets `work` ask registries, with the credentials of the environment.
+pub fn asking<T>(work: impl FnOnce(&Sources) -> T) -> Result<T, CommandError> {
+    let runtime = runtime()?;
+    let credentials = Credentials::from_env().map_err(CommandError::config)?;
+    let client = Client::new(ClientConfig { credentials, ..ClientConfig::default() }).map_err(CommandError::failed)?;
+    let scratch = tempfile::tempdir().map_err(CommandError::failed)?;
+    let stop = Stop::default();
+    stop.at_signals(runtime.handle()).map_err(CommandError::failed)?;
+    Ok(work(&Sources::new(client, runtime.handle().clone(), scratch.path()).with_stop(stop)))
+}
+
+fn runtime() -> Result<Runtime, CommandError> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all().build().map_err(CommandError::failed)
 }
 
 fn convert_options(conversion: &Conversion) -> Result<ConvertOptions, CommandError> {

@@ -163,6 +163,7 @@ impl Hand<'_> {
             index: plan.index.as_ref().map(|index| index.digest),
             config: plan.manifest.config,
             platform: plan.platform.clone(),
+            flat: true,
             published: timestamp(self.now.unix_timestamp()),
             revision: self.revision,
             generator: GENERATOR.to_owned(),

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! REGISTRY/REPO/NAME:TAG                 → relative link to .flat/xx/<config hex>
-//! .multiarch/<arch>[:variant]/REGISTRY/… the same for platforms other than the default one
+//! .multiarch/<arch>[:variant]/REGISTRY/… the same for each platform of an image of several
+//! .multiarch/<alias>                     → <arch>[:variant]: what else the architecture is called
 //! .flat/xx/<config hex>                  complete root, Apptainer files included
 //! .layers/xx/<layer hex>/layerfs         content of a layer
 //! .layers/xx/<layer hex>/.metadata/      layers.json, format.json
@@ -24,6 +25,8 @@
 //! Invariants
 //! - `parse(print(path)) == path` for every [`OwnedPath`]; nothing else parses.
 //! - Links are relative and stay below the prefix, so the whole tree can be moved.
+//! - A public link leads to a flat, or, at the plain path, by the operator's choice to the link of the client's own
+//!   architecture ([`Layout::variant_link`]).
 //! - [`Layout::nested_catalogs`] lists the directories that begin a nested catalog; the root catalog holds no rows of
 //!   images but a link at the very top that the operator asked for by `--as NAME:TAG`.
 //!
@@ -344,6 +347,26 @@ impl Layout {
         format!("{}{to}", "../".repeat(from.matches('/').count()))
     }
 
+    /// The text of a link at the plain path of an image that leads each client to the image for its own architecture.
+    /// Clients that don't say which that is (`CVMFS_ARCH`) get the one for `default`.
+    pub fn variant_link(&self, name: &PublicName, default: &PlatformDirectory) -> String {
+        format!("{}.multiarch/$({ARCHITECTURE}:-{default})/{name}", "../".repeat(name.depth()))
+    }
+
+    /// Which platform's image is the default of such a link; nothing if it is none of ours.
+    pub fn parse_variant_link(&self, name: &PublicName, text: &str) -> Option<PlatformDirectory> {
+        let inner = text.strip_prefix(&"../".repeat(name.depth()))?.strip_prefix(".multiarch/$(")?;
+        let default = inner.strip_prefix(ARCHITECTURE)?.strip_prefix(":-")?;
+        let default = default.strip_suffix(name.as_str())?.strip_suffix(")/")?;
+        PlatformDirectory::parse(default)
+    }
+
+    /// The links beside the directory of a platform: path and text.
+    pub fn alias_links(&self, platform: &PlatformDirectory) -> Vec<(String, String)> {
+        let link = |alias: &str| (format!("{}.multiarch/{alias}", self.prefix), platform.to_string());
+        platform.aliases().map(link).collect()
+    }
+
     /// What a link of ours at `from` leads to; nothing if it leads anywhere else or is spelled in another way.
     pub fn parse_link(&self, from: &OwnedPath, target: &str) -> Option<OwnedPath> {
         let from_path = self.print(from);
@@ -352,6 +375,9 @@ impl Layout {
         self.parse(&format!("{}{inner}", self.prefix))
     }
 }
+
+/// What clients replace in links by the name of their architecture, as `uname -m` says it.
+const ARCHITECTURE: &str = "CVMFS_ARCH";
 
 fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
     text.write_fmt(arguments).expect("writing to a string can't fail");

@@ -99,9 +99,16 @@ impl Platform {
         self.variant.as_deref()
     }
 
-    /// The directory below `.multiarch`: `<architecture>[:<variant>]`.
+    /// The directory below `.multiarch`: `<architecture>[:<variant>]`. An architecture whose variant goes without saying
+    /// has one directory, however it is spelled: `arm64` is `arm64:v8`, `arm` is `arm:v7`, `amd64/v1` is `amd64`.
     pub fn directory(&self) -> PlatformDirectory {
-        PlatformDirectory(match &self.variant {
+        let variant = match (self.architecture.as_str(), self.variant.as_deref()) {
+            ("arm64", None) => Some("v8"),
+            ("arm", None) => Some("v7"),
+            ("amd64", Some("v1")) => None,
+            (_, variant) => variant,
+        };
+        PlatformDirectory(match variant {
             Some(variant) => format!("{}:{variant}", self.architecture),
             None => self.architecture.clone(),
         })
@@ -184,7 +191,28 @@ impl PlatformDirectory {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Other names that people and machines (`uname -m`) have for it: links beside the directory.
+    pub fn aliases(&self) -> impl Iterator<Item = &'static str> + '_ {
+        ALIASES.iter().filter(|(_, directory)| *directory == self.0).map(|(alias, _)| *alias)
+    }
 }
+
+/// Names of architectures, and the directories that they mean.
+const ALIASES: [(&str, &str); 12] = [
+    ("x86_64", "amd64"),
+    ("x86-64", "amd64"),
+    ("aarch64", "arm64:v8"),
+    ("arm64", "arm64:v8"),
+    ("arm", "arm:v7"),
+    ("armhf", "arm:v7"),
+    ("armv7", "arm:v7"),
+    ("armv7l", "arm:v7"),
+    ("armel", "arm:v6"),
+    ("armv6l", "arm:v6"),
+    ("i386", "386"),
+    ("i686", "386"),
+];
 
 impl fmt::Display for PlatformDirectory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -286,13 +314,33 @@ mod tests {
         for bad in ["", "linux", "linux/", "/amd64", "linux/amd64/", "linux/a/b/c", "linux/../x", "li nux/amd64"] {
             assert!(Platform::parse(bad).is_err(), "{bad}");
         }
-        for (text, directory) in [("linux/arm64/v8", "arm64:v8"), ("linux/aarch64", "arm64"), ("linux/386", "386")] {
+        for bad in ["", "x86_64", "arm64", "a:b:c", "..", "a/b"] {
+            assert_eq!(PlatformDirectory::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_spelling_of_a_platform_has_one_directory() {
+        for (text, directory) in [
+            ("linux/arm64/v8", "arm64:v8"),
+            ("linux/arm64", "arm64:v8"),
+            ("linux/aarch64", "arm64:v8"),
+            ("linux/arm64/v9", "arm64:v9"),
+            ("linux/arm", "arm:v7"),
+            ("linux/armel", "arm:v6"),
+            ("linux/x86_64/v1", "amd64"),
+            ("linux/amd64/v3", "amd64:v3"),
+            ("linux/i386", "386"),
+        ] {
             let found = Platform::parse(text).unwrap().directory();
-            assert_eq!(found.as_str(), directory);
+            assert_eq!(found.as_str(), directory, "{text}");
             assert_eq!(PlatformDirectory::parse(directory), Some(found));
         }
-        for bad in ["", "x86_64", "a:b:c", "..", "a/b"] {
-            assert_eq!(PlatformDirectory::parse(bad), None, "{bad}");
+        for (alias, directory) in ALIASES {
+            assert_eq!(PlatformDirectory::parse(alias), None, "{alias} is a link, not a directory");
+            let meant = Platform::new("linux", alias, None).unwrap().directory();
+            assert_eq!(meant.as_str(), directory, "{alias}");
+            assert!(meant.aliases().any(|found| found == alias));
         }
     }
 }

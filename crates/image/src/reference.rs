@@ -25,9 +25,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::digest::ManifestDigest;
 
+mod aliases;
 mod grammar;
 mod public_name;
 
+pub use aliases::RegistryAliases;
 use grammar::{NAME_MAX, TEXT_MAX, check_text, is_component, is_registry, is_tag};
 pub use public_name::PublicName;
 

@@ -43,6 +43,7 @@ impl Hand<'_> {
             digest: status.as_ref().map(|s| s.digest),
             index: status.as_ref().and_then(|s| s.index),
             config: record.config.digest,
+            flat: status.as_ref().is_none_or(|s| s.flat),
             layers: record.distributable().collect(),
         };
         let key = version.digest.map_or(version.config.digest(), |d| d.digest());

@@ -24,7 +24,7 @@ pub struct Due {
     pub next: Option<UtcDateTime>,
 }
 
-/// What is due at `now`, where each wish is looked at every `interval`.
+/// What is due at `now`, where each wish is looked at every `interval`, unless it has a schedule of its own.
 pub fn due(wishes: &[Wish], outcomes: &Outcomes, told: &Taken, interval: Duration, now: UtcDateTime) -> Due {
     let mut due = Due::default();
     let mut next: Option<UtcDateTime> = None;
@@ -41,7 +41,9 @@ pub fn due(wishes: &[Wish], outcomes: &Outcomes, told: &Taken, interval: Duratio
         }
     }
     for wish in wishes {
-        let request = |source: Source| Request { line: Some(wish.line), ..Request::new(&wish.text, source) };
+        let request = |source: Source| wish.request(source);
+        // The list's word counts, also where it says to look more often than the command line does.
+        let interval = wish.options.schedule.unwrap_or(interval);
         let last = outcomes.wishes.get(&wish.text).map(|moment| moment.0);
         // A clock that went back does not put a wish off.
         let again = last.map_or(now, |last| last.min(now) + interval);
@@ -87,9 +89,12 @@ pub fn due(wishes: &[Wish], outcomes: &Outcomes, told: &Taken, interval: Duratio
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::report::{Outcome, Report, WishOutcome};
     use crate::watch::hooks::Event;
+    use crate::wishlist::WishList;
 
     const INTERVAL: Duration = Duration::from_secs(600);
 
@@ -98,13 +103,9 @@ mod tests {
     }
 
     fn wishes() -> Vec<Wish> {
-        let texts = ["https://quay.io/tools/app:1", "https://quay.io/tools/many:2.*"];
-        let wish = |(line, text): (usize, &&str)| Wish {
-            line: line as u64,
-            text: (*text).to_owned(),
-            source: Source::parse(text).unwrap(),
-        };
-        texts.iter().enumerate().map(wish).collect()
+        let text =
+            "version: 1\ncvmfs_repo: a.b\ninput: ['https://quay.io/tools/app:1', 'https://quay.io/tools/many:2.*']\n";
+        WishList::parse(Path::new("w.yaml"), text.as_bytes()).unwrap().wishes
     }
 
     /// All looked at, at zero; one tag of the wildcard failed.
@@ -146,6 +147,19 @@ mod tests {
         assert_eq!(all(&outcomes, 600).whole.len(), 2);
         // A clock that was set back by a day.
         assert_eq!(all(&outcomes, -86400).next.unwrap(), at(-86400 + 600).min(at(30)));
+    }
+
+    #[test]
+    fn a_wish_with_a_schedule_is_looked_at_by_it() {
+        let text = "version: 2\ncvmfs_repo: a.b\ninput:\n- https://quay.io/tools/app:1\n- {image: 'https://quay.io/tools/many:2.*', schedule: 1h}\n";
+        let wishes = WishList::parse(Path::new("w.yaml"), text.as_bytes()).unwrap().wishes;
+        let mut outcomes = Outcomes::default();
+        let whole: Vec<String> = wishes.iter().map(|wish| wish.text.clone()).collect();
+        outcomes.note(&Report::new("x"), &whole, &HashSet::new(), at(0));
+        let look = |now| due(&wishes, &outcomes, &Taken::default(), INTERVAL, at(now));
+        assert_eq!((look(1).whole, look(1).next), (vec![], Some(at(600))));
+        assert_eq!(look(600).whole, ["https://quay.io/tools/app:1"]);
+        assert_eq!(look(3600).whole.len(), 2);
     }
 
     #[test]

@@ -15,7 +15,7 @@ const PULL: Duration = Duration::from_secs(60);
 pub struct ListFile {
     path: PathBuf,
     list: WishList,
-    seen: Option<Seen>,
+    seen: Vec<(PathBuf, Option<Seen>)>,
     trouble: Option<String>,
     git: Option<Option<Instant>>,
 }
@@ -34,12 +34,18 @@ impl Seen {
         let metadata = std::fs::metadata(path).ok()?;
         Some(Self { modified: metadata.modified().ok()?, length: metadata.len(), inode: metadata.ino() })
     }
+
+    fn of_all(files: impl IntoIterator<Item = PathBuf>) -> Vec<(PathBuf, Option<Self>)> {
+        let see = |file: PathBuf| (Self::of(&file), file);
+        files.into_iter().map(see).map(|(seen, file)| (file, seen)).collect()
+    }
 }
 
 impl ListFile {
     /// Reads the list; it has to be good at first. With `git`, the directory of the file is pulled before each look.
     pub fn open(path: &Path, git: bool) -> Result<Self, CommandError> {
-        let (seen, list) = (Seen::of(path), WishList::read(path)?);
+        let reading = WishList::reading(path);
+        let (seen, list) = (Seen::of_all(reading.files), reading.list?);
         let mut file = Self { path: path.to_owned(), list, seen, trouble: None, git: git.then_some(None) };
         file.tell();
         Ok(file)
@@ -55,9 +61,9 @@ impl ListFile {
         self.trouble.as_deref()
     }
 
-    /// Whether there is another file than at the last reading.
+    /// Whether there is another file than at the last reading, or among those that it includes.
     pub fn has_changed(&self) -> bool {
-        self.pull_is_due() || Seen::of(&self.path) != self.seen
+        self.pull_is_due() || self.seen.iter().any(|(file, seen)| Seen::of(file) != *seen)
     }
 
     /// Reads the file again if it changed. The name of another repository is returned, and that list is not taken.
@@ -65,13 +71,16 @@ impl ListFile {
         if self.pull_is_due() {
             self.pull();
         }
-        let seen = Seen::of(&self.path);
+        // Before the reading: what is written meanwhile has another length or time at the next look.
+        let seen = Seen::of_all(self.seen.iter().map(|(file, _)| file.clone()));
         if seen == self.seen {
             return None;
         }
-        // What is written right now has another length or time at the next look.
-        self.seen = seen;
-        match WishList::read(&self.path) {
+        let reading = WishList::reading(&self.path);
+        let (known, new): (Vec<PathBuf>, Vec<PathBuf>) =
+            reading.files.into_iter().partition(|file| seen.iter().any(|(known, _)| known == file));
+        self.seen = seen.into_iter().filter(|(file, _)| known.contains(file)).chain(Seen::of_all(new)).collect();
+        match reading.list {
             Ok(list) if list.repository != self.list.repository => {
                 self.trouble = Some(format!("it is for {} now; restart to serve that", list.repository));
                 Some(list.repository)
@@ -156,6 +165,29 @@ mod tests {
         fs::write(&path, text("a.example.org", "tools/app:3")).unwrap();
         file.refresh();
         assert_eq!((file.trouble(), file.current().wishes[0].text.as_str()), (None, "https://quay.io/tools/app:3"));
+    }
+
+    #[test]
+    fn a_change_of_an_included_file_is_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, team) = (directory.path().join("list.yaml"), directory.path().join("team.yaml"));
+        let images = |name: &str| format!("version: 2\ninput: [{name}]\n");
+        fs::write(&path, "version: 2\ncvmfs_repo: a.b\ninclude: team.yaml\n").unwrap();
+        fs::write(&team, images("app:1")).unwrap();
+        let mut file = ListFile::open(&path, false).unwrap();
+        fs::write(&team, images("other:10")).unwrap();
+        assert!(file.has_changed());
+        file.refresh();
+        assert_eq!(file.current().wishes[0].text, "other:10");
+        fs::remove_file(&team).unwrap();
+        assert!(file.has_changed());
+        file.refresh();
+        assert!(file.trouble().is_some_and(|trouble| trouble.contains("team.yaml")), "{:?}", file.trouble());
+        assert_eq!(file.current().wishes.len(), 1, "the last good list stays at work");
+        fs::write(&team, images("third:100")).unwrap();
+        assert!(file.has_changed(), "a file that was missing is watched");
+        file.refresh();
+        assert_eq!((file.current().wishes[0].text.as_str(), file.trouble()), ("third:100", None));
     }
 
     #[test]

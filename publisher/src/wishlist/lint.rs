@@ -2,11 +2,18 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use image::reference::Wish as Source;
+use parking_lot::Mutex;
 use serde::Serialize;
 
-use super::{Problem, Severity, WishList, WishListError};
-use crate::error::{ExitStatus, printable};
+use super::{Problem, Severity, Wish, WishList, WishListError};
+use crate::error::{ExitStatus, one_line, printable};
+use crate::source::Sources;
+
+/// Images asked for at the same time.
+const ASKED_AT_ONCE: usize = 16;
 
 /// The findings about one file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -19,37 +26,41 @@ pub struct Lint {
     pub wishes: Option<usize>,
     /// Everything wrong.
     pub problems: Vec<Problem>,
+    /// Wishes that no registry can fulfil now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub absent: Vec<Problem>,
 }
 
 impl Lint {
-    /// Reads a file. A file that is no YAML at all is an error; a list with problems is a result.
-    pub fn read(path: &Path) -> Result<Self, WishListError> {
-        Self::of(path, WishList::read(path))
-    }
-
-    fn of(path: &Path, list: Result<WishList, WishListError>) -> Result<Self, WishListError> {
+    /// What a reading found. A file that is no YAML at all is an error; a list with problems is a result.
+    pub fn of(path: &Path, list: Result<WishList, WishListError>) -> Result<Self, WishListError> {
         let (wishes, problems) = match list {
             Ok(list) => (Some(list.wishes.len()), list.problems),
             Err(WishListError::Header { problems }) => (None, problems),
             Err(error) => return Err(error),
         };
-        Ok(Self { schema: 1, file: path.to_owned(), wishes, problems })
+        Ok(Self { schema: 1, file: path.to_owned(), wishes, problems, absent: Vec::new() })
     }
 
-    /// 3 if there is an error, 0 if there are at most warnings.
+    /// 3 if there is an error in the list, else 1 if a registry lacks something, 0 if there are at most warnings.
     pub fn exit_status(&self) -> ExitStatus {
-        if self.count(Severity::Error) == 0 { ExitStatus::Success } else { ExitStatus::Config }
+        let is_error = |problem: &Problem| problem.severity == Severity::Error;
+        match (self.problems.iter().any(is_error), self.absent.iter().any(is_error)) {
+            (true, _) => ExitStatus::Config,
+            (false, true) => ExitStatus::Failed,
+            (false, false) => ExitStatus::Success,
+        }
     }
 
     fn count(&self, severity: Severity) -> usize {
-        self.problems.iter().filter(|problem| problem.severity == severity).count()
+        self.problems.iter().chain(&self.absent).filter(|problem| problem.severity == severity).count()
     }
 
     /// One line for every problem, and a summary.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         // Writing to a string can't fail.
-        for problem in &self.problems {
+        for problem in self.problems.iter().chain(&self.absent) {
             let _ = writeln!(text, "{}", printable(&problem.to_string()));
         }
         let (errors, warnings) = (self.count(Severity::Error), self.count(Severity::Warning));
@@ -66,6 +77,48 @@ impl Lint {
         let mut text = serde_json::to_string_pretty(&shown).expect("strings and numbers only");
         text.push('\n');
         text
+    }
+}
+
+/// Asks for every image of a list whether it is there, and for every wildcard whether it takes a tag. Of images whose failures
+/// don't count, the answer is a warning.
+pub fn absent(list: &WishList, sources: &Sources) -> Vec<Problem> {
+    let next = AtomicUsize::new(0);
+    let found: Mutex<Vec<(usize, Problem)>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..ASKED_AT_ONCE.min(list.wishes.len()) {
+            scope.spawn(|| {
+                while let Some(n) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|n| *n < list.wishes.len()) {
+                    let wish = &list.wishes[n];
+                    let Some(message) = why_absent(wish, sources) else { continue };
+                    let severity = match list.ignores_errors(&wish.source.to_string()) {
+                        true => Severity::Warning,
+                        false => Severity::Error,
+                    };
+                    let (file, line, field) = (wish.file.to_path_buf(), wish.line, wish.field.clone());
+                    let wish = Some(wish.text.clone());
+                    found.lock().push((n, Problem { file, line, field, message, severity, wish }));
+                }
+            });
+        }
+    });
+    let mut found = found.into_inner();
+    found.sort_by_key(|(n, _)| *n);
+    found.into_iter().map(|(_, problem)| problem).collect()
+}
+
+fn why_absent(wish: &Wish, sources: &Sources) -> Option<String> {
+    let wildcard = match &wish.source {
+        Source::Image(image) => return sources.resolve(image).err().map(|error| one_line(&error)),
+        Source::Wildcard(wildcard) => wildcard,
+    };
+    match sources.tags(wildcard.repository()) {
+        Ok(tags) => {
+            let taken = tags.iter().map(String::as_str).filter(|tag| wildcard.select(tag).is_some());
+            let none = wish.tags.candidates(taken).is_empty();
+            none.then(|| format!("{wildcard} takes none of the {} tags that are there", tags.len()))
+        }
+        Err(error) => Some(one_line(&error)),
     }
 }
 

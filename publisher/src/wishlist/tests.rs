@@ -133,7 +133,7 @@ fn nothing_lands_in_internal_trees() {
 
 #[test]
 fn an_unusable_header_lists_everything_that_is_wrong() {
-    let text = "version: 2\nuser: [a]\ncvmfs_repo: images\ninput:\n- debian:12\n- de bian\ninptu: 1\n";
+    let text = "version: 3\nuser: [a]\ncvmfs_repo: images\ninput:\n- debian:12\n- de bian\ninptu: 1\n";
     let error = parse(text).unwrap_err();
     let WishListError::Header { problems } = &error else { panic!("{error:?}") };
     let lines: Vec<(u64, &str)> = problems.iter().map(|problem| (problem.line, problem.field.as_str())).collect();

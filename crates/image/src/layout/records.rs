@@ -183,6 +183,9 @@ pub struct StatusRecord {
     pub config: ImageId,
     /// for which machines
     pub platform: Platform,
+    /// whether it has a flat; the operator may want layers only
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub flat: bool,
     /// when, see [`timestamp`]
     pub published: String,
     /// revision of the repository that brought it
@@ -219,6 +222,9 @@ pub struct VersionRecord {
     pub index: Option<ManifestDigest>,
     /// digest of its config, which names its flat
     pub config: ImageId,
+    /// whether it has a flat
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub flat: bool,
     /// its layers, bottom first; those that no registry gives are left out
     pub layers: Vec<LayerDigest>,
 }

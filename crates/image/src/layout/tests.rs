@@ -266,6 +266,7 @@ fn writes_the_records_of_the_design() {
     assert_eq!(FormatRecord::parse(&listed.to_bytes()).unwrap(), listed);
 
     let status = StatusRecord {
+        flat: true,
         image: "https://r.io/a:1".to_owned(),
         digest: ManifestDigest::from_digest(layer().digest()),
         index: None,
@@ -291,6 +292,7 @@ fn writes_the_records_of_the_design() {
     assert_eq!(String::from_utf8(condemned.to_bytes()).unwrap(), format!("{text}\n"));
     assert_eq!(Condemned::parse(text.as_bytes()).unwrap(), condemned);
     let version = VersionRecord {
+        flat: true,
         since: timestamp(0),
         reason: "tag moved".to_owned(),
         digest: None,
@@ -304,4 +306,26 @@ fn writes_the_records_of_the_design() {
     let users = UsersRecord { images: vec![image()] };
     assert_eq!(UsersRecord::parse(&users.to_bytes()).unwrap(), users);
     assert_eq!(timestamp(i64::MAX), "9999-12-31T23:59:59Z");
+}
+
+#[test]
+fn a_variant_link_leads_to_the_architecture_of_the_client() {
+    let layout = Layout::new();
+    let (deep, top) = (name("r.io/a/b:1"), name("b:1"));
+    let arm = arm().unwrap();
+    let text = layout.variant_link(&deep, &arm);
+    assert_eq!(text, "../../.multiarch/$(CVMFS_ARCH:-arm64:v8)/r.io/a/b:1");
+    assert_eq!(layout.parse_variant_link(&deep, &text), Some(arm.clone()));
+    assert_eq!(layout.variant_link(&top, &arm), ".multiarch/$(CVMFS_ARCH:-arm64:v8)/b:1");
+    for other in [
+        "../.multiarch/$(CVMFS_ARCH:-amd64)/r.io/a/b:1",
+        "../../.multiarch/$(CVMFS_ARCH)/r.io/a/b:1",
+        "../../.multiarch/$(CVMFS_ARCH:-x86_64)/r.io/a/b:1",
+        "../../.multiarch/amd64/r.io/a/b:1",
+        "../../.multiarch/$(CVMFS_ARCH:-amd64)/r.io/a/b:2",
+    ] {
+        assert_eq!(layout.parse_variant_link(&deep, other), None, "{other}");
+    }
+    let aliases = layout.alias_links(&arm);
+    assert_eq!(aliases[0], (".multiarch/aarch64".to_owned(), "arm64:v8".to_owned()));
 }
