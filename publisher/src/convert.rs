@@ -66,12 +66,14 @@ pub struct Request {
     pub owner: Option<String>,
     /// Images of a higher priority are fetched before those of a lower one, whoever owns them.
     pub priority: i32,
+    /// Name of the credentials to ask the registry with, as the operator's configuration calls them.
+    pub credentials: Option<String>,
 }
 
 impl Request {
     /// A wish of nobody in particular, from the command line.
     pub fn new(text: impl Into<String>, source: WishSource) -> Self {
-        Self { text: text.into(), line: None, source, name: None, owner: None, priority: 0 }
+        Self { text: text.into(), line: None, source, name: None, owner: None, priority: 0, credentials: None }
     }
 }
 
@@ -134,7 +136,15 @@ impl Converter<'_> {
                 Some(name) => Ok(name.clone()),
                 None => source.public_path(None).map_err(|e| refuse(e.into())),
             };
-            Ok(Wanted { wish: request.text.clone(), line: request.line, name: name?, source })
+            Ok(Wanted {
+                wish: request.text.clone(),
+                line: request.line,
+                name: name?,
+                source,
+                owner: request.owner.clone(),
+                priority: request.priority,
+                credentials: request.credentials.clone(),
+            })
         };
         match &request.source {
             WishSource::Image(source) => vec![make(source.clone())],

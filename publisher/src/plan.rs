@@ -39,6 +39,12 @@ pub struct Wanted {
     pub source: ImageSource,
     /// Where it is to appear.
     pub name: PublicName,
+    /// Whose it is.
+    pub owner: Option<String>,
+    /// How urgent it is; the more the sooner.
+    pub priority: i32,
+    /// Name of the credentials to ask the registry with.
+    pub credentials: Option<String>,
 }
 
 /// Where a layer is.
