@@ -78,6 +78,14 @@ pub struct Global {
     #[command(flatten)]
     pub paths: PathOptions,
 
+    /// What the operator says about registries: credentials, mirrors, CA files, request budgets
+    ///
+    /// TOML; doc/REGISTRIES.md has every key. Secrets are named in it, never written.
+    ///
+    /// [default: /etc/cvmfs-publisher/config.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Configuration")]
+    pub config: Option<PathBuf>,
+
     /// Print results as JSON
     ///
     /// One object on standard output; its fields are a contract, the text for people is not.

@@ -13,7 +13,8 @@ use cvmfs::trust::Anchor;
 use time::UtcDateTime;
 
 use crate::check_report;
-use crate::cli::{self, Conversion, Environment, Global, HashName, Paths, TagAction, print_result};
+use crate::cli::{self, Environment, Global, HashName, Paths, TagAction, print_result};
+use crate::config::Config;
 use crate::convert::{Plan, Request};
 use crate::error::{CommandError, ExitStatus};
 use crate::failure::Failure;
@@ -39,6 +40,7 @@ use crate::wishlist::{Lint, SCHEMA, WishList, absent};
 pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>) -> Result<ExitStatus, CommandError> {
     let paths = |fqrn: &str| Paths::resolve(fqrn, &global.paths, &Environment::current()).map_err(CommandError::config);
     let open = |fqrn: &str| Target::open(fqrn, paths(fqrn)?).map_err(CommandError::repository);
+    let config = || Config::read(global.config.as_deref());
     match command {
         cli::Command::Init(arguments) => {
             let algorithm = match arguments.hash {
@@ -80,10 +82,9 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
                 &target,
                 &requests,
                 refused,
-                &arguments.conversion,
+                &Workshop::new(&arguments.conversion, &config()?, progress)?,
                 arguments.dry_run,
                 global.json,
-                progress,
                 &ignored,
                 thin,
                 in_store,
@@ -99,15 +100,13 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
             let target = open(&arguments.fqrn)?;
             let source = arguments.image.clone();
             let request = Request { name: arguments.name.clone(), ..Request::new(source.to_string(), source) };
-            let conversion = &arguments.conversion;
             convert(
                 &target,
                 &[request],
                 Vec::new(),
-                conversion,
+                &Workshop::new(&arguments.conversion, &config()?, progress)?,
                 arguments.dry_run,
                 global.json,
-                progress,
                 &|_| false,
                 None,
                 if arguments.podman_store { InStore::All } else { InStore::Follow },
@@ -229,7 +228,7 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
         cli::Command::Lint(arguments) => {
             let list = WishList::read(&arguments.wishlist);
             let absent = match &list {
-                Ok(list) if arguments.online => asking(|sources| absent(list, sources))?,
+                Ok(list) if arguments.online => asking(&config()?, |sources| absent(list, sources))?,
                 _ => Vec::new(),
             };
             let mut lint = Lint::of(&arguments.wishlist, list)?;
@@ -324,15 +323,13 @@ fn convert(
     target: &Target,
     requests: &[Request],
     refused: Vec<WishOutcome>,
-    conversion: &Conversion,
+    workshop: &Workshop,
     dry_run: bool,
     json: bool,
-    progress: Arc<dyn Progress>,
     ignored: &dyn Fn(&str) -> bool,
     thin: Thin<'_>,
     in_store: InStore,
 ) -> Result<ExitStatus, CommandError> {
-    let workshop = Workshop::new(conversion, progress)?;
     let mut converter = workshop.converter(target);
     converter.options.in_store = in_store;
     let plan = converter.plan(requests).map_err(Failure::into_command_error)?;
@@ -346,6 +343,8 @@ fn convert(
     let mut report = workshop.execute(&converter, &plan, thin)?;
     report.wishes.extend(refused);
     report.wishes.sort_by_key(|w| w.line);
+    let whole: Vec<String> = requests.iter().map(|request| request.text.clone()).collect();
+    watch::note(&target.paths, &report, &plan, &whole, workshop.stop());
     for wish in &mut report.wishes {
         wish.ignored = wish.image.as_deref().is_some_and(ignored);
     }

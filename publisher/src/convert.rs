@@ -10,12 +10,10 @@ mod fetch;
 mod pass;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use image::digest::ManifestDigest;
 use image::platform::Platform;
 use image::reference::{ImageSource, PublicName, Wish as WishSource};
-use parking_lot::Mutex;
 
 use self::pass::Pass;
 use crate::cli::{FlatPermissions, ImageLimits};
@@ -26,12 +24,10 @@ use crate::podman::InStore;
 use crate::progress::Progress;
 use crate::raw_index::RawIndex;
 use crate::report::{Report, WishOutcome};
-use crate::source::Sources;
+use crate::source::{Asked, Sources};
 use crate::target::Target;
 use crate::wishlist::{ImageOptions, TagSelection};
 
-/// Tags resolved at the same time.
-const RESOLVERS: usize = 16;
 /// What a conversion is called by those who have to wait for it.
 const CONVERTING: &str = "convert images";
 
@@ -140,38 +136,38 @@ impl Converter<'_> {
                 Some(name) => Ok(name.clone()),
                 None => source.public_path(None).map_err(|e| refuse(e.into())),
             };
-            Ok(Wanted { wish: request.text.clone(), line: request.line, name: name?, source })
+            Ok(Wanted {
+                wish: request.text.clone(),
+                line: request.line,
+                name: name?,
+                source,
+                owner: request.owner.clone(),
+                priority: request.priority,
+                credentials: request.options.credentials.clone(),
+            })
         };
         match &request.source {
             WishSource::Image(source) => vec![make(source.clone())],
-            WishSource::Wildcard(wildcard) => match self.sources.tags(wildcard.repository()) {
-                Ok(tags) => {
-                    let mut tags: Vec<_> = tags.iter().filter_map(|tag| wildcard.select(tag)).collect();
-                    tags.sort();
-                    tags.into_iter().map(|reference| make(ImageSource::Registry(reference))).collect()
+            WishSource::Wildcard(wildcard) => {
+                match self.sources.tags_as(wildcard.repository(), request.options.credentials.as_deref()) {
+                    Ok(tags) => {
+                        let mut tags: Vec<_> = tags.iter().filter_map(|tag| wildcard.select(tag)).collect();
+                        tags.sort();
+                        tags.into_iter().map(|reference| make(ImageSource::Registry(reference))).collect()
+                    }
+                    Err(e) => vec![Err(refuse(e))],
                 }
-                Err(e) => vec![Err(refuse(e))],
-            },
+            }
         }
     }
 
+    /// What wishes that have not failed yet stand for now.
     fn resolve_all(&self, wanted: &[Result<Wanted, Box<WishOutcome>>]) -> Vec<Result<ManifestDigest, Failure>> {
-        let next = AtomicUsize::new(0);
-        let results: Vec<Mutex<Option<Result<ManifestDigest, Failure>>>> =
-            wanted.iter().map(|_| Mutex::new(None)).collect();
-        std::thread::scope(|scope| {
-            for _ in 0..RESOLVERS.min(wanted.len()) {
-                scope.spawn(|| {
-                    while let Some(i) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|i| *i < wanted.len()) {
-                        if let Ok(wanted) = &wanted[i] {
-                            *results[i].lock() = Some(self.sources.resolve(&wanted.source));
-                        }
-                    }
-                });
-            }
-        });
+        let asked: Vec<Asked<'_>> = wanted.iter().flatten().map(Wanted::asked).collect();
+        let mut answers = self.sources.resolve_all(&asked).into_iter();
         let unasked = || Err(Failure::Elsewhere("the wish failed before".into()));
-        results.into_iter().map(|r| r.into_inner().unwrap_or_else(unasked)).collect()
+        let mut answer = || answers.next().unwrap_or_else(unasked);
+        wanted.iter().map(|wanted| if wanted.is_ok() { answer() } else { unasked() }).collect()
     }
 
     /// Executes a plan.

@@ -7,6 +7,7 @@ pub mod adopt;
 pub mod check_report;
 pub mod cli;
 pub mod command;
+pub mod config;
 pub mod content;
 pub mod convert;
 pub mod decompress;

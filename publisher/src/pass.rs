@@ -4,10 +4,11 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use image::platform::Platform;
-use registry::{Client, ClientConfig, Credentials};
+use registry::{Budgets, Client, ClientConfig, Credentials};
 use tokio::runtime::{Handle, Runtime};
 
 use crate::cli::Conversion;
+use crate::config::Config;
 use crate::convert::{ConvertOptions, Converter, Plan};
 use crate::error::CommandError;
 use crate::failure::Failure;
@@ -27,24 +28,35 @@ pub type Thin<'a> = Option<(&'a str, &'a str)>;
 pub struct Workshop {
     runtime: Runtime,
     client: Client,
+    config: Config,
+    budgets: Budgets,
     options: ConvertOptions,
     progress: Arc<dyn Progress>,
     stop: Stop,
 }
 
 impl Workshop {
-    /// From the command line and the environment. Signals stop what is under way.
-    pub fn new(conversion: &Conversion, progress: Arc<dyn Progress>) -> Result<Self, CommandError> {
+    /// From the command line, the configuration and the environment. Signals stop what is under way.
+    pub fn new(conversion: &Conversion, config: &Config, progress: Arc<dyn Progress>) -> Result<Self, CommandError> {
         let runtime = runtime()?;
-        let config = ClientConfig {
+        let budgets = Budgets::default();
+        let client = Client::new(ClientConfig {
             credentials: Credentials::from_env().map_err(CommandError::config)?,
             document_limit: conversion.limits.max_manifest_size,
+            registries: config.registries.clone(),
+            budgets: budgets.clone(),
             ..ClientConfig::default()
-        };
-        let client = Client::new(config).map_err(CommandError::failed)?;
+        })
+        .map_err(CommandError::config)?;
         let stop = Stop::default();
         stop.at_signals(runtime.handle()).map_err(CommandError::failed)?;
-        Ok(Self { client, options: convert_options(conversion)?, progress, stop, runtime })
+        let options = convert_options(conversion)?;
+        Ok(Self { client, config: config.clone(), budgets, options, progress, stop, runtime })
+    }
+
+    /// How often registries were asked, and which of them are paused.
+    pub fn budgets(&self) -> &Budgets {
+        &self.budgets
     }
 
     /// Who says when to stop.
@@ -76,7 +88,8 @@ impl Workshop {
                 let credentials =
                     thin::credentials(format, user, &thin::references(plan), |name| std::env::var(name).ok())
                         .map_err(CommandError::config)?;
-                let config = ClientConfig { credentials, ..ClientConfig::default() };
+                let (registries, budgets) = (self.config.registries.clone(), self.budgets.clone());
+                let config = ClientConfig { credentials, registries, budgets, ..ClientConfig::default() };
                 Some((format, Client::new(config).map_err(CommandError::failed)?))
             }
             None => None,
@@ -91,11 +104,13 @@ impl Workshop {
     }
 }
 
-/// Lets `work` ask registries, with the credentials of the environment.
-pub fn asking<T>(work: impl FnOnce(&Sources) -> T) -> Result<T, CommandError> {
+/// Lets `work` ask registries, as the configuration and the environment say.
+pub fn asking<T>(config: &Config, work: impl FnOnce(&Sources) -> T) -> Result<T, CommandError> {
     let runtime = runtime()?;
     let credentials = Credentials::from_env().map_err(CommandError::config)?;
-    let client = Client::new(ClientConfig { credentials, ..ClientConfig::default() }).map_err(CommandError::failed)?;
+    let registries = config.registries.clone();
+    let client = Client::new(ClientConfig { credentials, registries, ..ClientConfig::default() });
+    let client = client.map_err(CommandError::config)?;
     let scratch = tempfile::tempdir().map_err(CommandError::failed)?;
     let stop = Stop::default();
     stop.at_signals(runtime.handle()).map_err(CommandError::failed)?;

@@ -25,7 +25,7 @@ use crate::layer::{LayerPlace, PreparedLayer, repo_path};
 use crate::podman::{InStore, PodmanState, Stock};
 use crate::repair::damaged::Damaged;
 use crate::report::Outcome;
-use crate::source::{RawDocument, Sources};
+use crate::source::{Asked, RawDocument, Sources};
 use crate::target::Target;
 
 /// One image that somebody wants published.
@@ -39,6 +39,19 @@ pub struct Wanted {
     pub source: ImageSource,
     /// Where it is to appear.
     pub name: PublicName,
+    /// Whose it is.
+    pub owner: Option<String>,
+    /// How urgent it is; the more the sooner.
+    pub priority: i32,
+    /// Name of the credentials to ask the registry with.
+    pub credentials: Option<String>,
+}
+
+impl Wanted {
+    /// How sources are asked for it.
+    pub fn asked(&self) -> Asked<'_> {
+        Asked::new(&self.source, self.credentials.as_deref())
+    }
 }
 
 /// Where a layer is.
@@ -174,14 +187,14 @@ impl<'a> Planner<'a> {
     /// What has to be done for an image whose tag was resolved to `digest`.
     pub fn plan(&mut self, wanted: &Wanted, digest: ManifestDigest) -> Result<ImagePlan, Failure> {
         self.refuse_foreign(&wanted.name)?;
-        let (index, document, manifest) = self.choose(&wanted.source, digest)?;
+        let (index, document, manifest) = self.choose(wanted, digest)?;
         if manifest.layers.len() > self.limits.max_layers {
             let what = format!("the image has {} layers", manifest.layers.len());
             return Err(Failure::Limit { what, option: "--max-layers" });
         }
         let config_bytes = match self.indexed(IndexKey::Config(manifest.config))? {
             Some(bytes) => bytes,
-            None => self.sources.config(&wanted.source, &manifest)?,
+            None => self.sources.config(wanted.asked(), &manifest)?,
         };
         let config = Config::parse(&config_bytes)?;
         let platform = config.platform.clone().unwrap_or_else(|| self.platform.clone());
@@ -237,16 +250,16 @@ impl<'a> Planner<'a> {
 
     fn choose(
         &mut self,
-        source: &ImageSource,
+        wanted: &Wanted,
         digest: ManifestDigest,
     ) -> Result<(Option<RawDocument>, RawDocument, Manifest), Failure> {
-        let first = self.document(source, digest)?;
+        let first = self.document(wanted, digest)?;
         match first.parse()? {
             Document::Manifest(manifest) => Ok((None, first, manifest)),
             Document::Index(index) => {
                 let choice = choose(&index, &self.platform)?;
-                tracing::debug!(image = %source, why = choice.why, "platform chosen");
-                let second = self.document(source, choice.entry.digest)?;
+                tracing::debug!(image = %wanted.source, why = choice.why, "platform chosen");
+                let second = self.document(wanted, choice.entry.digest)?;
                 match second.parse()? {
                     Document::Manifest(manifest) => Ok((Some(first), second, manifest)),
                     Document::Index(_) => Err(Failure::Content("an index within an index is not supported".into())),
@@ -255,10 +268,10 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn document(&mut self, source: &ImageSource, digest: ManifestDigest) -> Result<RawDocument, Failure> {
+    fn document(&mut self, wanted: &Wanted, digest: ManifestDigest) -> Result<RawDocument, Failure> {
         match self.indexed(IndexKey::Manifest(digest))? {
             Some(bytes) => Ok(RawDocument { digest, bytes, media_type: None }),
-            None => self.sources.document(source, digest),
+            None => self.sources.document(wanted.asked(), digest),
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Parser as _;
 use publisher::cli::{Cli, Command, Paths};
+use publisher::config::Config;
 use publisher::error::CommandError;
 use publisher::progress::Silent;
 use publisher::report::Outcome;
@@ -64,7 +65,8 @@ impl Watched {
             panic!("not watch")
         };
         let paths = self.site.target.paths.clone();
-        let watcher = Watcher::new(&options, |_| Ok::<Paths, CommandError>(paths.clone()), Arc::new(Silent));
+        let (config, path) = (Config::default(), |_: &str| Ok::<Paths, CommandError>(paths.clone()));
+        let watcher = Watcher::new(&options, &config, path, Arc::new(Silent));
         watcher.unwrap().with_clock(Clock::Set(self.clock.clone()))
     }
 

@@ -58,7 +58,7 @@ impl<'a> Pass<'a> {
                 _ => false,
             };
             if !is_there {
-                let (place, source) = (layer.place, &image.wanted.source);
+                let (place, source) = (layer.place, image.wanted.asked());
                 let fetch = Fetch { layer: &layer.layer, place, source, image: &image.image };
                 let arrived = read(self.converter, self.pool, &fetch);
                 self.payer.entry(arrived.layer).or_insert(payer);

@@ -86,7 +86,7 @@ impl<'a> Pass<'a> {
         if fits {
             return Ok(stored);
         }
-        let fetch = Fetch { layer, place: LayerPlace::Own, source: &image.wanted.source, image: &image.image };
+        let fetch = Fetch { layer, place: LayerPlace::Own, source: image.wanted.asked(), image: &image.image };
         let arrived = read(self.converter, self.pool, &fetch);
         let variant = match arrived.result? {
             Staged::Waits(staged) => staged.prepare_variant(self.converter.target, self.pool, base)?.reference(),

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use image::digest::{DiffId, LayerDigest};
 use image::manifest::Layer;
-use image::reference::ImageSource;
 
 use super::Converter;
 use crate::content::{Collector, Pool};
 use crate::failure::Failure;
 use crate::layer::{Base, LayerPlace, LayerProgress, PreparedLayer, StagedLayer, read_layer};
 use crate::progress::{Event, Progress};
+use crate::source::Asked;
 
 /// A blob, and what its content is said to be: a config that lies about a blob is a matter of its own image only.
 pub(super) type LayerKey = (LayerDigest, DiffId);
@@ -24,7 +24,7 @@ pub(super) fn key(layer: &Layer) -> LayerKey {
 pub(super) struct Fetch<'a> {
     pub(super) layer: &'a Layer,
     pub(super) place: LayerPlace,
-    pub(super) source: &'a ImageSource,
+    pub(super) source: Asked<'a>,
     pub(super) image: &'a str,
 }
 

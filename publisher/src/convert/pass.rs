@@ -152,7 +152,7 @@ impl<'a> Pass<'a> {
                         Slot::Ready(known.clone(), layer.prepared.clone())
                     }
                     None => {
-                        let (layer, to, source) = (&layer.layer, layer.place, &image.wanted.source);
+                        let (layer, to, source) = (&layer.layer, layer.place, image.wanted.asked());
                         fetches.push(Fetch { layer, place: to, source, image: &image.image });
                         self.payer.insert(key, place);
                         Slot::Awaited

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{Problem, Severity, Wish, WishList, WishListError};
 use crate::error::{ExitStatus, one_line, printable};
-use crate::source::Sources;
+use crate::source::{Asked, Sources};
 
 /// Images asked for at the same time.
 const ASKED_AT_ONCE: usize = 16;
@@ -108,11 +108,14 @@ pub fn absent(list: &WishList, sources: &Sources) -> Vec<Problem> {
 }
 
 fn why_absent(wish: &Wish, sources: &Sources) -> Option<String> {
+    let credentials = wish.options.credentials.as_deref();
     let wildcard = match &wish.source {
-        Source::Image(image) => return sources.resolve(image).err().map(|error| one_line(&error)),
+        Source::Image(image) => {
+            return sources.resolve(Asked::new(image, credentials)).err().map(|error| one_line(&error));
+        }
         Source::Wildcard(wildcard) => wildcard,
     };
-    match sources.tags(wildcard.repository()) {
+    match sources.tags_as(wildcard.repository(), credentials) {
         Ok(tags) => {
             let taken = tags.iter().map(String::as_str).filter(|tag| wildcard.select(tag).is_some());
             let none = wish.tags.candidates(taken).is_empty();
