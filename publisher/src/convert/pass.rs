@@ -206,8 +206,10 @@ impl<'a> Pass<'a> {
             outcome.bytes.stored += arrived.stored;
             outcome.bytes.deduplicated += arrived.deduplicated;
         }
+        // What an image that failed meanwhile was to have may be of use to others, but takes no room from them.
+        let is_open = self.payer.get(&arrived.layer).is_some_and(|place| self.open.contains(place));
         let slot = match arrived.result {
-            Ok(Staged::Waits(staged)) => Slot::Staged(staged, arrived.room),
+            Ok(Staged::Waits(staged)) => Slot::Staged(staged, arrived.room.filter(|_| is_open)),
             Ok(Staged::Done(prepared)) => Slot::Ready(prepared.reference(), Some(prepared)),
             Err(e) => Slot::Failed(one_line(&e)),
         };
