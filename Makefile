@@ -171,7 +171,7 @@ soak: engines ## kill -9 at random moments of conversions, collections, and of p
 	@for seed in 1 2 3; do \
 	  MODEL_STEPS=2000 MODEL_SEED=$$(( $(or $(SEED),0) * 10 + seed )) \
 	  cargo test --locked --workspace --test removal -- model --nocapture || exit 1; \
-	  FAULT_IMAGES=100 FAULT_ROUNDS=10 FAULT_SEED=$$(( $(or $(SEED),0) * 10 + seed )) \
+	  FAULT_IMAGES=100 FAULT_ROUNDS=3 FAULT_SEED=$$(( $(or $(SEED),0) * 10 + seed )) \
 	  cargo test --locked --workspace --test faults -- --nocapture || exit 1; done
 
 .PHONY: clean

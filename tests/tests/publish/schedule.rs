@@ -47,13 +47,13 @@ fn owners_take_turns_and_priority_comes_first() {
 /// Layers with links into those below wait for them in the room that they take; nobody waits for ever, and a failure takes nobody along.
 #[test]
 fn the_smallest_room_is_enough_for_any_image() {
-    for (jobs, preparing) in [(1, 1), (4, 1), (4, 100_000)] {
+    for (jobs, preparing) in [(4, 1), (1, 100_000)] {
         let (registry, mut site) = (TestRegistry::spawn(), Site::new());
         site.options.jobs = jobs;
         site.options.room = RoomLimits { preparing, keep_free: 0 };
         let mut wishes = Vec::new();
         let mut pushed = Vec::new();
-        for number in 0..4_u64 {
+        for number in 0..3_u64 {
             let base = vec![
                 dir("usr"),
                 dir("usr/bin"),
@@ -61,7 +61,7 @@ fn the_smallest_room_is_enough_for_any_image() {
                 symlink("bin", "usr/bin"),
             ];
             let mut layers = vec![base];
-            for height in 0..20 {
+            for height in 0..14 {
                 layers.push(vec![
                     file(format!("bin/{number}-{height}"), noise(100 * number + height, 500)),
                     hardlink(format!("again{height}"), "usr/bin/tool"),
@@ -76,9 +76,9 @@ fn the_smallest_room_is_enough_for_any_image() {
             wishes.push(wish(&registry, &format!("lab/x:{number}")));
         }
         let report = site.convert(&wishes);
-        assert_eq!(outcomes(&report), [Added, Failed, Added, Added], "{jobs} jobs in {preparing} bytes");
+        assert_eq!(outcomes(&report), [Added, Failed, Added], "{jobs} jobs in {preparing} bytes");
         registry.heal();
-        assert_eq!(outcomes(&site.convert(&wishes)), [Unchanged, Added, Unchanged, Unchanged]);
+        assert_eq!(outcomes(&site.convert(&wishes)), [Unchanged, Added, Unchanged]);
         for (image, layers) in &pushed {
             let expected = scenarios::naive::unpack(layers.iter().map(Vec::as_slice));
             assert_flat(&site, image.config, &expected, "linked through all layers");
