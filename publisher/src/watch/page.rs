@@ -17,6 +17,7 @@ pub fn copy(status: &Status) -> String {
         whitelist_warning: None,
         list: ListStatus { wishes: status.list.wishes, ..ListStatus::default() },
         last_pass: None,
+        registries: Vec::new(),
         upkeep: Default::default(),
         ..status.clone()
     };
