@@ -6,16 +6,17 @@
 
 mod again;
 mod assemble;
+mod expand;
 mod fetch;
 mod pass;
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use image::digest::ManifestDigest;
 use image::platform::Platform;
 use image::reference::{ImageSource, PublicName, Wish as WishSource};
-use parking_lot::Mutex;
 
 use self::pass::Pass;
 use crate::cli::{FlatPermissions, ImageLimits};
@@ -38,8 +39,8 @@ const CONVERTING: &str = "convert images";
 /// How images are converted.
 #[derive(Debug, Clone)]
 pub struct ConvertOptions {
-    /// Platform to choose where an image has several.
-    pub platform: Platform,
+    /// Platforms of images whose wish names none, the default one first; at least one.
+    pub platforms: Vec<Platform>,
     /// Layers fetched at the same time.
     pub jobs: usize,
     /// Permissions of files in flats.
@@ -113,12 +114,9 @@ impl Converter<'_> {
     pub fn plan_some(&self, requests: &[Request], is_wanted: &dyn Fn(&Wanted) -> bool) -> Result<Plan, Failure> {
         let options = &self.options;
         let store = (options.in_store.clone(), options.store_limit);
-        let mut planner = Planner::new(self.target, &self.sources, &options.limits, options.platform.clone(), store)?;
+        let mut planner = Planner::new(self.target, &self.sources, &options.limits, store)?;
         let revision = self.target.repository()?.manifest().revision;
-        let mut wanted = Vec::new();
-        for request in requests {
-            wanted.extend(self.expand(request).into_iter().filter(|w| w.as_ref().map_or(true, is_wanted)));
-        }
+        let wanted = self.expand(&mut planner, requests, is_wanted);
         let digests = self.resolve_all(&wanted);
         let images = wanted
             .into_iter()
@@ -132,46 +130,31 @@ impl Converter<'_> {
         Ok(Plan { revision, images })
     }
 
-    /// The images of a wish; a wildcard has many.
-    fn expand(&self, request: &Request) -> Vec<Result<Wanted, Box<WishOutcome>>> {
-        let refuse = |e: Failure| Box::new(WishOutcome::failed(&request.text, request.line, one_line(&e)));
-        let make = |source: ImageSource| {
-            let name = match &request.name {
-                Some(name) => Ok(name.clone()),
-                None => source.public_path(None).map_err(|e| refuse(e.into())),
-            };
-            Ok(Wanted { wish: request.text.clone(), line: request.line, name: name?, source })
-        };
-        match &request.source {
-            WishSource::Image(source) => vec![make(source.clone())],
-            WishSource::Wildcard(wildcard) => match self.sources.tags(wildcard.repository()) {
-                Ok(tags) => {
-                    let mut tags: Vec<_> = tags.iter().filter_map(|tag| wildcard.select(tag)).collect();
-                    tags.sort();
-                    tags.into_iter().map(|reference| make(ImageSource::Registry(reference))).collect()
-                }
-                Err(e) => vec![Err(refuse(e))],
-            },
-        }
-    }
-
+    /// What the sources lead to now. Each is asked once, however many platforms are wanted of it.
     fn resolve_all(&self, wanted: &[Result<Wanted, Box<WishOutcome>>]) -> Vec<Result<ManifestDigest, Failure>> {
+        let mut places: HashMap<&ImageSource, usize> = HashMap::new();
+        let mut sources = Vec::new();
+        for wanted in wanted.iter().flatten() {
+            places.entry(&wanted.source).or_insert_with(|| {
+                sources.push(&wanted.source);
+                sources.len() - 1
+            });
+        }
         let next = AtomicUsize::new(0);
-        let results: Vec<Mutex<Option<Result<ManifestDigest, Failure>>>> =
-            wanted.iter().map(|_| Mutex::new(None)).collect();
+        let results: Vec<OnceLock<Result<ManifestDigest, String>>> = sources.iter().map(|_| OnceLock::new()).collect();
         std::thread::scope(|scope| {
-            for _ in 0..RESOLVERS.min(wanted.len()) {
+            for _ in 0..RESOLVERS.min(sources.len()) {
                 scope.spawn(|| {
-                    while let Some(i) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|i| *i < wanted.len()) {
-                        if let Ok(wanted) = &wanted[i] {
-                            *results[i].lock() = Some(self.sources.resolve(&wanted.source));
-                        }
+                    while let Some(i) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|i| *i < sources.len()) {
+                        let _ = results[i].set(self.sources.resolve(sources[i]).map_err(|e| one_line(&e)));
                     }
                 });
             }
         });
-        let unasked = || Err(Failure::Elsewhere("the wish failed before".into()));
-        results.into_iter().map(|r| r.into_inner().unwrap_or_else(unasked)).collect()
+        let found = |wanted: &Wanted| results[places[&wanted.source]].get().cloned();
+        let unasked = || Err("the wish failed before".to_owned());
+        let digests = wanted.iter().map(|wanted| wanted.as_ref().ok().and_then(found).unwrap_or_else(unasked));
+        digests.map(|digest| digest.map_err(Failure::Elsewhere)).collect()
     }
 
     /// Executes a plan.
@@ -203,5 +186,6 @@ impl Converter<'_> {
 
 fn failed(wanted: &Wanted, failure: &Failure) -> Box<WishOutcome> {
     let outcome = WishOutcome::failed(&wanted.wish, wanted.line, one_line(failure));
-    Box::new(WishOutcome { image: Some(image_name(&wanted.source)), ..outcome })
+    let (image, platform) = (Some(image_name(&wanted.source)), wanted.named_platform());
+    Box::new(WishOutcome { image, platform, ..outcome })
 }

@@ -73,6 +73,14 @@ pub enum Failure {
         /// The option that raises it.
         option: &'static str,
     },
+    /// More than the wish list allows.
+    #[error("{what}; the wish list allows {allowed} (quota)")]
+    Quota {
+        /// What is too much.
+        what: String,
+        /// Bytes.
+        allowed: u64,
+    },
     /// Content that contradicts itself or the request.
     #[error("{0}")]
     Content(String),
