@@ -449,10 +449,11 @@ impl<'a> Planner<'a> {
         let record = self.read(&wanted.file(ImageFile::Manifest))?.and_then(|m| ManifestRecord::parse(&m).ok());
         let links = wanted.links(&self.layout, manifest.config);
         let public = self.lookup(&wanted.public())?;
-        if public.is_none() && (!links.is_empty() || record.is_none()) {
+        // What was published without a flat has no link.
+        let had_flat = status.as_ref().is_none_or(|status| status.flat);
+        if public.is_none() && (record.is_none() || had_flat && !links.is_empty()) {
             return Ok((Outcome::Added, false));
         }
-        // Without a flat there is no link.
         let mut leads = !links.is_empty() || public.is_none();
         for (path, text) in &links {
             leads &= self.lookup(path)?.is_some_and(|entry| entry.symlink == text.as_bytes());

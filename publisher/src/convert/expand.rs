@@ -1,6 +1,6 @@
 //! From wishes to images: the tags that are meant, on the platforms that are wished for.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use image::platform::PlatformDirectory;
@@ -11,7 +11,7 @@ use crate::error::one_line;
 use crate::failure::Failure;
 use crate::plan::{Planner, Wanted};
 use crate::report::WishOutcome;
-use crate::wishlist::PlainPath;
+use crate::wishlist::{ImageOptions, PlainPath};
 
 /// Images of a wish whose age is looked at, the newest first: each costs up to three requests.
 const AGES: usize = 100;
@@ -19,18 +19,21 @@ const AGES: usize = 100;
 type Expanded = Result<Wanted, Box<WishOutcome>>;
 
 impl Converter<'_> {
-    /// The images of all wishes, once for each platform. What two wildcards take belongs to the first one.
+    /// The images of all wishes, once for each platform. What two wildcards take with other options belongs to the first one.
     pub(super) fn expand(
         &self,
         planner: &mut Planner<'_>,
         requests: &[Request],
         is_wanted: &dyn Fn(&Wanted) -> bool,
     ) -> Vec<Expanded> {
-        let mut seen: HashSet<(PublicName, Option<PlatformDirectory>)> = HashSet::new();
+        let mut seen: HashMap<(PublicName, Option<PlatformDirectory>), Arc<ImageOptions>> = HashMap::new();
         let mut all = Vec::new();
         for request in requests {
             let is_wildcard = matches!(request.source, WishSource::Wildcard(_));
-            let mut is_new = |wanted: &Wanted| seen.insert((wanted.name.clone(), wanted.place.clone())) || !is_wildcard;
+            let mut is_new = |wanted: &Wanted| {
+                let place = (wanted.name.clone(), wanted.place.clone());
+                !is_wildcard || *seen.entry(place).or_insert_with(|| wanted.options.clone()) == wanted.options
+            };
             let images = self.images(planner, request).into_iter();
             all.extend(images.filter(|w| w.as_ref().map_or(true, |w| is_wanted(w) && is_new(w))));
         }

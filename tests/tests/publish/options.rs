@@ -3,9 +3,10 @@
 use publisher::gc;
 use publisher::removal::{self, Options, Usage, Wanted};
 use publisher::report::Outcome::{Added, Failed, Unchanged, Updated};
+use publisher::wishlist::Severity;
 use registry::testing::TestRegistry;
 use scenarios::image_builder::{Image, Layer, Packing, dir, file, noise};
-use scenarios::repository::{Site, flat_path, layer_path, outcomes, public, wish};
+use scenarios::repository::{Site, flat_path, layer_path, list, outcomes, public, wish};
 use scenarios::tree::What;
 
 use crate::{content, target, two_layers};
@@ -168,4 +169,25 @@ fn a_wildcard_takes_the_tags_that_are_chosen() {
     }
     let own = entry(&registry, "lab/x:2.1", "priority: 3");
     assert_eq!(taken("{newest: 1, exclude: '*-rc*'}", &own), ["2.0", "2.1"], "its own entry has it");
+}
+
+#[test]
+fn lint_asks_the_registries_for_what_a_list_wishes() {
+    let (registry, site) = (TestRegistry::spawn(), Site::new());
+    for tag in ["1.0", "2.0"] {
+        Image::of(&[&[file("tag", tag)]]).push(&registry, "lab/x", tag);
+    }
+    let of = |name: &str| wish(&registry, name);
+    let ignored = "ignoreErrors: ['*gone*']\n";
+    let entries =
+        ["lab/x:1.0", "lab/x:2.*", "lab/x:3.0", "lab/x:3.*", "lab/gone:1"].map(|name| format!("- {}\n", of(name)));
+    let chosen = entry(&registry, "lab/x:*", "tags: {exclude: '*'}");
+    let list = list(&format!("{ignored}input:\n{}{chosen}", entries.concat()));
+    let found = publisher::wishlist::absent(&list, &site.converter().sources);
+    let lines: Vec<_> = found.iter().map(|p| (p.line, p.field.as_str(), p.severity)).collect();
+    let (error, warning) = (Severity::Error, Severity::Warning);
+    let expected = [(7, "input[2]", error), (8, "input[3]", error), (9, "input[4]", warning), (10, "input[5]", error)];
+    assert_eq!(lines, expected, "{found:#?}");
+    assert!(found[1].message.contains("takes none of the 2 tags that are there"), "{}", found[1].message);
+    assert_eq!(registry.count("GET", "/blobs/"), 0, "nothing is fetched");
 }
