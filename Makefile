@@ -126,8 +126,10 @@ test-proxies: scenarios ## cvmfs-client behind real Squids and nginx servers tha
 
 .PHONY: test-watch
 test-watch: PROFILE = dev
-test-watch: scenarios ## a publisher that watches: webhooks of a real registry, kill -9, changes of the list (KILLS=100; SEED=n repeats a run)
+test-watch: scenarios ## a publisher that watches: webhooks of a real registry, kill -9, changes of the list, its page in Chromium (KILLS=100; SEED=n repeats a run)
+	@integration/setup page
 	integration/watch/watch.py $(BIN) --kills $(or $(KILLS),100)
+	integration/watch/page.py $(BIN)
 
 .PHONY: test-s3
 test-s3: PROFILE = dev
@@ -144,14 +146,18 @@ bench: scenarios ## the figures of the design as ratios to a floor measured in t
 	integration/bench/replicate.py $(BIN)
 	@$(MAKE) --no-print-directory bench-snapshotter PROFILE=$(PROFILE)
 
+.PHONY: bench-many
+bench-many: scenarios ## thousands of images in one repository: first pass, steady pass, one more large image (IMAGES=5000 MEGABYTES=400)
+	integration/bench/many.py $(BIN) --images $(or $(IMAGES),5000) --megabytes $(or $(MEGABYTES),400)
+
 .PHONY: bench-snapshotter
-bench-snapshotter: engines ## from pull to first output, lazily and with overlayfs, also over a line of 20 ms and 100 Mbit/s (REPEAT=3; JSON=file)
+bench-snapshotter: engines ## from pull to first output, lazily and with overlayfs, also over a line of 20 ms and 100 Mbit/s (REPEAT=3; SUBJECT=learning; JSON=file)
 	cargo build --locked --release -p snapshotter --example load
-	integration/bench/snapshotter.py $(BIN) --repeat $(or $(REPEAT),3) $(if $(JSON),--json $(JSON))
+	integration/bench/snapshotter.py $(BIN) --repeat $(or $(REPEAT),3) $(if $(SUBJECT),--subject $(SUBJECT)) $(if $(JSON),--json $(JSON))
 
 .PHONY: bench-coldstart
-bench-coldstart: scenarios ## a cold start over a line of 20 ms and 100 Mbit/s, with and without what is fetched ahead (REPEAT=3; JSON=file)
-	integration/bench/coldstart.py $(BIN) --repeat $(or $(REPEAT),3) $(if $(JSON),--json $(JSON))
+bench-coldstart: scenarios ## a cold start over a line of 20 ms and 100 Mbit/s, with and without what is fetched ahead (REPEAT=3; SUBJECT=learning; JSON=file)
+	integration/bench/coldstart.py $(BIN) --repeat $(or $(REPEAT),3) $(if $(SUBJECT),--subject $(SUBJECT)) $(if $(JSON),--json $(JSON))
 
 .PHONY: bench-collect
 bench-collect: ## time and memory of a garbage collection among millions of objects (OBJECTS=10000000 ORPHANS=1000000)

@@ -1,15 +1,14 @@
 #!/usr/bin/env python3
 """A cold start over a long line: seconds and bytes beside what the line needs for the bytes that the start touches.
 
-  make bench-coldstart [REPEAT=3 JSON=file]
+  make bench-coldstart [REPEAT=3 SUBJECT=learning JSON=file]
 
-The science image of bench/snapshotter.py is published as a flat root file system and mounted with an empty cache behind a line of 20 ms and
-100 Mbit/s, which measures itself first; a program in it imports numpy and scipy. The same start is measured with nothing fetched ahead, with
+An image of bench/subjects.py is published as a flat root file system and mounted with an empty cache behind a line of 20 ms and 100 Mbit/s,
+which measures itself first; a program in it imports numpy and scipy, or torch. The same start is measured with nothing fetched ahead, with
 read-ahead alone, with what the start before it has taught, and with a start-up list that a recording made. The bytes that it touches are
 those of the first way, where nothing is fetched that was not asked for; the line time is what the line needs for them. Needs root.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -21,9 +20,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import lab as laboratory
 import line
+import options
 from lab import Failure, Lab, tail
 from products import Repository
-from snapshotter import COMMAND, OUTPUT, image, plain_size
+from subjects import plain_size
 
 FQRN = "cold.example.org"
 
@@ -41,11 +41,12 @@ class Bench:
 
     def __init__(self, lab, args):
         self.lab, self.results = lab, {}
-        layout = image(lab.home, args.megabytes)
+        self.subject = args.subject
+        layout = self.subject.image(lab.home, args.megabytes)
         self.plain = plain_size(layout)
         self.repository = Repository(lab, args.bin, FQRN)
         self.repository.create()
-        lab.run(*self.repository.publisher, "convert-image", f"oci:{layout}:1", FQRN, "--as", "bench/science:1")
+        lab.run(*self.repository.publisher, "convert-image", f"oci:{layout}:1", FQRN, "--as", "bench/subject:1")
         self.port = self.repository.serve()
         self.point = lab.path("mount")
         self.mounts = 0
@@ -57,17 +58,17 @@ class Bench:
         cache = cache or f"cache-{self.mounts}"
         options = [word for option in WAYS[way] for word in ("-o", option)]
         _, unmount = self.repository.mount(None, cache, port, self.point, *options)
-        root = (self.point / "bench/science:1").resolve()
+        root = (self.point / "bench/subject:1").resolve()
         begin = time.monotonic()
         if record:
             self.lab.run(self.repository.client, "record", self.point, "--start")
         elif way == "list":
             self.lab.run(self.repository.client, "prefetch", self.point, "--base", root, self.list)
-        done = subprocess.run(["chroot", root, *COMMAND], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        done = subprocess.run(["chroot", root, *self.subject.command], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
         seconds = time.monotonic() - begin
         if done.returncode != 0:
-            raise Failure(f"status {done.returncode} from {' '.join(COMMAND)}\n{tail(done.stderr)}")
-        self.lab.equal(f"{way}: the output", done.stdout, OUTPUT)
+            raise Failure(f"status {done.returncode} from {' '.join(self.subject.command)}\n{tail(done.stderr)}")
+        self.lab.equal(f"{way}: the output", done.stdout, self.subject.output)
         if record:
             self.list.write_text(self.lab.run(self.repository.client, "record", self.point, "--stop", "--base", root).stdout)
         status = json.loads(self.lab.run(self.repository.client, "status", "--json", self.point).stdout)
@@ -114,7 +115,7 @@ class Bench:
 
 
 def scenario():
-    args = arguments()
+    args = options.parse(__doc__, "cvmfs-publisher and cvmfs-client")
     with Lab(os.environ.get("DEMO_DIR", "target/demo")) as lab:
         bench = Bench(lab, args)
         link = line.Link(args.rtt, args.megabits)
@@ -126,17 +127,6 @@ def scenario():
         if args.json:
             args.json.write_text(json.dumps({"line": said, "plain": bench.plain, "starts": bench.results}, indent=1) + "\n")
     return lab.verdict()
-
-
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bin", default="target/release", help="directory of cvmfs-publisher and cvmfs-client")
-    parser.add_argument("--megabytes", type=int, default=1600, help="size of the image, plain")
-    parser.add_argument("--repeat", type=int, default=3, help="how often each is measured; the median counts")
-    parser.add_argument("--rtt", type=float, default=20, help="round-trip time of the line in ms")
-    parser.add_argument("--megabits", type=float, default=100, help="its bandwidth in Mbit/s")
-    parser.add_argument("--json", type=Path, help="a file for all figures")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ overlayfs, in turn. The line has 20 ms and 100 Mbit/s and lies in front of regis
 are left alone, all servers are on this machine. Before that, `examples/load` asks a daemon directly, with 64 clients at a time. Needs root.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -22,49 +21,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import images
 import lab as laboratory
 import line
+import options
 import registry
+import subjects
 from containerd import FQRN, SNAPSHOTTER, Node, within
 from lab import Failure, Lab, Relay, tail
 from products import Repository
-
-SCIENCE = "python3-scipy python3-pandas python3-matplotlib python3-sympy python3-h5py ipython3".split()
-COMMAND = ["python3", "-c", "import numpy, scipy.linalg, scipy.stats; print(numpy.arange(10).sum())"]
-OUTPUT = "45\n"
+from subjects import plain_size
 
 WAYS = {"overlayfs": "overlayfs", "lazy": SNAPSHOTTER}
-
-
-def image(home, megabytes):
-    """The demo's Python with more packages for science, and a layer of generated files that makes it `megabytes` MB plain."""
-    def make(directory):
-        layout, debs = images.Layout(directory), Path(home) / "packages"
-        layout.begin_with(images.python_image(home))
-        print(f"making an image of {megabytes} MB from Debian packages (once, some minutes)", flush=True)
-        names = images.BASE_PACKAGES + images.PYTHON_PACKAGES
-        images.fetch_packages(names + SCIENCE, debs)
-        there, everything = (images.list_packages(words, debs) for words in (names, names + SCIENCE))
-        with layout.layer(level=1) as layer:
-            layer.add_packages([debs / name for name in everything if name not in there], images.byte_code_version(everything))
-        size, content = max(0, megabytes * 1_000_000 - plain_size(directory)) // 100, images.Content(1)
-        with layout.layer(level=1) as layer:
-            for number in range(100):
-                layer.directory(f"opt/data/{number % 10}")
-                layer.add(f"opt/data/{number % 10}/{number}", content=(content.read(size), size))
-        layout.finish("1", Env=["PATH=/usr/bin:/bin"], Cmd=COMMAND)
-
-    Path(home).mkdir(parents=True, exist_ok=True)
-    return images.cached(home, "science-image", [megabytes, SCIENCE], make)
-
-
-def plain_size(layout):
-    """Bytes of all layers of a layout as plain tar: gzip keeps it in the last four bytes."""
-    return sum(int.from_bytes(blob.read_bytes()[-4:], "little") for blob in (Path(layout) / "blobs/sha256").iterdir() if is_gzip(blob))
-
-
-def is_gzip(file):
-    """Whether a blob is a layer."""
-    with open(file, "rb") as content:
-        return content.read(2) == b"\x1f\x8b"
 
 
 class Bench:
@@ -72,7 +37,8 @@ class Bench:
 
     def __init__(self, lab, args):
         self.lab, self.results = lab, {}
-        layout = image(lab.home, args.megabytes)
+        self.subject = args.subject
+        layout = self.subject.image(lab.home, args.megabytes)
         self.plain = plain_size(layout)
         manifest, _ = images.read_layout(layout)
         self.layers, self.size = len(manifest["layers"]), sum(layer["size"] for layer in manifest["layers"])
@@ -116,7 +82,7 @@ class Bench:
         result = {"pull": pull, "start": cold, "total": pull + cold, "downloaded": downloaded}
         result |= {"repository": back.received, "requests": front.requests + back.requests}
         result["warm"] = statistics.median(self.first_output(name, way)[0] for _ in range(3))
-        self.lab.equal(f"{way}: the output", output, OUTPUT)
+        self.lab.equal(f"{way}: the output", output, self.subject.output)
         if way == "lazy":
             self.lab.check("lazy: no layer is downloaded", downloaded < 1_000_000, f"{downloaded} bytes")
         else:
@@ -129,7 +95,7 @@ class Bench:
 
     def first_output(self, name, way):
         """(seconds to the first output of a new container, all of its output)."""
-        command = ["env", self.node.path, "ctr", "run", "--rm", "--snapshotter", WAYS[way], name, "bench", *COMMAND]
+        command = ["env", self.node.path, "ctr", "run", "--rm", "--snapshotter", WAYS[way], name, "bench", *self.subject.command]
         start = time.monotonic()
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
             first = os.read(process.stdout.fileno(), 1 << 16)
@@ -185,7 +151,7 @@ def load_table(found):
 
 
 def scenario():
-    args = arguments()
+    args = options.parse(__doc__, "cvmfs-publisher, cvmfs-client and cvmfs-snapshotter")
     with Lab(os.environ.get("DEMO_DIR", "target/demo")) as lab:
         figures = load(lab, args)
         print("\n".join(load_table(figures)), flush=True)
@@ -202,17 +168,6 @@ def scenario():
             image = {"layers": bench.layers, "compressed": bench.size, "plain": bench.plain, "published_seconds": bench.published}
             args.json.write_text(json.dumps({"image": image, "line": said, "starts": runs, "load": figures}, indent=1) + "\n")
     return lab.verdict()
-
-
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bin", default="target/release", help="directory of cvmfs-publisher, cvmfs-client and cvmfs-snapshotter")
-    parser.add_argument("--megabytes", type=int, default=1600, help="size of the image, plain")
-    parser.add_argument("--repeat", type=int, default=3, help="how often each is measured; the median counts")
-    parser.add_argument("--rtt", type=float, default=20, help="round-trip time of the line in ms")
-    parser.add_argument("--megabits", type=float, default=100, help="its bandwidth in Mbit/s")
-    parser.add_argument("--json", type=Path, help="a file for all figures")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -31,15 +31,16 @@ TTL = 4
 class Watch:
     """The watching publisher; down at first."""
 
-    def __init__(self, lab, repository, url):
+    def __init__(self, lab, repository, url, *more):
         self.lab, self.repository, self.url, self.port, self.process, self.starts = lab, repository, url, free_port(), None, 0
+        self.more = more
         self.token = lab.path("watch") / "token"
         self.token.write_text(TOKEN + "\n")
 
     def start(self):
         """Returns when it serves."""
         self.starts += 1
-        options = ["--interval", "1h", "--listen", f"127.0.0.1:{self.port}", "--hook-token", self.token]
+        options = ["--interval", "1h", "--listen", f"127.0.0.1:{self.port}", "--hook-token", self.token, *self.more]
         command = [*self.repository.publisher, "--log-level", "info", "watch", self.repository.wish_list, *options]
         self.process = self.lab.start(f"watch-{self.starts}", command, lambda: self.ask("/healthz") is not None, "does not answer")
 

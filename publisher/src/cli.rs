@@ -29,7 +29,7 @@ pub use self::lint::Lint;
 pub use self::paths::{Environment, NoDefault, PathOptions, Paths, Unresolved};
 pub use self::removal::{Pin, Prune, Remove, Undelete};
 pub use self::values::fqrn;
-pub use self::watch::{Status, Watch};
+pub use self::watch::{Every, Status, Upkeep, Watch};
 use crate::error::CommandError;
 use crate::progress::ProgressMode;
 

@@ -3,10 +3,10 @@
 //! ```text
 //! list changed ─┐                    ┌─ convert what is due        (crate::pass)
 //! interval ─────┼─▶ due.rs: a pass ──┼─ note outcomes, next tries  (outcomes.rs)
-//! webhook ──────┘        ▲           └─ renew the whitelist
-//! server.rs ─▶ queue.rs ─┘
+//! webhook ──────┘        ▲           ├─ renew the whitelist
+//! server.rs ─▶ queue.rs ─┘           └─ prune, collect, publish the page (upkeep.rs)
 //! ```
-//! State, below `watch/` of the state directory: `images.json` (outcomes) and `queue/` (events). All of it can be deleted.
+//! State, below `watch/` of the state directory: `images.json` (outcomes), `queue/` (events), `upkeep.json`. All of it can be deleted.
 //!
 //! Invariants
 //! - A turn is a function of the time it is given, so tests turn it by a clock of their own.
@@ -19,9 +19,11 @@ pub mod hooks;
 mod list;
 pub mod metrics;
 pub mod outcomes;
+pub mod page;
 pub mod queue;
 pub mod server;
 pub mod status;
+mod upkeep;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -38,6 +40,7 @@ use self::outcomes::{Moment, Outcomes};
 use self::queue::{Queue, Taken};
 use self::server::{Secret, Site};
 use self::status::{PassStatus, Status};
+use self::upkeep::Upkeep;
 use crate::cli::{Environment, Global, Paths, Watch};
 use crate::error::{CommandError, ExitStatus};
 use crate::failure::Failure;
@@ -45,7 +48,7 @@ use crate::pass::Workshop;
 use crate::plan::image_name;
 use crate::progress::{Event as Told, Progress};
 use crate::report::{Outcome, Report};
-use crate::target::{Target, WhitelistEnd, sign_whitelist_file};
+use crate::target::{Clock, Target, WhitelistEnd, sign_whitelist_file};
 
 /// How often the list is looked at.
 const LIST: Duration = Duration::from_secs(2);
@@ -75,6 +78,8 @@ pub struct Watcher {
     thin: bool,
     outcomes: Outcomes,
     outcomes_file: PathBuf,
+    upkeep: Upkeep,
+    clock: Clock,
     site: Arc<Site>,
     progress: Arc<dyn Progress>,
 }
@@ -117,9 +122,16 @@ impl Watcher {
             thin: !options.no_thin_images,
             outcomes,
             outcomes_file,
+            upkeep: Upkeep::new(&options.upkeep, directory.join("upkeep.json")),
+            clock: Clock::System,
             site: Arc::new(site),
             progress,
         })
+    }
+
+    /// With records that state the time of another clock.
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
     }
 
     /// What the server shows and takes.
@@ -137,10 +149,15 @@ impl Watcher {
             );
         }
         let told = self.site.queue().take();
-        let next = match Target::open(&self.fqrn, self.paths.clone()) {
-            Ok(target) => {
+        let turn = match Target::open(&self.fqrn, self.paths.clone()) {
+            Ok(mut target) => {
+                target.clock = self.clock.clone();
                 self.whitelist(&target, now);
-                self.work(&target, &told, now)
+                let turn = self.work(&target, &told, now);
+                self.show();
+                self.keep_up(&target, now);
+                let next = self.upkeep.next(now).map_or(turn.next, |next| turn.next.min(next));
+                Turn { next, ..turn }
             }
             Err(error) => {
                 let what = crate::error::one_line(&error);
@@ -150,7 +167,27 @@ impl Watcher {
             }
         };
         self.show();
-        next
+        turn
+    }
+
+    fn keep_up(&mut self, target: &Target, now: UtcDateTime) {
+        if self.workshop.stop().asked().is_some() {
+            return;
+        }
+        // Nobody else changes the parts that this changes: whoever asks sees the last status meanwhile.
+        let mut status = self.site.status();
+        let swept = |status: &Status| status.upkeep.collection.as_ref().map(|collection| collection.began);
+        let before = swept(&status);
+        self.upkeep.work(target, self.list.current(), &mut status, now);
+        if let Some(collection) =
+            status.upkeep.collection.as_ref().filter(|collection| Some(collection.began) != before)
+        {
+            self.site.metrics().collected(collection);
+        }
+        self.site.update(|shown| {
+            shown.revision = status.revision;
+            shown.upkeep = status.upkeep;
+        });
     }
 
     fn work(&mut self, target: &Target, told: &Taken, now: UtcDateTime) -> Turn {
@@ -160,6 +197,8 @@ impl Watcher {
         if due.requests.is_empty() {
             // Events that match no wish.
             self.forget(told);
+            let wishes = list.wishes.iter().map(|wish| wish.text.as_str()).collect();
+            self.outcomes.keep_wishes(&wishes);
             return Turn { report: None, next: idle };
         }
         let begun = Instant::now();

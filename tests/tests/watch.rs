@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use clap::Parser as _;
@@ -10,11 +11,12 @@ use publisher::cli::{Cli, Command, Paths};
 use publisher::error::CommandError;
 use publisher::progress::Silent;
 use publisher::report::Outcome;
+use publisher::target::Clock;
 use publisher::watch::Watcher;
 use publisher::watch::hooks::{Format, parse};
 use registry::testing::TestRegistry;
-use scenarios::image_builder::{Image, file};
-use scenarios::repository::Site;
+use scenarios::image_builder::{Image, Pushed, file};
+use scenarios::repository::{Site, layer_path};
 use time::UtcDateTime;
 
 struct Watched {
@@ -23,6 +25,7 @@ struct Watched {
     list: PathBuf,
     _directory: tempfile::TempDir,
     now: UtcDateTime,
+    clock: Arc<AtomicI64>,
 }
 
 impl Watched {
@@ -36,6 +39,7 @@ impl Watched {
             list,
             _directory: directory,
             now: UtcDateTime::now().replace_nanosecond(0).unwrap(),
+            clock: Arc::default(),
         };
         watched.wish(images);
         watched
@@ -46,23 +50,28 @@ impl Watched {
         fs::write(&self.list, format!("version: 1\ncvmfs_repo: {}\ninput:\n{lines}", self.site.target.fqrn)).unwrap();
     }
 
-    fn push(&self, name: &str, tag: &str, content: &str) {
-        Image::of(&[&[file("content", content)]]).push(&self.registry, &format!("lab/{name}"), tag);
+    fn push(&self, name: &str, tag: &str, content: &str) -> Pushed {
+        Image::of(&[&[file("content", content)]]).push(&self.registry, &format!("lab/{name}"), tag)
     }
 
     fn watcher(&self) -> Watcher {
-        let words = ["cvmfs-publisher", "watch", "--interval", "10m"].map(str::to_owned);
-        let list = self.list.to_str().unwrap().to_owned();
-        let Command::Watch(options) = Cli::try_parse_from(words.into_iter().chain([list])).unwrap().command else {
+        self.watcher_with(&[])
+    }
+
+    fn watcher_with(&self, options: &[&str]) -> Watcher {
+        let words = ["cvmfs-publisher", "watch", "--interval", "10m", self.list.to_str().unwrap()];
+        let Command::Watch(options) = Cli::try_parse_from(words.iter().chain(options)).unwrap().command else {
             panic!("not watch")
         };
         let paths = self.site.target.paths.clone();
-        Watcher::new(&options, |_| Ok::<Paths, CommandError>(paths.clone()), Arc::new(Silent)).unwrap()
+        let watcher = Watcher::new(&options, |_| Ok::<Paths, CommandError>(paths.clone()), Arc::new(Silent));
+        watcher.unwrap().with_clock(Clock::Set(self.clock.clone()))
     }
 
     /// Turns once, so many seconds later; what became of what was looked at, and in how many seconds it turns again.
     fn turn(&mut self, watcher: &mut Watcher, seconds: u64) -> (Vec<(String, Outcome)>, i64) {
         self.now += Duration::from_secs(seconds);
+        self.clock.store(self.now.unix_timestamp(), Ordering::Relaxed);
         let turn = watcher.turn(self.now);
         let wishes = turn.report.map(|report| report.wishes).unwrap_or_default();
         let name = |name: Option<String>| name.unwrap_or_default().rsplit('/').next().unwrap_or_default().to_owned();
@@ -195,7 +204,7 @@ fn the_whitelist_is_renewed_when_ten_days_are_left_and_otherwise_complained_abou
     watched.turn(&mut watcher, days(2));
     let renewed = expires(&watcher);
     assert!(renewed > at_first + Duration::from_secs(days(19)), "{renewed}");
-    assert!(watcher.site().status().is_well());
+    assert_eq!(watcher.site().status().troubles().count(), 0);
     // Without the key it is said; the rest goes on.
     let key = watched.site.target.paths.keys.join(format!("{}.masterkey", watched.site.target.fqrn));
     fs::remove_file(&key).unwrap();
@@ -204,4 +213,74 @@ fn the_whitelist_is_renewed_when_ten_days_are_left_and_otherwise_complained_abou
     let status = watcher.site().status();
     assert!(status.whitelist_warning.unwrap().contains("no master key here"));
     assert_eq!(expires(&watcher), renewed);
+}
+
+#[test]
+fn what_is_wished_no_more_goes_after_its_grace() {
+    const DAY: u64 = 24 * 3600;
+    let mut watched = Watched::new(&["app:1", "tool:1"]);
+    let (app, tool) = (watched.push("app", "1", "one"), watched.push("tool", "1", "two"));
+    let mut watcher = watched.watcher_with(&["--prune", "--grace", "10d", "--collect", "1d", "--objects"]);
+    let has = |watched: &Watched, image: &Pushed| watched.site.published(&layer_path(image.layers[0])).is_some();
+    let collection = |watcher: &Watcher| watcher.site().status().upkeep.collection.unwrap();
+    watched.turn(&mut watcher, 0);
+    assert_eq!((collection(&watcher).condemned, collection(&watcher).swept), (0, 0));
+
+    // An entry that is not understood may be the image's other name.
+    watched.wish(&["app:1", "Not a name"]);
+    watched.turn(&mut watcher, 1);
+    let public = |watched: &Watched| {
+        let names = scenarios::tree::names(&watched.site.tree(""));
+        names.iter().any(|name| name.ends_with("tool:1") && !name.starts_with('.'))
+    };
+    assert!(public(&watched));
+
+    watched.wish(&["app:1"]);
+    watched.turn(&mut watcher, 1);
+    assert!(!public(&watched));
+    assert!(!watcher.site().status().images.keys().any(|name| name.contains("tool")));
+    watched.turn(&mut watcher, DAY);
+    assert_eq!((collection(&watcher).condemned, collection(&watcher).swept), (2, 0));
+    drop(watcher);
+    let mut watcher = watched.watcher_with(&["--prune", "--grace", "10d", "--collect", "1d", "--objects"]);
+    watched.turn(&mut watcher, DAY / 2);
+    assert!(watcher.site().status().upkeep.collection.is_none(), "half a day after the last one");
+    watched.turn(&mut watcher, 9 * DAY);
+    assert!(has(&watched, &tool), "nine and a half days after it was condemned");
+    let (_, next) = watched.turn(&mut watcher, DAY);
+    assert_eq!((collection(&watcher).condemned, collection(&watcher).swept), (0, 2));
+    assert!(!has(&watched, &tool) && has(&watched, &app));
+    assert_eq!(next, 600);
+    assert_eq!(watcher.site().status().troubles().collect::<Vec<_>>(), Vec::<&str>::new());
+    watched.site.assert_sound();
+}
+
+#[test]
+fn the_page_is_published_when_something_else_was_but_not_too_often() {
+    let mut watched = Watched::new(&["app:*"]);
+    watched.push("app", "1", "one");
+    let mut watcher = watched.watcher_with(&["--publish-page", "1h"]);
+    let page = |watched: &Watched| {
+        let tree = watched.site.tree("");
+        let Some(scenarios::tree::What::File(bytes)) = tree.get(&b".status.html"[..]).map(|node| node.what.clone())
+        else {
+            panic!("no page among {:?}", scenarios::tree::names(&tree));
+        };
+        String::from_utf8(bytes).unwrap()
+    };
+    watched.turn(&mut watcher, 0);
+    assert!(page(&watched).contains("lab/app:1"));
+    let revision = watched.revision();
+    watched.turn(&mut watcher, 3600);
+    assert_eq!(watched.revision(), revision, "nothing was published but the page");
+    watched.push("app", "2", "two");
+    drop(watcher);
+    let mut watcher = watched.watcher_with(&["--publish-page", "1h"]);
+    watched.turn(&mut watcher, 600);
+    watched.push("app", "3", "three");
+    watched.turn(&mut watcher, 600);
+    assert!(page(&watched).contains("lab/app:2") && !page(&watched).contains("lab/app:3"));
+    watched.turn(&mut watcher, 3600);
+    assert!(page(&watched).contains("lab/app:3"));
+    watched.site.assert_sound();
 }

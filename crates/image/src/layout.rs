@@ -16,6 +16,7 @@
 //! .index/{config,manifest}/xx/<hex>      raw bytes
 //! .index/users/xx/<layer hex>.json
 //! podmanStore/…                          additional image store, see [`crate::podman`]
+//! .status.html                           the publisher's status page, as it was at its last publish
 //! ```
 //!
 //! `xx` is the first two hex digits, so a directory never has more than 256 of them. Paths are relative to the root
@@ -208,6 +209,8 @@ pub enum OwnedPath {
     PodmanStore,
     /// `podmanStore/…`: what is in it
     PodmanFile(StorePath),
+    /// `.status.html`: a copy of the publisher's status page
+    StatusPage,
 }
 
 /// Prints and parses paths below a prefix.
@@ -289,6 +292,7 @@ impl Layout {
             }
             OwnedPath::PodmanStore => text.push_str("podmanStore"),
             OwnedPath::PodmanFile(path) => push(&mut text, format_args!("podmanStore/{}", path.print())),
+            OwnedPath::StatusPage => text.push_str(".status.html"),
         }
         text
     }
@@ -328,6 +332,7 @@ impl Layout {
                 let key = IndexKey::parse(parts.next()?, parts.next()?, parts.next()?)?;
                 parts.next().is_none().then_some(OwnedPath::Index(key))
             }
+            ".status.html" if path == top => Some(OwnedPath::StatusPage),
             "podmanStore" if path == top => Some(OwnedPath::PodmanStore),
             "podmanStore" => StorePath::parse(rest).map(OwnedPath::PodmanFile),
             _ => Some(OwnedPath::Public { platform: None, name: PublicName::parse(path).ok()? }),

@@ -13,6 +13,7 @@ use prometheus_client::registry::{Registry, Unit};
 use time::UtcDateTime;
 
 use super::outcomes::Outcomes;
+use super::status::CollectionStatus;
 use crate::report::Report;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -39,6 +40,9 @@ pub struct Metrics {
     queue: Gauge,
     whitelist: Gauge,
     revision: Gauge,
+    condemned: Gauge,
+    swept: Counter,
+    removed: Counter<u64, AtomicU64>,
 }
 
 impl Default for Metrics {
@@ -55,6 +59,9 @@ impl Default for Metrics {
             queue: Gauge::default(),
             whitelist: Gauge::default(),
             revision: Gauge::default(),
+            condemned: Gauge::default(),
+            swept: Counter::default(),
+            removed: Counter::default(),
         };
         let registry = &mut metrics.registry;
         registry.register(
@@ -76,6 +83,18 @@ impl Default for Metrics {
             metrics.whitelist.clone(),
         );
         registry.register("revision", "Revision of the repository", metrics.revision.clone());
+        registry.register(
+            "condemned",
+            "Layers and flats that wait for the end of their grace",
+            metrics.condemned.clone(),
+        );
+        registry.register("swept", "Layers and flats removed since the start", metrics.swept.clone());
+        registry.register_with_unit(
+            "removed",
+            "Objects removed from the storage",
+            Unit::Bytes,
+            metrics.removed.clone(),
+        );
         metrics
     }
 }
@@ -98,6 +117,13 @@ impl Metrics {
     /// A pass could not be made.
     pub fn failed_pass(&self) {
         self.passes.get_or_create(&ByResult { result: "failed" }).inc();
+    }
+
+    /// What nothing needs was collected.
+    pub fn collected(&self, collection: &CollectionStatus) {
+        self.condemned.set(collection.condemned.try_into().unwrap_or(i64::MAX));
+        self.swept.inc_by(collection.swept as u64);
+        self.removed.inc_by(collection.objects.map_or(0, |(_, bytes)| bytes));
     }
 
     /// A notification came.

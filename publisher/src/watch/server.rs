@@ -3,7 +3,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `POST /hooks/FORMAT` | 202 when the events are on disk; 401 without the token, 400 if it is no notification |
-//! | `GET /` | the page: [`PAGE`] |
+//! | `GET /` | the page: [`super::page`] |
 //! | `GET /status.json` | [`Status`] |
 //! | `GET /metrics` | counters, in the format of Prometheus |
 //! | `GET /healthz` | 200: the process answers; 503 with the reason if somebody should look |
@@ -32,14 +32,13 @@ use tokio::sync::Notify;
 
 use super::hooks::{Format, parse};
 use super::metrics::Metrics;
+use super::page;
 use super::queue::Queue;
 use super::status::Status;
 use crate::cli::print_result;
 use crate::error::CommandError;
 use crate::stop::Stop;
 
-/// The page for people. It reads `status.json`, or what it was made with; it loads nothing else.
-pub const PAGE: &str = include_str!("page.html");
 /// What the page may do: nothing but what stands in it.
 const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'";
 /// Largest notification that is read.
@@ -119,7 +118,7 @@ impl Site {
 /// The routes.
 pub fn router(site: Arc<Site>) -> Router {
     Router::new()
-        .route("/", get(page))
+        .route("/", get(live_page))
         .route("/hooks/{format}", post(hook))
         .route("/status.json", get(async |State(site): State<Arc<Site>>| Json(site.status())))
         .route("/metrics", get(metrics))
@@ -229,9 +228,9 @@ fn tokens(headers: &HeaderMap, query: Option<String>) -> Vec<String> {
     tokens
 }
 
-async fn page() -> Response {
+async fn live_page() -> Response {
     let headers = [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, POLICY)];
-    (headers, PAGE).into_response()
+    (headers, page::LIVE).into_response()
 }
 
 async fn metrics(State(site): State<Arc<Site>>) -> Response {
@@ -241,12 +240,11 @@ async fn metrics(State(site): State<Arc<Site>>) -> Response {
 
 async fn health(State(site): State<Arc<Site>>) -> Response {
     let status = site.status.read();
-    if status.is_well() {
-        return "ok\n".into_response();
+    let lines: Vec<&str> = status.troubles().collect();
+    match lines.is_empty() {
+        true => "ok\n".into_response(),
+        false => (StatusCode::SERVICE_UNAVAILABLE, lines.join("\n") + "\n").into_response(),
     }
-    let what = [&status.trouble, &status.whitelist_warning, &status.list.error];
-    let lines: Vec<&str> = what.into_iter().flatten().map(String::as_str).collect();
-    (StatusCode::SERVICE_UNAVAILABLE, lines.join("\n") + "\n").into_response()
 }
 
 #[cfg(test)]

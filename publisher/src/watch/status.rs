@@ -35,6 +35,9 @@ pub struct Status {
     pub queue: usize,
     /// The last pass.
     pub last_pass: Option<PassStatus>,
+    /// What was done besides passes.
+    #[serde(default)]
+    pub upkeep: UpkeepStatus,
     /// Images by whole name.
     pub images: BTreeMap<String, ImageOutcome>,
 }
@@ -63,6 +66,30 @@ pub struct PassStatus {
     pub images: BTreeMap<String, usize>,
 }
 
+/// What was done besides passes.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct UpkeepStatus {
+    /// The last collection.
+    pub collection: Option<CollectionStatus>,
+    /// Why something of it can't be done, if so.
+    pub trouble: Option<String>,
+}
+
+/// A collection.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CollectionStatus {
+    /// When it began.
+    pub began: Moment,
+    /// How long it took.
+    pub seconds: f64,
+    /// Layers and flats that wait for the end of their grace.
+    pub condemned: usize,
+    /// Layers and flats that it removed.
+    pub swept: usize,
+    /// Objects that it removed, and their stored bytes; none if objects are left alone.
+    pub objects: Option<(u64, u64)>,
+}
+
 impl PassStatus {
     /// Of a report.
     pub fn new(report: &Report, began: Moment, took: Duration) -> Self {
@@ -85,6 +112,7 @@ impl Status {
             list: ListStatus { path: list.display().to_string(), ..ListStatus::default() },
             queue: 0,
             last_pass: None,
+            upkeep: UpkeepStatus::default(),
             images: BTreeMap::new(),
         }
     }
@@ -106,7 +134,7 @@ impl Status {
             let _ = write!(text, ", whitelist until {expires}");
         }
         text.push('\n');
-        for trouble in [&self.trouble, &self.whitelist_warning, &self.list.error].into_iter().flatten() {
+        for trouble in self.troubles() {
             let _ = writeln!(text, "  {}", printable(trouble));
         }
         if self.images.is_empty() {
@@ -129,9 +157,10 @@ impl Status {
         text
     }
 
-    /// Whether somebody should look.
-    pub fn is_well(&self) -> bool {
-        self.trouble.is_none() && self.whitelist_warning.is_none() && self.list.error.is_none()
+    /// What somebody should look at.
+    pub fn troubles(&self) -> impl Iterator<Item = &str> {
+        let all = [&self.trouble, &self.whitelist_warning, &self.list.error, &self.upkeep.trouble];
+        all.into_iter().flatten().map(String::as_str)
     }
 }
 

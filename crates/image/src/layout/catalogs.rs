@@ -47,6 +47,7 @@ impl Layout {
             OwnedPath::LayerOverlay(_) => (&[1, 2, 3, 4], usize::MAX, 0),
             OwnedPath::Index(_) => (&[1, 3], usize::MAX, 0),
             OwnedPath::PodmanStore | OwnedPath::PodmanFile(_) => (&[1], usize::MAX, 0),
+            OwnedPath::StatusPage => (&[], usize::MAX, 0),
             OwnedPath::Condemned(..) => (&[1, 2, 3], usize::MAX, 0),
             OwnedPath::Public { platform: None, .. } => (&[1], 2, 1),
             OwnedPath::Public { platform: Some(_), .. } => (&[2], 3, 1),

@@ -1,0 +1,169 @@
+//! What a watching publisher does besides passes: images that nobody wishes go, what nothing needs is collected, the page is published.
+//!
+//! When that was done last is kept in the state; losing it has it done once more.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use cvmfs::gc::Keep;
+use image::layout::OwnedPath;
+use serde::{Deserialize, Serialize};
+use time::UtcDateTime;
+
+use super::outcomes::Moment;
+use super::page;
+use super::status::{CollectionStatus, Status};
+use crate::cli::Upkeep as Options;
+use crate::error::one_line;
+use crate::failure::Failure;
+use crate::gc::{self, CollectOptions, DEFAULT_KEEP};
+use crate::publish::Hand;
+use crate::removal::{self, Usage, Wanted};
+use crate::target::{Target, until_first};
+use crate::wishlist::WishList;
+
+/// How long something that failed is left alone.
+const REST: Duration = Duration::from_secs(3600);
+/// Objects younger than this stay, whatever refers to them: somebody may be about to.
+const MINIMAL_AGE: Duration = Duration::from_secs(48 * 3600);
+
+/// What is done, and when it was done last.
+#[derive(Debug)]
+pub struct Upkeep {
+    options: Options,
+    file: PathBuf,
+    done: Done,
+    /// The wishes for which nothing is left to prune.
+    pruned: Option<Vec<String>>,
+    /// Until when what failed rests.
+    rest: Option<UtcDateTime>,
+}
+
+/// The file in the state.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Done {
+    collected: Option<Moment>,
+    page: Option<Page>,
+}
+
+/// The page that is published.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Page {
+    at: Moment,
+    /// The revision that brought it.
+    revision: u64,
+}
+
+impl Upkeep {
+    /// With what the state knows.
+    pub fn new(options: &Options, file: PathBuf) -> Self {
+        let done = fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        Self { options: options.clone(), file, done, pruned: None, rest: None }
+    }
+
+    /// When something of it is due next.
+    pub fn next(&self, now: UtcDateTime) -> Option<UtcDateTime> {
+        let collection = self.options.collect.0.map(|every| self.done.collected.map_or(now, |last| last.0 + every));
+        collection.map(|due| self.rest.map_or(due, |rest| rest.max(due)))
+    }
+
+    /// Does what is due, and changes the status accordingly. What fails is tried again after an hour, the rest is done.
+    pub fn work(&mut self, target: &Target, list: &WishList, status: &mut Status, now: UtcDateTime) {
+        if self.rest.is_some_and(|rest| now < rest && rest <= now + REST) {
+            return;
+        }
+        let before = self.done.clone();
+        let results = [
+            ("images that nobody wishes are not removed", self.prune(target, list, status)),
+            ("what nothing needs is not collected", self.collect(target, status, now)),
+            ("the page is not published", self.publish_page(target, status, now)),
+        ];
+        let failed =
+            results.into_iter().filter_map(|(what, result)| Some(format!("{what}: {}", one_line(&result.err()?))));
+        let troubles: Vec<String> = failed.collect();
+        self.rest = (!troubles.is_empty()).then(|| now + REST);
+        troubles.iter().for_each(|trouble| tracing::error!("{trouble}"));
+        status.upkeep.trouble = (!troubles.is_empty()).then(|| troubles.join("; "));
+        if self.done != before {
+            let bytes = serde_json::to_vec(&self.done).expect("moments and numbers");
+            if let Err(error) = fs::write(&self.file, bytes) {
+                tracing::warn!(file = %self.file.display(), %error, "what was done is not kept; it is done again after a restart");
+            }
+        }
+    }
+
+    /// Only by a list that is understood to the last entry, and that asks for something.
+    fn prune(&mut self, target: &Target, list: &WishList, status: &mut Status) -> Result<(), Failure> {
+        let is_whole = status.list.error.is_none() && list.clone().strict().is_ok();
+        let wishes: Vec<String> = list.wishes.iter().map(|wish| wish.text.clone()).collect();
+        if !self.options.prune || !is_whole || wishes.is_empty() || self.pruned.as_ref() == Some(&wishes) {
+            return Ok(());
+        }
+        let sources: Vec<_> = list.wishes.iter().map(|wish| wish.source.clone()).collect();
+        let removed = removal::prune(target, &Wanted::new(&sources)?, false)?;
+        if !removed.images.is_empty() {
+            tracing::info!(
+                images = removed.images.len(),
+                revision = removed.revision,
+                "images that nobody wishes were removed"
+            );
+        }
+        status.revision = Some(removed.revision);
+        self.pruned = Some(wishes);
+        Ok(())
+    }
+
+    fn collect(&mut self, target: &Target, status: &mut Status, now: UtcDateTime) -> Result<(), Failure> {
+        let Some(every) = self.options.collect.0 else { return Ok(()) };
+        if self.done.collected.is_some_and(|last| last.0 <= now && now < last.0 + every) {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let options = removal::Options {
+            grace: self.options.grace,
+            keep_versions: self.options.keep_versions,
+            usage: Usage::read(&self.options.in_use)?,
+            dry_run: false,
+        };
+        let images = removal::collect(target, &options)?;
+        let keep = Keep::Since((now - DEFAULT_KEEP).unix_timestamp().max(0) as u64);
+        let objects = match self.options.objects {
+            true => Some(gc::collect(target, &CollectOptions { keep, minimal_age: MINIMAL_AGE, dry_run: false })?),
+            false => None,
+        };
+        self.done.collected = Some(Moment(now));
+        status.revision = Some(images.revision);
+        let collection = CollectionStatus {
+            began: Moment(now),
+            seconds: begun.elapsed().as_secs_f64(),
+            condemned: images.condemned.len() + images.waiting.len(),
+            swept: images.swept.len(),
+            objects: objects.map(|objects| (objects.removed.objects, objects.removed.bytes)),
+        };
+        tracing::info!(?collection, "what nothing needs was collected");
+        status.upkeep.collection = Some(collection);
+        Ok(())
+    }
+
+    /// A copy of the page, if something else was published since the last one.
+    fn publish_page(&mut self, target: &Target, status: &mut Status, now: UtcDateTime) -> Result<(), Failure> {
+        let Some(every) = self.options.publish_page.0 else { return Ok(()) };
+        let is_due = self.done.page.is_none_or(|page| now < page.at.0 || page.at.0 + every <= now);
+        let is_out_of_date = self.done.page.map(|page| page.revision) != status.revision;
+        if !is_due || !is_out_of_date || status.images.is_empty() {
+            return Ok(());
+        }
+        let bytes = page::copy(status).into_bytes();
+        let revision = until_first(|| {
+            let lock = target.lock()?;
+            let now = target.clock.now();
+            let mut transaction = target.begin(&lock, now)?;
+            Hand::new(target, &mut transaction, now)?.file(&OwnedPath::StatusPage, &bytes)?;
+            Ok(target.commit(transaction)?.repository.manifest().revision)
+        })?;
+        status.revision = Some(revision);
+        self.done.page = Some(Page { at: Moment(now), revision });
+        Ok(())
+    }
+}
