@@ -577,11 +577,14 @@ pub struct ConvertImage {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Conversion")]
 pub struct Conversion {
-    /// Platform to choose where an image has several
+    /// Platform to choose where an image has several; may be repeated
+    ///
+    /// The first one is the default platform, whose image is at the plain path. With more than one, every image is
+    /// published below .multiarch/ARCH[:VARIANT] for each of them. What a wish list says of platforms wins.
     ///
     /// [default: linux and the architecture of this machine]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
-    pub platform: Option<String>,
+    pub platform: Vec<String>,
 
     /// Layers to work on at the same time
     ///

@@ -24,6 +24,7 @@ use crate::ingest::ingest;
 use crate::pass::{Thin, Workshop, asking};
 use crate::podman::{InStore, PodmanState};
 use crate::progress::{Event, Progress};
+use crate::quota::Held;
 use crate::removal::{self, Wanted};
 use crate::repair::fix;
 use crate::replicate;
@@ -68,7 +69,7 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
             }
             let list = if arguments.strict { list.strict()? } else { list };
             let target = open(&list.repository)?;
-            let requests: Vec<Request> = list.wishes.iter().map(|wish| wish.request(wish.source.clone())).collect();
+            let mut requests: Vec<Request> = list.wishes.iter().map(|wish| wish.request(wish.source.clone())).collect();
             let refused: Vec<WishOutcome> = list.failed_wishes().collect();
             let ignored = |name: &str| list.ignores_errors(name);
             let format = list.output_format.as_deref().filter(|_| !arguments.no_thin_images);
@@ -78,6 +79,11 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
                 (_, true) => InStore::Follow,
                 _ => list.podman.clone(),
             };
+            if arguments.podman_store || arguments.no_podman_store {
+                for products in requests.iter_mut().filter_map(|r| Arc::make_mut(&mut r.options).products.as_mut()) {
+                    products.podman = arguments.podman_store && products.flat;
+                }
+            }
             convert(
                 &target,
                 &requests,
@@ -190,6 +196,10 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
         }
         cli::Command::Prune(arguments) => {
             let (fqrn, wanted) = wanted(&arguments.wishlists)?;
+            if wanted.is_empty() {
+                let what = "the lists ask for nothing, so every image would be removed; remove them one by one if that is meant";
+                return Err(CommandError::config(std::io::Error::other(what)));
+            }
             let removed = removal::prune(&open(&fqrn)?, &wanted, arguments.dry_run)
                 .map_err(|e| e.into_command_error().context(format!("cannot prune {fqrn}")))?;
             print_result(&if global.json { removed.to_json() } else { removed.to_text("removed") })?;
@@ -255,14 +265,9 @@ fn wanted(lists: &[PathBuf]) -> Result<(String, Wanted), CommandError> {
             return Err(CommandError::config(std::io::Error::other(what)));
         }
         repository = Some(list.repository);
-        wishes.extend(list.wishes.into_iter().map(|w| w.source));
+        wishes.extend(list.wishes);
     }
-    let wanted = Wanted::new(&wishes).map_err(CommandError::config)?;
-    if wanted.is_empty() {
-        let what =
-            "the lists ask for nothing, so every image would be removed; remove them one by one if that is meant";
-        return Err(CommandError::config(std::io::Error::other(what)));
-    }
+    let wanted = Wanted::of(&wishes).map_err(CommandError::config)?;
     Ok((repository.unwrap_or_default(), wanted))
 }
 
@@ -276,12 +281,18 @@ fn collect(arguments: &cli::Gc, target: &Target, json: bool) -> Result<ExitStatu
             false => e,
         }
     };
+    let (fqrn, lists) = wanted(&arguments.wishlist)?;
+    if !arguments.wishlist.is_empty() && fqrn != arguments.fqrn {
+        let what = format!("the wish lists are for {fqrn}, not for {}", arguments.fqrn);
+        return Err(CommandError::config(std::io::Error::other(what)));
+    }
     let images = match arguments.no_images {
         true => None,
         false => {
             let options = removal::Options {
                 grace: arguments.grace,
                 keep_versions: arguments.keep_versions,
+                lists,
                 usage: removal::Usage::read(&arguments.in_use).map_err(failed)?,
                 dry_run: arguments.dry_run,
             };
@@ -332,7 +343,8 @@ fn convert(
 ) -> Result<ExitStatus, CommandError> {
     let mut converter = workshop.converter(target);
     converter.options.in_store = in_store;
-    let plan = converter.plan(requests).map_err(Failure::into_command_error)?;
+    let mut plan = converter.plan(requests).map_err(Failure::into_command_error)?;
+    plan.keep_quotas(&Held::default());
     if dry_run {
         let thin = thin.map_or_else(|| vec![None; plan.images.len()], |(format, _)| thin::targets(format, &plan));
         print_result(&if json { plan.to_json(&target.fqrn, &thin) } else { plan.to_text(&target.fqrn, &thin) })?;
@@ -362,9 +374,10 @@ impl Plan {
         for (image, thin) in self.images.iter().zip(thin) {
             text.push_str(&match image {
                 Ok(image) => format!(
-                    "  {:<9} {}  {}  fetch {} of {} layers, {} bytes{}{}\n",
+                    "  {:<9} {}{}  {}  fetch {} of {} layers, {} bytes{}{}\n",
                     image.outcome.as_str(),
                     image.image,
+                    image.wanted.named_platform().map(|platform| format!(" for {platform}")).unwrap_or_default(),
                     image.document.digest,
                     image.distinct_layers().filter(|l| l.state == crate::plan::LayerState::Missing).count(),
                     image.distinct_layers().count(),
@@ -373,7 +386,9 @@ impl Plan {
                     image.podman.map_or("", PodmanState::as_planned),
                 ),
                 Err(outcome) => {
-                    format!("  failed    {}  {}\n", outcome.wish, outcome.error.as_deref().unwrap_or_default())
+                    let platform = outcome.platform.as_ref().map(|p| format!(" for {p}")).unwrap_or_default();
+                    let error = outcome.error.as_deref().unwrap_or_default();
+                    format!("  failed    {}{platform}  {error}\n", outcome.wish)
                 }
             });
             match thin {
@@ -397,6 +412,8 @@ impl Plan {
                     "line": image.wanted.line,
                     "image": image.image,
                     "name": image.name.as_str(),
+                    "platform": image.platform.to_string(),
+                    "place": image.wanted.place.as_ref().map(|place| place.as_str()),
                     "digest": image.document.digest.to_string(),
                     "config": image.manifest.config.to_string(),
                     "outcome": image.outcome.as_str(),
@@ -415,6 +432,7 @@ impl Plan {
                 Err(outcome) => serde_json::json!({
                     "wish": outcome.wish,
                     "line": outcome.line,
+                    "platform": outcome.platform,
                     "outcome": "failed",
                     "error": outcome.error,
                 }),

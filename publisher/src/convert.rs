@@ -6,11 +6,13 @@
 
 mod again;
 mod assemble;
+mod expand;
 mod fetch;
 mod pass;
 mod room;
 mod schedule;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use image::digest::ManifestDigest;
@@ -37,8 +39,8 @@ const CONVERTING: &str = "convert images";
 /// How images are converted.
 #[derive(Debug, Clone)]
 pub struct ConvertOptions {
-    /// Platform to choose where an image has several.
-    pub platform: Platform,
+    /// Platforms of images whose wish names none, the default one first; at least one.
+    pub platforms: Vec<Platform>,
     /// Layers fetched at the same time.
     pub jobs: usize,
     /// How much may be under way at once.
@@ -114,12 +116,9 @@ impl Converter<'_> {
     pub fn plan_some(&self, requests: &[Request], is_wanted: &dyn Fn(&Wanted) -> bool) -> Result<Plan, Failure> {
         let options = &self.options;
         let store = (options.in_store.clone(), options.store_limit);
-        let mut planner = Planner::new(self.target, &self.sources, &options.limits, options.platform.clone(), store)?;
+        let mut planner = Planner::new(self.target, &self.sources, &options.limits, store)?;
         let revision = self.target.repository()?.manifest().revision;
-        let mut wanted = Vec::new();
-        for request in requests {
-            wanted.extend(self.expand(request).into_iter().filter(|w| w.as_ref().map_or(true, is_wanted)));
-        }
+        let wanted = self.expand(&mut planner, requests, is_wanted);
         let digests = self.resolve_all(&wanted);
         let images = wanted
             .into_iter()
@@ -133,46 +132,21 @@ impl Converter<'_> {
         Ok(Plan { revision, images })
     }
 
-    /// The images of a wish; a wildcard has many.
-    fn expand(&self, request: &Request) -> Vec<Result<Wanted, Box<WishOutcome>>> {
-        let refuse = |e: Failure| Box::new(WishOutcome::failed(&request.text, request.line, one_line(&e)));
-        let make = |source: ImageSource| {
-            let name = match &request.name {
-                Some(name) => Ok(name.clone()),
-                None => source.public_path(None).map_err(|e| refuse(e.into())),
-            };
-            Ok(Wanted {
-                wish: request.text.clone(),
-                line: request.line,
-                name: name?,
-                source,
-                owner: request.owner.clone(),
-                priority: request.priority,
-                credentials: request.options.credentials.clone(),
-            })
-        };
-        match &request.source {
-            WishSource::Image(source) => vec![make(source.clone())],
-            WishSource::Wildcard(wildcard) => {
-                match self.sources.tags_as(wildcard.repository(), request.options.credentials.as_deref()) {
-                    Ok(tags) => {
-                        let mut tags: Vec<_> = tags.iter().filter_map(|tag| wildcard.select(tag)).collect();
-                        tags.sort();
-                        tags.into_iter().map(|reference| make(ImageSource::Registry(reference))).collect()
-                    }
-                    Err(e) => vec![Err(refuse(e))],
-                }
-            }
-        }
-    }
-
-    /// What wishes that have not failed yet stand for now.
+    /// What the sources lead to now. Each is asked once, however many platforms are wanted of it.
     fn resolve_all(&self, wanted: &[Result<Wanted, Box<WishOutcome>>]) -> Vec<Result<ManifestDigest, Failure>> {
-        let asked: Vec<Asked<'_>> = wanted.iter().flatten().map(Wanted::asked).collect();
-        let mut answers = self.sources.resolve_all(&asked).into_iter();
-        let unasked = || Err(Failure::Elsewhere("the wish failed before".into()));
-        let mut answer = || answers.next().unwrap_or_else(unasked);
-        wanted.iter().map(|wanted| if wanted.is_ok() { answer() } else { unasked() }).collect()
+        let mut places: HashMap<Asked<'_>, usize> = HashMap::new();
+        let mut asked = Vec::new();
+        for wanted in wanted.iter().flatten() {
+            places.entry(wanted.asked()).or_insert_with(|| {
+                asked.push(wanted.asked());
+                asked.len() - 1
+            });
+        }
+        let answers = self.sources.resolve_all(&asked);
+        let answers: Vec<_> = answers.into_iter().map(|answer| answer.map_err(|e| one_line(&e))).collect();
+        let answer = |wanted: &Wanted| answers[places[&wanted.asked()]].clone().map_err(Failure::Elsewhere);
+        let unasked = |_: &_| Err(Failure::Elsewhere("the wish failed before".into()));
+        wanted.iter().map(|wanted| wanted.as_ref().map_or_else(unasked, answer)).collect()
     }
 
     /// Executes a plan.
@@ -204,5 +178,6 @@ impl Converter<'_> {
 
 fn failed(wanted: &Wanted, failure: &Failure) -> Box<WishOutcome> {
     let outcome = WishOutcome::failed(&wanted.wish, wanted.line, one_line(failure));
-    Box::new(WishOutcome { image: Some(image_name(&wanted.source)), ..outcome })
+    let (image, platform) = (Some(image_name(&wanted.source)), wanted.named_platform());
+    Box::new(WishOutcome { image, platform, ..outcome })
 }

@@ -89,6 +89,14 @@ pub enum Failure {
         /// Bytes that are to stay free.
         keep: u64,
     },
+    /// More than the wish list allows.
+    #[error("{what}; the wish list allows {allowed} (quota)")]
+    Quota {
+        /// What is too much.
+        what: String,
+        /// Bytes.
+        allowed: u64,
+    },
     /// Content that contradicts itself or the request.
     #[error("{0}")]
     Content(String),

@@ -66,7 +66,9 @@ pub fn list(target: &Target) -> Result<Vec<PublishedImage>, Failure> {
     for top in view.list(&RepoPath::ROOT)?.into_iter().filter(|e| is_public(&e.name)) {
         let path = RepoPath::ROOT.join(&top.name);
         let mut visit = |path: &RepoPath, entry: &Entry| {
-            if let Some(image) = legacy_image(&layout, path, entry) {
+            if let Some(image) = legacy_image(&layout, path, entry)
+                && !is_second_link(&layout, &found, &image)
+            {
                 found.entry(image.path.clone()).or_insert(image);
             }
             Ok(())
@@ -103,6 +105,12 @@ fn legacy_image(layout: &Layout, path: &RepoPath, entry: &Entry) -> Option<Publi
     })
 }
 
+/// Whether a link below `.multiarch` leads to the same as the plain path, whose records are those of the image.
+fn is_second_link(layout: &Layout, found: &BTreeMap<String, PublishedImage>, link: &PublishedImage) -> bool {
+    let Some(OwnedPath::Public { platform: Some(_), name }) = layout.parse(&link.path) else { return false };
+    found.get(name.as_str()).is_some_and(|image| image.config == link.config)
+}
+
 /// Visits all that is no directory below a directory. Names of images have few components.
 pub(crate) fn walk(
     view: &mut Transaction,
@@ -137,7 +145,10 @@ fn read(target: &Target, entry: &Entry) -> Result<Vec<u8>, Failure> {
 /// One line an image.
 pub fn to_text(images: &[PublishedImage]) -> String {
     let line = |i: &PublishedImage| match (&i.digest, i.revision) {
-        (Some(digest), Some(revision)) => format!("{}  {digest}  {}  revision {revision}\n", i.path, i.published),
+        (Some(digest), Some(revision)) => {
+            let platform = i.platform.as_deref().unwrap_or("-");
+            format!("{}  {digest}  {platform}  {}  revision {revision}\n", i.path, i.published)
+        }
         _ => format!("{}  legacy, config {}  {}\n", i.path, i.config, i.published),
     };
     images.iter().map(line).collect()

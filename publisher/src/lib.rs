@@ -25,6 +25,7 @@ pub mod plan;
 pub mod podman;
 pub mod progress;
 pub mod publish;
+pub mod quota;
 pub mod raw_index;
 pub mod removal;
 pub mod repair;

@@ -1,5 +1,6 @@
 //! One pass, whoever asks for it: what is needed to ask registries and to push thin images, and the report of all that.
 
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -123,13 +124,20 @@ fn runtime() -> Result<Runtime, CommandError> {
 }
 
 fn convert_options(conversion: &Conversion) -> Result<ConvertOptions, CommandError> {
-    let platform = match &conversion.platform {
-        Some(text) => Platform::parse(text).map_err(CommandError::usage)?,
-        None => Platform::new("linux", std::env::consts::ARCH, None).map_err(CommandError::usage)?,
-    };
+    let parsed: Result<Vec<Platform>, _> = conversion.platform.iter().map(|text| Platform::parse(text)).collect();
+    let mut platforms = parsed.map_err(CommandError::usage)?;
+    if platforms.is_empty() {
+        platforms.push(Platform::new("linux", std::env::consts::ARCH, None).map_err(CommandError::usage)?);
+    }
+    let mut places = HashSet::new();
+    if let Some(twice) = platforms.iter().find(|platform| !places.insert(platform.directory())) {
+        let what =
+            format!("--platform {twice}: its images are below .multiarch/{}, where others are", twice.directory());
+        return Err(CommandError::usage(std::io::Error::other(what)));
+    }
     let threads = || std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
     Ok(ConvertOptions {
-        platform,
+        platforms,
         jobs: conversion.jobs.map_or_else(threads, NonZeroUsize::get),
         room: RoomLimits { preparing: conversion.max_preparing, keep_free: conversion.keep_free },
         permissions: conversion.flat_permissions,

@@ -4,6 +4,7 @@
 //! `.index/config`) are read from there.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use cvmfs::catalog::NestedRef;
 use cvmfs::entry::Entry;
@@ -11,13 +12,15 @@ use cvmfs::hash::ObjectKind;
 use cvmfs::path::RepoPath;
 use cvmfs::store::fetch;
 use cvmfs::transaction::Transaction;
-use image::digest::{LayerDigest, ManifestDigest};
+use image::digest::{ImageId, LayerDigest, ManifestDigest};
 use image::layout::{FormatRecord, ImageFile, IndexKey, LayersJson, Layout, ManifestRecord, OwnedPath, StatusRecord};
-use image::manifest::{Config, Document, Layer, MAX_DOCUMENT, Manifest};
-use image::platform::{Platform, choose};
+use image::manifest::{Config, Document, Layer, LayerDescriptor, MAX_DOCUMENT, Manifest};
+use image::platform::{Platform, PlatformDirectory, choose};
 use image::podman::{self, StorePath};
 use image::reference::{ImageSource, PublicName};
 use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::cli::ImageLimits;
 use crate::failure::Failure;
@@ -27,8 +30,9 @@ use crate::repair::damaged::Damaged;
 use crate::report::Outcome;
 use crate::source::{Asked, RawDocument, Sources};
 use crate::target::Target;
+use crate::wishlist::{ImageOptions, PlainPath};
 
-/// One image that somebody wants published.
+/// One image, on one platform, that somebody wants published.
 #[derive(Debug, Clone)]
 pub struct Wanted {
     /// The wish, as it stands in the list or on the command line.
@@ -43,14 +47,66 @@ pub struct Wanted {
     pub owner: Option<String>,
     /// How urgent it is; the more the sooner.
     pub priority: i32,
-    /// Name of the credentials to ask the registry with.
-    pub credentials: Option<String>,
+    /// For which machines.
+    pub platform: Platform,
+    /// Below which directory of `.multiarch` it is to appear; none: it is the one for the default platform, at the plain path.
+    pub place: Option<PlatformDirectory>,
+    /// Whether it is wanted for several platforms: the default one then has a link below `.multiarch` as well.
+    pub several: bool,
+    /// What else the list says of it.
+    pub options: Arc<ImageOptions>,
 }
 
 impl Wanted {
     /// How sources are asked for it.
     pub fn asked(&self) -> Asked<'_> {
-        Asked::new(&self.source, self.credentials.as_deref())
+        Asked::new(&self.source, self.options.credentials.as_deref())
+    }
+
+    /// One of its records.
+    pub fn file(&self, file: ImageFile) -> OwnedPath {
+        OwnedPath::ImageFile { platform: self.place.clone(), name: self.name.clone(), file }
+    }
+
+    /// Its link: of the default platform the one at the plain path.
+    pub fn public(&self) -> OwnedPath {
+        OwnedPath::Public { platform: self.place.clone(), name: self.name.clone() }
+    }
+
+    /// The link below `.multiarch` that it has, or may have, although it is the one for the default platform.
+    pub fn second_link(&self) -> Option<OwnedPath> {
+        let platform = Some(self.platform.directory()).filter(|_| self.place.is_none());
+        platform.map(|platform| OwnedPath::Public { platform: Some(platform), name: self.name.clone() })
+    }
+
+    /// The public links that it is to have, and their texts. None without a flat, to which they lead.
+    pub fn links(&self, layout: &Layout, image: ImageId) -> Vec<(OwnedPath, String)> {
+        if !self.options.has_flat() {
+            return Vec::new();
+        }
+        let flat = OwnedPath::Flat(image);
+        let public = self.public();
+        let second = self.second_link().filter(|_| self.several);
+        let text = match &second {
+            Some(_) if self.options.plain_path == Some(PlainPath::Variant) => {
+                layout.variant_link(&self.name, &self.platform.directory())
+            }
+            _ => layout.link(&public, &flat),
+        };
+        let second = second.map(|path| (path.clone(), layout.link(&path, &flat)));
+        std::iter::once((public, text)).chain(second).collect()
+    }
+
+    /// The record by whose presence the image counts as converted: it names the layers that are published with it.
+    pub fn record(&self, manifest: &Manifest) -> ManifestRecord {
+        let record = manifest.record();
+        let layers = if self.options.has_layers() { record.layers } else { Vec::new() };
+        ManifestRecord { layers, ..record }
+    }
+
+    /// The platform, where the image is wanted for several.
+    pub fn named_platform(&self) -> Option<String> {
+        self.several.then(|| self.platform.to_string())
     }
 }
 
@@ -155,7 +211,6 @@ pub struct Planner<'a> {
     target: &'a Target,
     sources: &'a Sources,
     limits: &'a ImageLimits,
-    platform: Platform,
     view: Transaction,
     layout: Layout,
     damaged: Damaged,
@@ -169,13 +224,12 @@ impl<'a> Planner<'a> {
         target: &'a Target,
         sources: &'a Sources,
         limits: &'a ImageLimits,
-        platform: Platform,
         (in_store, store_limit): (InStore, usize),
     ) -> Result<Planner<'a>, Failure> {
         let view = target.view(time::UtcDateTime::now())?;
         let damaged = Damaged::read(target)?;
         let (layout, stock) = (Layout::new(), Stock::new(Vec::new(), store_limit));
-        let mut planner = Planner { target, sources, limits, platform, view, layout, damaged, in_store, stock };
+        let mut planner = Planner { target, sources, limits, view, layout, damaged, in_store, stock };
         let list = OwnedPath::PodmanFile(StorePath::Images);
         if let Some(bytes) = planner.read(&list)? {
             let broken = |error| Failure::Content(format!("{}: {error}", planner.layout.print(&list)));
@@ -186,24 +240,35 @@ impl<'a> Planner<'a> {
 
     /// What has to be done for an image whose tag was resolved to `digest`.
     pub fn plan(&mut self, wanted: &Wanted, digest: ManifestDigest) -> Result<ImagePlan, Failure> {
-        self.refuse_foreign(&wanted.name)?;
-        let (index, document, manifest) = self.choose(wanted, digest)?;
+        let possible = [Some(wanted.public()), wanted.second_link().filter(|_| wanted.several)];
+        possible.iter().flatten().try_for_each(|path| self.refuse_foreign(path))?;
+        let (index, document, manifest) = self.choose(wanted.asked(), &wanted.platform, digest)?;
         if manifest.layers.len() > self.limits.max_layers {
             let what = format!("the image has {} layers", manifest.layers.len());
             return Err(Failure::Limit { what, option: "--max-layers" });
         }
-        let config_bytes = match self.indexed(IndexKey::Config(manifest.config))? {
-            Some(bytes) => bytes,
-            None => self.sources.config(wanted.asked(), &manifest)?,
-        };
-        let config = Config::parse(&config_bytes)?;
-        let platform = config.platform.clone().unwrap_or_else(|| self.platform.clone());
-        if !self.platform.runs(&platform) {
-            return Err(Failure::Content(format!("the image is for {platform}; {} was asked for", self.platform)));
+        if let Some(allowed) = wanted.options.quota.image {
+            let bytes = bytes_of(manifest.layers_once());
+            if bytes > allowed {
+                return Err(Failure::Quota { what: format!("the image has {bytes} bytes"), allowed });
+            }
         }
+        let config_bytes = self.config(wanted.asked(), &manifest)?;
+        let config = Config::parse(&config_bytes)?;
+        let platform = config.platform.clone().unwrap_or_else(|| wanted.platform.clone());
+        if !wanted.platform.runs(&platform) {
+            return Err(Failure::Content(format!("the image is for {platform}; {} was asked for", wanted.platform)));
+        }
+        let flat_path = OwnedPath::Flat(manifest.config);
+        let has_flat = wanted.options.has_flat();
+        let flat_damaged = has_flat && self.damaged.flats.contains(&manifest.config);
+        let needs_flat = has_flat && (flat_damaged || self.lookup(&flat_path)?.is_none());
+        // Layers that are not published are of use for making the flat only.
+        let of_use = wanted.options.has_layers() || needs_flat;
         let mut layers = manifest
             .layers_with(&config)?
             .into_iter()
+            .filter(|_| of_use)
             .map(|layer| self.plan_layer(layer))
             .collect::<Result<Vec<_>, _>>()?;
         let mut diff_ids = HashMap::new();
@@ -216,9 +281,6 @@ impl<'a> Planner<'a> {
         for foreign in manifest.foreign() {
             tracing::warn!(image = %wanted.source, layer = %foreign.digest, "foreign layer is in no registry; left out");
         }
-        let flat_damaged = self.damaged.flats.contains(&manifest.config);
-        let flat_path = OwnedPath::Flat(manifest.config);
-        let needs_flat = flat_damaged || self.lookup(&flat_path)?.is_none();
         let known_flat = self.view.nested_reference(&repo_path(&self.layout, &flat_path))?;
         let makes_something =
             needs_flat || layers.iter().any(|l| !matches!(l.state, LayerState::Published | LayerState::Legacy));
@@ -226,8 +288,15 @@ impl<'a> Planner<'a> {
             *plan = self.to_fetch(plan.layer.clone(), plan.place, plan.replaces);
         }
         let (outcome, needs_records) = self.outcome(wanted, &document, &manifest, needs_flat, &layers)?;
-        let in_store = self.in_store.wants(&image_name(&wanted.source));
-        let podman = self.stock.decide(in_store, &wanted.name, manifest.config, document.digest);
+        let in_store = match wanted.options.products {
+            Some(products) => Some(products.podman),
+            None => self.in_store.wants(&image_name(&wanted.source)),
+        };
+        // The store shows flats, and knows no platforms.
+        let podman = match wanted.place {
+            None => self.stock.decide(in_store, &wanted.name, manifest.config, document.digest),
+            Some(_) => None,
+        };
         Ok(ImagePlan {
             image: image_name(&wanted.source),
             name: wanted.name.clone(),
@@ -248,18 +317,34 @@ impl<'a> Planner<'a> {
         })
     }
 
+    /// When an image was made, by its config.
+    pub fn created(&mut self, asked: Asked<'_>, platform: &Platform) -> Result<Option<OffsetDateTime>, Failure> {
+        let digest = self.sources.resolve(asked)?;
+        let (_, _, manifest) = self.choose(asked, platform, digest)?;
+        let config = Config::parse(&self.config(asked, &manifest)?)?;
+        Ok(config.created.and_then(|text| OffsetDateTime::parse(&text, &Rfc3339).ok()))
+    }
+
+    fn config(&mut self, asked: Asked<'_>, manifest: &Manifest) -> Result<Vec<u8>, Failure> {
+        match self.indexed(IndexKey::Config(manifest.config))? {
+            Some(bytes) => Ok(bytes),
+            None => self.sources.config(asked, manifest),
+        }
+    }
+
     fn choose(
         &mut self,
-        wanted: &Wanted,
+        asked: Asked<'_>,
+        platform: &Platform,
         digest: ManifestDigest,
     ) -> Result<(Option<RawDocument>, RawDocument, Manifest), Failure> {
-        let first = self.document(wanted, digest)?;
+        let first = self.document(asked, digest)?;
         match first.parse()? {
             Document::Manifest(manifest) => Ok((None, first, manifest)),
             Document::Index(index) => {
-                let choice = choose(&index, &self.platform)?;
-                tracing::debug!(image = %wanted.source, why = choice.why, "platform chosen");
-                let second = self.document(wanted, choice.entry.digest)?;
+                let choice = choose(&index, platform)?;
+                tracing::debug!(image = %asked.source(), why = choice.why, "platform chosen");
+                let second = self.document(asked, choice.entry.digest)?;
                 match second.parse()? {
                     Document::Manifest(manifest) => Ok((Some(first), second, manifest)),
                     Document::Index(_) => Err(Failure::Content("an index within an index is not supported".into())),
@@ -268,22 +353,20 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn document(&mut self, wanted: &Wanted, digest: ManifestDigest) -> Result<RawDocument, Failure> {
+    fn document(&mut self, asked: Asked<'_>, digest: ManifestDigest) -> Result<RawDocument, Failure> {
         match self.indexed(IndexKey::Manifest(digest))? {
             Some(bytes) => Ok(RawDocument { digest, bytes, media_type: None }),
-            None => self.sources.document(wanted.asked(), digest),
+            None => self.sources.document(asked, digest),
         }
     }
 
     /// What stands at an image's name, or above it, and is none of ours stays.
-    fn refuse_foreign(&mut self, name: &PublicName) -> Result<(), Failure> {
-        let public = OwnedPath::Public { platform: None, name: name.clone() };
-        let at = repo_path(&self.layout, &public);
+    fn refuse_foreign(&mut self, public: &OwnedPath) -> Result<(), Failure> {
+        let at = repo_path(&self.layout, public);
         for path in at.ancestors() {
             let Some(entry) = self.view.lookup(&path)? else { return Ok(()) };
             let is_ours = match path == at {
-                true => std::str::from_utf8(&entry.symlink)
-                    .is_ok_and(|text| matches!(self.layout.parse_link(&public, text), Some(OwnedPath::Flat(_)))),
+                true => std::str::from_utf8(&entry.symlink).is_ok_and(|text| self.layout.is_public_link(public, text)),
                 false => entry.is_directory(),
             };
             if !is_ours {
@@ -371,19 +454,31 @@ impl<'a> Planner<'a> {
         needs_flat: bool,
         layers: &[LayerPlan],
     ) -> Result<(Outcome, bool), Failure> {
-        let public = OwnedPath::Public { platform: None, name: wanted.name.clone() };
-        let expected = self.layout.link(&public, &OwnedPath::Flat(manifest.config));
-        let Some(entry) = self.lookup(&public)? else { return Ok((Outcome::Added, false)) };
-        let file = |file| OwnedPath::ImageFile { platform: None, name: wanted.name.clone(), file };
-        let status = self.read(&file(ImageFile::Status))?.and_then(|s| StatusRecord::parse(&s).ok());
-        let record = self.read(&file(ImageFile::Manifest))?.and_then(|m| ManifestRecord::parse(&m).ok());
+        let status = self.read(&wanted.file(ImageFile::Status))?.and_then(|s| StatusRecord::parse(&s).ok());
+        let record = self.read(&wanted.file(ImageFile::Manifest))?.and_then(|m| ManifestRecord::parse(&m).ok());
+        let links = wanted.links(&self.layout, manifest.config);
+        let public = self.lookup(&wanted.public())?;
+        // What was published without a flat has no link.
+        let had_flat = status.as_ref().is_none_or(|status| status.flat);
+        if public.is_none() && (record.is_none() || had_flat && !links.is_empty()) {
+            return Ok((Outcome::Added, false));
+        }
+        let mut leads = !links.is_empty() || public.is_none();
+        for (path, text) in &links {
+            leads &= self.lookup(path)?.is_some_and(|entry| entry.symlink == text.as_bytes());
+        }
         let there = |l: &LayerPlan| matches!(l.state, LayerState::Published | LayerState::Legacy);
         let is_complete = !needs_flat && record.is_some() && layers.iter().all(there);
-        let is_same = entry.symlink == expected.as_bytes()
+        let is_recorded = |record: &ManifestRecord| is_record_of(record, &wanted.record(manifest));
+        let is_same = leads
             && match &status {
-                Some(status) => status.digest == document.digest,
+                Some(status) => {
+                    status.digest == document.digest
+                        && status.flat == wanted.options.has_flat()
+                        && record.as_ref().is_some_and(is_recorded)
+                }
                 // Of an image that the existing tool has published, the parts are known and not the manifest.
-                None => record.is_some_and(|r| is_record_of(&r, manifest)),
+                None => record.as_ref().is_some_and(is_recorded),
             };
         if !(is_same && is_complete) {
             return Ok((Outcome::Updated, false));
@@ -392,11 +487,15 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// Whether a record of the existing tool is about this image.
-pub(crate) fn is_record_of(record: &ManifestRecord, manifest: &Manifest) -> bool {
-    let of_manifest = manifest.record();
+/// Whether a record says what another one says: the existing tool and other versions of ours may spell it otherwise.
+pub(crate) fn is_record_of(record: &ManifestRecord, expected: &ManifestRecord) -> bool {
     let layers = |r: &ManifestRecord| r.layers.iter().map(|l| l.digest).collect::<Vec<_>>();
-    record.config.digest == of_manifest.config.digest && layers(record) == layers(&of_manifest)
+    record.config.digest == expected.config.digest && layers(record) == layers(expected)
+}
+
+/// Compressed bytes of layers.
+pub(crate) fn bytes_of<'a>(layers: impl IntoIterator<Item = &'a LayerDescriptor>) -> u64 {
+    layers.into_iter().fold(0, |sum, layer| sum.saturating_add(layer.size))
 }
 
 /// The name of an image in full, as records state it. Of an image on disk only the last part: where the operator keeps

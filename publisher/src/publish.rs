@@ -3,6 +3,7 @@
 //! Grafts, index links, records, public links — a reader sees all of an image or nothing. What is there already (another
 //! publisher may have been faster) is left as it is.
 
+mod links;
 mod podman;
 
 use std::collections::HashSet;
@@ -137,7 +138,9 @@ impl<'a> Hand<'a> {
 impl Hand<'_> {
     fn hang(&mut self, image: &ReadyImage<'_>) -> Result<(), Failure> {
         let plan = image.plan;
-        for layer in &image.layers {
+        let wanted = &plan.wanted;
+        let has_layers = wanted.options.has_layers();
+        for layer in image.layers.iter().filter(|_| has_layers) {
             let damaged = plan.layers.iter().any(|l| l.layer.descriptor.digest == layer.digest && l.replaces);
             self.graft(&layer.place.path(layer.digest), &layer.graft, damaged)?;
         }
@@ -145,41 +148,41 @@ impl Hand<'_> {
             self.graft(&OwnedPath::Flat(plan.manifest.config), &flat.graft, plan.flat_damaged)?;
         }
         self.hang_back(image)?;
-        for layer in plan.distinct_layers().filter(|l| l.state == LayerState::Legacy) {
+        for layer in plan.distinct_layers().filter(|l| has_layers && l.state == LayerState::Legacy) {
             self.mark_legacy(&layer.layer)?;
         }
-        let layers = plan.layers.iter().map(|l| l.layer.descriptor.digest);
+        let layers = plan.layers.iter().filter(|_| has_layers).map(|l| l.layer.descriptor.digest);
         self.in_use_again(plan.manifest.config, layers)?;
         if self.leads_elsewhere(plan)? {
-            self.retire(None, &plan.name, Reason::TagMoved)?;
+            self.retire(wanted.place.as_ref(), &plan.name, Reason::TagMoved)?;
         }
         self.index(plan, &image.variants)?;
-        let record = |file| OwnedPath::ImageFile { platform: None, name: plan.name.clone(), file };
-        self.file(&record(ImageFile::RawManifest), &plan.document.bytes)?;
-        self.file(&record(ImageFile::Config), &plan.config_bytes)?;
+        self.file(&wanted.file(ImageFile::RawManifest), &plan.document.bytes)?;
+        self.file(&wanted.file(ImageFile::Config), &plan.config_bytes)?;
         let status = StatusRecord {
             image: plan.image.clone(),
             digest: plan.document.digest,
             index: plan.index.as_ref().map(|index| index.digest),
             config: plan.manifest.config,
             platform: plan.platform.clone(),
-            flat: true,
+            flat: wanted.options.has_flat(),
             published: timestamp(self.now.unix_timestamp()),
             revision: self.revision,
             generator: GENERATOR.to_owned(),
         };
-        self.file(&record(ImageFile::Status), &status.to_bytes())?;
-        self.file(&record(ImageFile::Manifest), &plan.manifest.record().to_bytes())?;
-        let public = OwnedPath::Public { platform: None, name: plan.name.clone() };
-        self.link(&public, &OwnedPath::Flat(plan.manifest.config))
+        self.file(&wanted.file(ImageFile::Status), &status.to_bytes())?;
+        self.file(&wanted.file(ImageFile::Manifest), &wanted.record(&plan.manifest).to_bytes())?;
+        self.public_links(wanted, plan.manifest.config)
     }
 
     /// What was published when the plan was made, and was swept since, is hung in again: its objects are there as long
     /// as nobody may collect any.
     fn hang_back(&mut self, image: &ReadyImage<'_>) -> Result<(), Failure> {
         let plan = image.plan;
-        let flat = image.flat.is_none().then_some((OwnedPath::Flat(plan.manifest.config), &plan.known_flat));
-        let layers = plan.distinct_layers().filter_map(|l| {
+        let options = &plan.wanted.options;
+        let keeps_flat = options.has_flat() && image.flat.is_none();
+        let flat = keeps_flat.then_some((OwnedPath::Flat(plan.manifest.config), &plan.known_flat));
+        let layers = plan.distinct_layers().filter(|_| options.has_layers()).filter_map(|l| {
             let digest = l.layer.descriptor.digest;
             match l.state {
                 LayerState::Published => Some((l.place.path(digest), &l.known)),
@@ -205,19 +208,20 @@ impl Hand<'_> {
 
     /// Whether the name leads to another image than the one that comes now.
     fn leads_elsewhere(&mut self, plan: &ImagePlan) -> Result<bool, Failure> {
-        let file = |file| OwnedPath::ImageFile { platform: None, name: plan.name.clone(), file };
-        let status = self.read(&file(ImageFile::Status))?.and_then(|s| StatusRecord::parse(&s).ok());
-        let record = self.read(&file(ImageFile::Manifest))?.and_then(|m| ManifestRecord::parse(&m).ok());
+        let wanted = &plan.wanted;
+        let status = self.read(&wanted.file(ImageFile::Status))?.and_then(|s| StatusRecord::parse(&s).ok());
+        let record = self.read(&wanted.file(ImageFile::Manifest))?.and_then(|m| ManifestRecord::parse(&m).ok());
         Ok(match (status, record) {
             (Some(status), _) => status.digest != plan.document.digest,
-            (None, Some(record)) => !is_record_of(&record, &plan.manifest),
+            (None, Some(record)) => !is_record_of(&record, &plan.manifest.record()),
             (None, None) => false,
         })
     }
 
     fn index(&mut self, plan: &ImagePlan, variants: &HashSet<LayerDigest>) -> Result<(), Failure> {
         let diff_ids: Vec<_> = plan.layers.iter().map(|l| l.layer.diff_id).collect();
-        for (layer, chain) in plan.layers.iter().zip(ChainId::stack(&diff_ids)) {
+        let published = plan.layers.iter().zip(ChainId::stack(&diff_ids)).filter(|_| plan.wanted.options.has_layers());
+        for (layer, chain) in published {
             let digest = layer.layer.descriptor.digest;
             if variants.contains(&digest) {
                 continue;
@@ -284,7 +288,7 @@ impl Hand<'_> {
         self.link_to(path, target)
     }
 
-    fn link_to(&mut self, path: &OwnedPath, target: String) -> Result<(), Failure> {
+    pub(crate) fn link_to(&mut self, path: &OwnedPath, target: String) -> Result<(), Failure> {
         let at = repo_path(&self.layout, path);
         let old = self.transaction.lookup(&at)?;
         if old.as_ref().is_some_and(|e| e.symlink == target.as_bytes()) {

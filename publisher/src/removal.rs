@@ -40,6 +40,7 @@ pub use self::names::{Sort, Wanted};
 pub use self::plan::{Plan, Rules, Sentence};
 pub use self::report::{Collected, Removed, earlier_to_json, earlier_to_text};
 pub use self::usage::Usage;
+use self::versions::Earlier;
 use crate::failure::Failure;
 use crate::layer::repo_path;
 use crate::publish::Hand;
@@ -74,12 +75,14 @@ impl Reason {
 }
 
 /// How images are collected.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Options {
     /// How long what nothing needs stays.
     pub grace: Duration,
     /// How many earlier images of each published name are kept whatever their age.
     pub keep_versions: usize,
+    /// Wish lists that say it for their images (`retention`).
+    pub lists: Wanted,
     /// What nodes use.
     pub usage: Usage,
     /// Change nothing.
@@ -102,7 +105,8 @@ impl WholePlan {
     pub fn make(target: &Target, options: &Options) -> Result<WholePlan, Failure> {
         let seen = Seen::read(target, &options.usage)?;
         let now = target.clock.now().unix_timestamp();
-        let rules = Rules { now, grace: options.grace, keep_versions: options.keep_versions };
+        let (grace, keep_versions, lists) = (options.grace, options.keep_versions, &options.lists);
+        let rules = Rules { now, grace, keep_versions, lists };
         let plan = Plan::make(&seen, &rules);
         let index = IndexPlan::make(target, &seen, &plan)?;
         Ok(WholePlan { plan, index, seen })
@@ -209,12 +213,18 @@ pub fn remove(target: &Target, image: &str, dry_run: bool) -> Result<Removed, Fa
     })
 }
 
-/// Removes every image that no wish asks for, but pinned ones.
+/// Removes every image that no wish asks for, on every platform that none asks for it, but pinned ones.
 pub fn prune(target: &Target, wanted: &Wanted, dry_run: bool) -> Result<Removed, Failure> {
     change(target, dry_run, |hand| {
-        let names = Names::read(target)?.published.into_iter();
-        let dropped: Vec<Owner> =
-            names.filter(|(owner, is_pinned)| !is_pinned && !wanted.has(&owner.name)).map(|(owner, _)| owner).collect();
+        let published = Names::read(target)?.published;
+        let asked = wanted.select(published.keys());
+        // The link below .multiarch of the default platform has no records of its own: what it leads to is pinned with the name.
+        let is_pinned = |owner: &Owner| {
+            let plain = Owner { platform: None, name: owner.name.clone() };
+            [owner, &plain].into_iter().any(|owner| published.get(owner) == Some(&true))
+        };
+        let is_dropped = |owner: &&Owner| !is_pinned(owner) && !asked.contains(*owner);
+        let dropped: Vec<Owner> = published.keys().filter(is_dropped).cloned().collect();
         for owner in &dropped {
             hand.take_away(owner.platform.as_ref(), &owner.name, Reason::WishDropped)?;
         }
@@ -235,8 +245,9 @@ pub fn undelete(target: &Target, image: &str, version: Option<&str>, dry_run: bo
             }
             let hex = version.map(|text| text.strip_prefix("sha256:").unwrap_or(text));
             let mut versions = hand.earlier(&owner)?;
-            versions.retain(|(key, _)| hex.is_none_or(|hex| !hex.is_empty() && key.hex().starts_with(hex)));
-            let last = versions.iter().max_by_key(|(key, since)| (*since, *key)).map(|(key, _)| *key);
+            let is_meant = |version: &Earlier| hex.is_none_or(|hex| !hex.is_empty() && version.is_named_by(hex));
+            versions.retain(is_meant);
+            let last = versions.iter().max_by_key(|version| (version.since, version.key)).map(|version| version.key);
             if let Some(key) = last.filter(|_| hex.is_none() || versions.len() == 1) {
                 hand.restore(owner.platform.as_ref(), &owner.name, key)?;
                 restored.push(owner);

@@ -72,6 +72,9 @@ pub struct WishOutcome {
     pub line: Option<u64>,
     /// The image that the wish resolved to, if it got so far. A wish with a wildcard has many outcomes, one an image.
     pub image: Option<String>,
+    /// For which machines, where the image is wished for on several platforms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
     /// Digest of the image manifest, if it is known.
     pub digest: Option<String>,
     /// What happened.
@@ -102,6 +105,7 @@ impl WishOutcome {
             wish: wish.into(),
             line,
             image: None,
+            platform: None,
             digest: None,
             outcome,
             error: None,
@@ -205,7 +209,8 @@ impl Report {
 /// One line for an image, and one more for the reason of a failure. Writing to a string can't fail.
 fn write_wish(text: &mut String, wish: &WishOutcome) {
     let name = printable(wish.image.as_deref().unwrap_or(&wish.wish));
-    let _ = write!(text, "{:<9} {name}", wish.outcome.as_str());
+    let platform = wish.platform.as_ref().map(|platform| format!(" for {platform}")).unwrap_or_default();
+    let _ = write!(text, "{:<9} {name}{platform}", wish.outcome.as_str());
     if wish.outcome == Outcome::Failed {
         let mut line = wish.line.map(|line| format!(" (line {line})")).unwrap_or_default();
         if wish.ignored {

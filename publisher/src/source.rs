@@ -41,7 +41,7 @@ pub struct Sources {
 }
 
 /// An image, and with whose credentials it is asked for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Asked<'a> {
     source: &'a ImageSource,
     credentials: Option<&'a str>,
@@ -51,6 +51,11 @@ impl<'a> Asked<'a> {
     /// With the credentials that the operator's configuration calls by this name.
     pub fn new(source: &'a ImageSource, credentials: Option<&'a str>) -> Self {
         Self { source, credentials }
+    }
+
+    /// The image.
+    pub fn source(&self) -> &'a ImageSource {
+        self.source
     }
 }
 
@@ -228,13 +233,8 @@ impl Sources {
         Ok(Box::new(BufReader::with_capacity(BUFFER, bridge)))
     }
 
-    /// The tags of an image repository.
-    pub fn tags(&self, repository: &Repository) -> Result<Vec<String>, Failure> {
-        self.tags_as(repository, None)
-    }
-
-    /// The same, with the credentials of this name.
-    pub fn tags_as(&self, repository: &Repository, credentials: Option<&str>) -> Result<Vec<String>, Failure> {
+    /// The tags of an image repository, asked for with the credentials of this name.
+    pub fn tags(&self, repository: &Repository, credentials: Option<&str>) -> Result<Vec<String>, Failure> {
         self.wait(self.client(credentials)?.tags(repository))
     }
 }

@@ -4,12 +4,12 @@
 //! name, which one HEAD tells. What becomes of it stands in the outcome of the image; a push that fails leaves the name as it was, and
 //! the next pass tries again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use futures_util::StreamExt as _;
 use futures_util::stream;
-use image::reference::{ImageSource, Reference};
-use image::thin::{Source, ThinImage};
+use image::reference::{ImageSource, PublicName, Reference};
+use image::thin::{self, Source, ThinImage};
 use registry::push::Pushed;
 use registry::thin::{PASSWORDS, password};
 use registry::{Client, Credential, Credentials, Error};
@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 use crate::convert::Plan;
 use crate::error::one_line;
 use crate::plan::ImagePlan;
-use crate::report::{Outcome, Report};
+use crate::report::{Outcome, Report, WishOutcome};
 use crate::wishlist::expand_output_format;
 
 /// Images pushed at the same time.
@@ -106,16 +106,23 @@ fn reference(image: &ImagePlan) -> Option<&Reference> {
 }
 
 /// The names of the thin images of a plan's images, in its order: none for images that get none, why there is no name otherwise.
+/// An image for several platforms has one thin image; it stands at the first of them.
 pub fn targets(format: &str, plan: &Plan) -> Vec<Option<Result<Reference, String>>> {
-    let mut seen: HashMap<String, &str> = HashMap::new();
+    let mut seen: HashMap<String, &ImagePlan> = HashMap::new();
+    let mut leaders: HashSet<&PublicName> = HashSet::new();
     plan.images
         .iter()
         .map(|image| {
             let image = image.as_ref().ok()?;
-            let target = target(format, reference(image)?);
-            Some(target.and_then(|target| match seen.insert(target.to_string(), &image.image) {
+            let options = &image.wanted.options;
+            let target = target(format, reference(image).filter(|_| options.has_thin() && options.has_layers())?);
+            if image.wanted.several && !leaders.insert(&image.name) {
+                return None;
+            }
+            Some(target.and_then(|target| match seen.insert(target.to_string(), image) {
                 None => Ok(target),
                 Some(other) => {
+                    let other = &other.image;
                     Err(format!("{target} is the thin image of {other} already; make output_format tell them apart"))
                 }
             }))
@@ -126,16 +133,29 @@ pub fn targets(format: &str, plan: &Plan) -> Vec<Option<Result<Reference, String
 /// Pushes the thin images of everything that is published now, and notes what became of them. The report is that of this plan, in its
 /// order.
 pub fn push(client: &Client, runtime: &Handle, format: &str, repository: &str, plan: &Plan, report: &mut Report) {
+    let is_published =
+        |place: usize| report.wishes.get(place).is_some_and(|wish: &WishOutcome| wish.outcome != Outcome::Failed);
+    let mut platforms: HashMap<&PublicName, Vec<&ImagePlan>> = HashMap::new();
+    for (place, image) in plan.images.iter().enumerate() {
+        if let Some(image) = image.as_ref().ok().filter(|image| image.wanted.several && is_published(place)) {
+            platforms.entry(&image.name).or_default().push(image);
+        }
+    }
     let mut jobs = Vec::new();
     for (place, (image, target)) in plan.images.iter().zip(targets(format, plan)).enumerate() {
         let (Ok(image), Some(target)) = (image, target) else { continue };
-        let is_published = report.wishes.get(place).is_some_and(|wish| wish.outcome != Outcome::Failed);
-        let Some(reference) = reference(image).filter(|_| is_published) else { continue };
-        jobs.push((place, image, target, expand_output_format(format, reference)));
+        let images = match platforms.get(&image.name) {
+            Some(images) if image.wanted.several => images.clone(),
+            None if image.wanted.several => continue,
+            _ if is_published(place) => vec![image],
+            _ => continue,
+        };
+        let Some(reference) = reference(image) else { continue };
+        jobs.push((place, images, target, expand_output_format(format, reference)));
     }
-    let pushes = stream::iter(jobs).map(|(place, image, target, text)| async move {
+    let pushes = stream::iter(jobs).map(|(place, images, target, text)| async move {
         let outcome = match target {
-            Ok(target) => push_one(client, repository, image, &target).await,
+            Ok(target) => push_one(client, repository, &images, &target).await,
             Err(error) => failed(text, None, error),
         };
         (place, outcome)
@@ -146,21 +166,25 @@ pub fn push(client: &Client, runtime: &Handle, format: &str, repository: &str, p
     }
 }
 
-async fn push_one(client: &Client, repository: &str, image: &ImagePlan, target: &Reference) -> ThinOutcome {
-    let source = Source {
-        name: &image.image,
-        manifest: &image.manifest,
-        manifest_digest: image.document.digest,
-        config: &image.config_bytes,
-        repository,
-    };
+/// Pushes the thin image of an image; one for several platforms is an index.
+async fn push_one(client: &Client, repository: &str, images: &[&ImagePlan], target: &Reference) -> ThinOutcome {
     let name = target.to_string();
-    let thin = match ThinImage::new(&source) {
-        Ok(thin) => thin,
+    let make = |image: &&ImagePlan| {
+        ThinImage::new(&Source {
+            name: &image.image,
+            manifest: &image.manifest,
+            manifest_digest: image.document.digest,
+            config: &image.config_bytes,
+            repository,
+        })
+    };
+    let thins: Vec<ThinImage> = match images.iter().map(make).collect() {
+        Ok(thins) => thins,
         Err(error) => return failed(name, None, one_line(&error)),
     };
-    let digest = Some(thin.manifest.digest.to_string());
-    match client.push_thin(std::slice::from_ref(&thin), None, target).await {
+    let index = images.first().filter(|image| image.wanted.several).map(|image| thin::index(&thins, &image.image));
+    let digest = index.as_ref().or(thins.first().map(|thin| &thin.manifest)).map(|top| top.digest.to_string());
+    match client.push_thin(&thins, index.as_ref(), target).await {
         Ok((_, Pushed::Uploaded)) => ThinOutcome { image: name, digest, outcome: ThinState::Pushed, error: None },
         Ok((_, Pushed::Present)) => ThinOutcome { image: name, digest, outcome: ThinState::Unchanged, error: None },
         Err(error) => failed(name, digest, one_line(&error)),

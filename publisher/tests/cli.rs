@@ -31,11 +31,32 @@ fn help_and_version_are_results() {
 
 #[test]
 fn a_wrong_command_line_is_status_2_and_says_so_on_standard_error() {
-    for arguments in [&["frobnicate"][..], &["check"], &["check", "images"], &["lint", "w.yaml", "--online"], &[]] {
+    for arguments in [&["frobnicate"][..], &["check"], &["check", "images"], &["lint", "w.yaml", "--offline"], &[]] {
         let (status, stdout, stderr) = run(arguments);
         assert_eq!((status, stdout.as_str()), (Some(2), ""), "{arguments:?}");
         assert!(stderr.contains("Usage:") || stderr.contains("error:"), "{arguments:?}: {stderr}");
     }
+}
+
+#[test]
+fn the_schema_is_a_result() {
+    let (status, stdout, stderr) = run(&["schema"]);
+    let schema: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((status, stderr.as_str(), schema["type"].as_str()), (Some(0), "", Some("object")));
+}
+
+#[test]
+fn lint_with_a_look_at_the_registries_tells_what_is_absent_from_what_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "version: 2\ncvmfs_repo: images.example.org\ninput:\n- oci:/nonexistent/x\n- docker-archive:/nonexistent/y.tar\n";
+    let path = wish_list(dir.path(), text);
+    assert_eq!(run(&["lint", &path]).0, Some(0));
+    let (status, stdout, _) = run(&["--json", "lint", &path, "--online"]);
+    let value: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let lines: Vec<_> = value["absent"].as_array().unwrap().iter().map(|p| p["line"].as_u64().unwrap()).collect();
+    assert_eq!((status, lines), (Some(1), vec![4, 5]), "{stdout}");
+    let wrong = wish_list(dir.path(), &format!("{text}- image: debian:12\n  owner: []\n"));
+    assert_eq!(run(&["lint", &wrong, "--online"]).0, Some(3));
 }
 
 #[test]

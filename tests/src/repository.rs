@@ -17,9 +17,11 @@ use publisher::convert::{ConvertOptions, Converter, Plan, Request, RoomLimits};
 use publisher::failure::Failure;
 use publisher::podman::InStore;
 use publisher::progress::{Event, Progress};
+use publisher::quota::Held;
 use publisher::report::{Outcome, Report, WishOutcome};
 use publisher::source::Sources;
 use publisher::target::{InitOptions, Target};
+use publisher::wishlist::{Wish as ListedWish, WishList};
 use registry::testing::TestRegistry;
 use registry::{Client, ClientConfig, Credentials, RetryPolicy};
 use tempfile::TempDir;
@@ -142,6 +144,14 @@ impl Site {
         self.converter().plan(&requests(&wishes)).expect("a plan")
     }
 
+    /// Runs one pass over a wish list of version 2: what follows its header.
+    pub fn convert_list(&self, text: &str) -> Report {
+        let converter = self.converter();
+        let mut plan = converter.plan(&list(text).wishes.iter().map(request_of).collect::<Vec<_>>()).expect("a plan");
+        plan.keep_quotas(&Held::default());
+        converter.apply(&plan).expect("a pass")
+    }
+
     /// What runs the passes.
     pub fn converter(&self) -> Converter<'_> {
         let config = ClientConfig {
@@ -251,6 +261,18 @@ fn requests(wishes: &[(&str, Option<&str>)]) -> Vec<Request> {
     wishes.iter().enumerate().map(request).collect()
 }
 
+/// A wish list of version 2 without mistakes: what follows its header.
+pub fn list(text: &str) -> WishList {
+    let text = format!("version: 2\ncvmfs_repo: {FQRN}\n{text}");
+    let list = WishList::parse(Path::new("list.yaml"), text.as_bytes()).unwrap_or_else(|e| panic!("{text}{e}"));
+    assert_eq!(list.problems, [], "{text}");
+    list
+}
+
+fn request_of(wish: &ListedWish) -> Request {
+    wish.request(wish.source.clone())
+}
+
 /// Options with the limits that the program has by default, for linux/amd64 whatever runs the test.
 pub fn options_of_tests() -> ConvertOptions {
     let layer = ArchiveLimits {
@@ -261,7 +283,7 @@ pub fn options_of_tests() -> ConvertOptions {
         max_pax_header: 1 << 20,
     };
     ConvertOptions {
-        platform: Platform::parse("linux/amd64").expect("a platform"),
+        platforms: vec![Platform::parse("linux/amd64").expect("a platform")],
         jobs: 4,
         room: RoomLimits { keep_free: 0, ..RoomLimits::default() },
         permissions: FlatPermissions::Keep,

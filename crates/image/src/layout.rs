@@ -361,6 +361,13 @@ impl Layout {
         PlatformDirectory::parse(default)
     }
 
+    /// Whether a public link of ours has this text.
+    pub fn is_public_link(&self, public: &OwnedPath, text: &str) -> bool {
+        let OwnedPath::Public { platform, name } = public else { return false };
+        let is_variant = platform.is_none() && self.parse_variant_link(name, text).is_some();
+        is_variant || matches!(self.parse_link(public, text), Some(OwnedPath::Flat(_)))
+    }
+
     /// The links beside the directory of a platform: path and text.
     pub fn alias_links(&self, platform: &PlatformDirectory) -> Vec<(String, String)> {
         let link = |alias: &str| (format!("{}.multiarch/{alias}", self.prefix), platform.to_string());

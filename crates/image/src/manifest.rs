@@ -13,7 +13,7 @@
 //! Sources: OCI image-spec v1.1 (manifest, image-index, config, layer media types), Docker "Image Manifest Version 2,
 //! Schema 2".
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
 use serde::Deserialize;
@@ -443,6 +443,13 @@ impl Manifest {
     /// Layers whose content no registry has.
     pub fn foreign(&self) -> impl Iterator<Item = &LayerDescriptor> {
         self.layers.iter().filter(|layer| layer.compression == LayerCompression::Foreign)
+    }
+
+    /// The layers that a registry gives, each once.
+    pub fn layers_once(&self) -> impl Iterator<Item = &LayerDescriptor> {
+        let mut seen = HashSet::new();
+        let given = self.layers.iter().filter(|layer| layer.compression != LayerCompression::Foreign);
+        given.filter(move |layer| seen.insert(layer.digest))
     }
 
     /// The record that existing tools look for.

@@ -26,6 +26,12 @@ pub struct Gc {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub keep_versions: usize,
 
+    /// A wish list that says how long earlier images of its names are kept (retention); may be repeated
+    ///
+    /// What it says wins over --keep-versions.
+    #[arg(long, value_name = "WISHLIST", conflicts_with = "no_images")]
+    pub wishlist: Vec<PathBuf>,
+
     /// What nodes use: a report, or a directory of reports; may be repeated
     ///
     /// Any text will do: every digest in it that belongs to a layer, a flat or an image of the repository keeps that. For

@@ -125,7 +125,7 @@ impl<'a> Pass<'a> {
         let flat = if image.needs_flat {
             self.tell(Event::ImageStage { image: &image.image, stage: "flattening" });
             let stack: Vec<_> = image.layers.iter().map(|l| on_base(&l.layer)).collect();
-            let permissions = self.converter.options.permissions;
+            let permissions = image.wanted.options.permissions.unwrap_or(self.converter.options.permissions);
             let target = self.converter.target;
             let flat = flatten(target, self.pool, image.manifest.config, &image.config, &stack, permissions)?;
             if let Some(first) = &flat.first_unreadable {

@@ -136,6 +136,7 @@ impl<'a> Pass<'a> {
             };
             let mut outcome = WishOutcome::new(&image.wanted.wish, image.wanted.line, image.outcome);
             outcome.image = Some(image.image.clone());
+            outcome.platform = image.wanted.named_platform();
             outcome.digest = Some(image.document.digest.to_string());
             let count = |state| image.distinct_layers().filter(|l| l.state == state).count() as u64;
             outcome.layers.known =

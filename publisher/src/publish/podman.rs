@@ -113,11 +113,7 @@ impl Hand<'_> {
             for name in image.names() {
                 let mut is_published = false;
                 for published in podman::published_names(&name) {
-                    let public = OwnedPath::Public { platform: None, name: published };
-                    let entry = self.transaction.lookup(&repo_path(&self.layout, &public))?;
-                    let target = entry.and_then(|entry| String::from_utf8(entry.symlink).ok());
-                    let leads_to = target.and_then(|target| self.layout.parse_link(&public, &target));
-                    is_published |= matches!(leads_to, Some(OwnedPath::Flat(id)) if id.hex() == image.id());
+                    is_published |= self.image_of(&published)?.is_some_and(|found| found.hex() == image.id());
                 }
                 if !is_published {
                     gone.push(name);

@@ -81,14 +81,17 @@ pub struct Parts {
     pub index: Option<ManifestDigest>,
     /// Names the flat.
     pub config: ImageId,
-    /// Its layers, bottom first.
+    /// Whether it has a flat.
+    pub flat: bool,
+    /// Its layers, bottom first; none if they are not published with it.
     pub layers: Vec<LayerDigest>,
 }
 
 impl Parts {
     /// What it needs.
     pub fn units(&self) -> impl Iterator<Item = Unit> + '_ {
-        self.layers.iter().map(|l| Unit::Layer(*l)).chain([Unit::Flat(self.config)])
+        let flat = self.flat.then_some(Unit::Flat(self.config));
+        self.layers.iter().map(|l| Unit::Layer(*l)).chain(flat)
     }
 }
 
@@ -238,8 +241,8 @@ impl FoundVersion {
     fn read(self, reader: &Reader<'_>) -> Result<Version, Failure> {
         let record = reader.read(&self.record, VersionRecord::parse)?;
         let since = since(&self.record.path, &record.since)?;
-        let VersionRecord { reason, digest, index, config, layers, .. } = record;
-        let parts = Parts { digest, index, config, layers };
+        let VersionRecord { reason, digest, index, config, flat, layers, .. } = record;
+        let parts = Parts { digest, index, config, flat, layers };
         Ok(Version { owner: self.owner, key: self.key, since, reason, parts, is_pinned: self.is_pinned })
     }
 }
@@ -454,8 +457,9 @@ impl<'a> Marker<'a> {
             let layers = record.distributable().collect();
             let parts = Parts {
                 digest: status.as_ref().map(|s| s.digest),
-                index: status.and_then(|s| s.index),
+                index: status.as_ref().and_then(|s| s.index),
                 config: record.config.digest,
+                flat: status.is_none_or(|s| s.flat),
                 layers,
             };
             Ok(Image { at: found.at, owner: found.owner, parts, is_pinned: found.is_pinned })

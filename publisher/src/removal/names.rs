@@ -4,13 +4,14 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use cvmfs::path::RepoPath;
 use image::layout::OwnedPath;
-use image::platform::PlatformDirectory;
+use image::platform::{Platform, PlatformDirectory};
 use image::reference::{ImageSource, PublicName, Wildcard, Wish};
 
 use super::mark::Owner;
 use crate::failure::Failure;
 use crate::layer::repo_path;
 use crate::publish::Hand;
+use crate::wishlist::{ImageOptions, PlainPath, Retention, TagSelection, Wish as ListedWish};
 
 /// Of which names one is looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,9 +81,8 @@ impl Hand<'_> {
     pub(crate) fn is_published(&mut self, owner: &Owner) -> Result<bool, Failure> {
         let Owner { platform, name } = owner.clone();
         let public = OwnedPath::Public { platform, name };
-        let link = self.transaction.lookup(&repo_path(&self.layout, &public))?;
-        let text = link.map(|entry| String::from_utf8_lossy(&entry.symlink).into_owned());
-        let is_ours = text.is_some_and(|t| matches!(self.layout.parse_link(&public, &t), Some(OwnedPath::Flat(_))));
+        let text = self.link_text(&public)?;
+        let is_ours = text.is_some_and(|text| self.layout.is_public_link(&public, &text));
         Ok(is_ours || self.has_records(owner)?)
     }
 
@@ -108,12 +108,33 @@ impl Hand<'_> {
 }
 
 /// What wish lists ask for, without asking a registry: a wildcard asks for every published tag that it takes, whether
-/// or not the registry still has it.
-#[derive(Debug, Clone, Default)]
+/// or not the registry still has it. Of those, its choice of tags counts as far as names tell; how old images are is not asked.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Wanted {
-    names: HashSet<PublicName>,
+    names: HashMap<PublicName, Asked>,
     /// By directory and name without the tag.
-    wildcards: HashMap<String, Vec<Wildcard>>,
+    wildcards: HashMap<String, Vec<(Wildcard, TagSelection, Asked)>>,
+}
+
+/// What a wish says about what is published.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Asked {
+    /// Directories below `.multiarch`; none: the wish does not say, and all that are there stay.
+    places: Option<BTreeSet<PlatformDirectory>>,
+    retention: Retention,
+}
+
+impl Asked {
+    fn of(options: &ImageOptions) -> Asked {
+        let second = options.platforms.len() > 1 || options.plain_path == Some(PlainPath::Variant);
+        // A single platform is at the plain path, and nowhere else.
+        let places = options.platforms.iter().filter(|_| second).map(Platform::directory).collect();
+        Asked { places: (!options.platforms.is_empty()).then_some(places), retention: options.retention }
+    }
+
+    fn has(&self, place: Option<&PlatformDirectory>) -> bool {
+        place.is_none_or(|place| self.places.as_ref().is_none_or(|places| places.contains(place)))
+    }
 }
 
 impl Wanted {
@@ -121,18 +142,32 @@ impl Wanted {
     pub fn new<'a>(wishes: impl IntoIterator<Item = &'a Wish>) -> Result<Wanted, Failure> {
         let mut wanted = Wanted::default();
         for wish in wishes {
-            match wish {
-                Wish::Image(source) => {
-                    wanted.names.insert(source.public_path(None)?);
-                }
-                Wish::Wildcard(wildcard) => {
-                    let repository = wildcard.repository();
-                    let place = format!("{}/{}", repository.registry_host(), repository.path());
-                    wanted.wildcards.entry(place).or_default().push(wildcard.clone());
-                }
-            }
+            wanted.add(wish, TagSelection::default(), Asked::default())?;
         }
         Ok(wanted)
+    }
+
+    /// The same with what the list says of them.
+    pub fn of<'a>(wishes: impl IntoIterator<Item = &'a ListedWish>) -> Result<Wanted, Failure> {
+        let mut wanted = Wanted::default();
+        for wish in wishes {
+            wanted.add(&wish.source, wish.tags.clone(), Asked::of(&wish.options))?;
+        }
+        Ok(wanted)
+    }
+
+    fn add(&mut self, wish: &Wish, tags: TagSelection, asked: Asked) -> Result<(), Failure> {
+        match wish {
+            Wish::Image(source) => {
+                self.names.insert(source.public_path(None)?, asked);
+            }
+            Wish::Wildcard(wildcard) => {
+                let repository = wildcard.repository();
+                let place = format!("{}/{}", repository.registry_host(), repository.path());
+                self.wildcards.entry(place).or_default().push((wildcard.clone(), tags, asked));
+            }
+        }
+        Ok(())
     }
 
     /// Whether nothing is asked for.
@@ -140,10 +175,38 @@ impl Wanted {
         self.names.is_empty() && self.wildcards.is_empty()
     }
 
-    /// Whether a published image is asked for.
-    pub fn has(&self, name: &PublicName) -> bool {
-        let takes = |w: &Wildcard| w.select(name.reference()).is_some();
-        self.names.contains(name) || self.wildcards.get(name.repository()).is_some_and(|w| w.iter().any(takes))
+    /// Those of the published images that are asked for.
+    pub fn select<'a>(&self, published: impl IntoIterator<Item = &'a Owner>) -> HashSet<&'a Owner> {
+        let published: Vec<&Owner> = published.into_iter().collect();
+        let mut tags: HashMap<&str, BTreeSet<&str>> = HashMap::new();
+        for owner in &published {
+            tags.entry(owner.name.repository()).or_default().insert(owner.name.reference());
+        }
+        // By name: which wishes take it.
+        let mut taken: HashMap<(&str, &str), Vec<&Asked>> = HashMap::new();
+        for (repository, tags) in tags {
+            for (wildcard, selection, asked) in self.wildcards.get(repository).into_iter().flatten() {
+                let matching = tags.iter().copied().filter(|tag| wildcard.select(tag).is_some());
+                for tag in selection.candidates(matching).into_iter().take(selection.count()) {
+                    taken.entry((repository, tag)).or_default().push(asked);
+                }
+            }
+        }
+        let is_asked = |owner: &&Owner| {
+            let (name, place) = (&owner.name, owner.platform.as_ref());
+            let by_wildcard = taken.get(&(name.repository(), name.reference())).into_iter().flatten().copied();
+            self.names.get(name).into_iter().chain(by_wildcard).any(|asked| asked.has(place))
+        };
+        published.into_iter().filter(is_asked).collect()
+    }
+
+    /// How long earlier images of a name are kept, as far as a list says it. Its own wish counts before wildcards.
+    pub(super) fn retention(&self, name: &PublicName) -> Retention {
+        let by_wildcard = || {
+            let takes = |w: &Wildcard| w.select(name.reference()).is_some();
+            self.wildcards.get(name.repository())?.iter().find(|(w, _, _)| takes(w)).map(|(_, _, asked)| asked)
+        };
+        self.names.get(name).or_else(by_wildcard).map_or_else(Retention::default, |asked| asked.retention)
     }
 }
 
@@ -183,7 +246,44 @@ mod tests {
             ("registry.hub.docker.com/library/debian:13", false),
         ];
         for (name, expected) in cases {
-            assert_eq!(wanted.has(&PublicName::parse(name).unwrap()), expected, "{name}");
+            assert_eq!(wanted.select([&owner(None, name)]).len() == 1, expected, "{name}");
+        }
+    }
+
+    fn owner(platform: Option<&str>, name: &str) -> Owner {
+        let platform = platform.map(|p| PlatformDirectory::parse(p).unwrap());
+        Owner { platform, name: PublicName::parse(name).unwrap() }
+    }
+
+    #[test]
+    fn a_list_asks_for_platforms_and_chooses_among_tags() {
+        let text = "version: 2\ncvmfs_repo: a.b\ninput:\n\
+                    - {image: 'quay.io/two:1', platforms: [linux/amd64, linux/arm64]}\n\
+                    - {image: 'quay.io/one:1', platforms: linux/amd64}\n\
+                    - quay.io/any:1\n\
+                    - {image: 'quay.io/tool:*', tags: {exclude: '*-rc*', newest: 2}}\n";
+        let list = crate::wishlist::WishList::parse(std::path::Path::new("w.yaml"), text.as_bytes()).unwrap();
+        let wanted = Wanted::of(&list.wishes).unwrap();
+        let cases = [
+            (None, "quay.io/two:1", true),
+            (Some("amd64"), "quay.io/two:1", true),
+            (Some("arm64:v8"), "quay.io/two:1", true),
+            (Some("s390x"), "quay.io/two:1", false),
+            (None, "quay.io/one:1", true),
+            (Some("amd64"), "quay.io/one:1", false),
+            (Some("arm64:v8"), "quay.io/one:1", false),
+            (Some("arm64:v8"), "quay.io/any:1", true),
+            (None, "quay.io/tool:1.9", false),
+            (None, "quay.io/tool:1.10", true),
+            (None, "quay.io/tool:2.0", true),
+            (Some("arm64:v8"), "quay.io/tool:2.0", true),
+            (None, "quay.io/tool:3.0-rc1", false),
+            (None, "quay.io/tool:latest", false),
+        ];
+        let owners: Vec<Owner> = cases.iter().map(|(platform, name, _)| owner(*platform, name)).collect();
+        let asked = wanted.select(&owners);
+        for (owner, (platform, name, expected)) in owners.iter().zip(cases) {
+            assert_eq!(asked.contains(owner), expected, "{platform:?} {name}");
         }
     }
 }

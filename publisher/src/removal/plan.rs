@@ -13,16 +13,19 @@ use std::time::Duration;
 use image::layout::{Condemned, timestamp};
 
 use super::mark::{Owner, Seen, Unit, Version};
+use super::names::Wanted;
 
 /// The rules of a collection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rules {
+#[derive(Debug, Clone, Copy)]
+pub struct Rules<'a> {
     /// Unix seconds.
     pub now: i64,
     /// How long what nothing needs stays.
     pub grace: Duration,
     /// How many earlier images of each published name are kept whatever their age.
     pub keep_versions: usize,
+    /// Wish lists that say it for their images.
+    pub lists: &'a Wanted,
 }
 
 /// Something condemned, with its record.
@@ -57,8 +60,8 @@ pub struct Plan {
 
 impl Plan {
     /// Decides.
-    pub fn make(seen: &Seen, rules: &Rules) -> Plan {
-        let kept = kept_versions(seen, rules.keep_versions);
+    pub fn make(seen: &Seen, rules: &Rules<'_>) -> Plan {
+        let kept = kept_versions(seen, rules);
         let mut needed = seen.needed();
         for index in &kept {
             needed.extend(seen.versions[*index].parts.units());
@@ -115,7 +118,7 @@ impl Plan {
 }
 
 /// Places of earlier images that count as published: pinned ones, and the last ones of each published name.
-fn kept_versions(seen: &Seen, count: usize) -> HashSet<usize> {
+fn kept_versions(seen: &Seen, rules: &Rules<'_>) -> HashSet<usize> {
     let names = seen.names();
     let mut by_name: BTreeMap<&Owner, Vec<usize>> = BTreeMap::new();
     for (index, version) in seen.versions.iter().enumerate() {
@@ -133,13 +136,17 @@ fn kept_versions(seen: &Seen, count: usize) -> HashSet<usize> {
         .map(|(o, p)| (o, p.digest, p.config))
         .collect();
     let mut kept: HashSet<usize> = HashSet::new();
-    for mut versions in by_name.into_values() {
+    for (owner, mut versions) in by_name {
+        let retention = rules.lists.retention(&owner.name);
+        let count = retention.versions.unwrap_or(rules.keep_versions);
+        let young = |since: i64| retention.days.is_some_and(|days| since + i64::from(days) * 86_400 > rules.now);
         versions.retain(|i| {
             let version = &seen.versions[*i];
             !present.contains(&(&version.owner, version.parts.digest, version.parts.config))
         });
         versions.sort_by_key(|i| (std::cmp::Reverse(seen.versions[*i].since), seen.versions[*i].key));
-        kept.extend(versions.into_iter().take(count));
+        let is_kept = |(n, index): &(usize, usize)| *n < count || young(seen.versions[*index].since);
+        kept.extend(versions.into_iter().enumerate().filter(is_kept).map(|(_, index)| index));
     }
     kept.extend(seen.versions.iter().enumerate().filter(|(_, v)| v.is_pinned).map(|(i, _)| i));
     kept
@@ -172,7 +179,9 @@ mod tests {
 
     use super::super::mark::{Image, Parts};
     use super::*;
+    use crate::wishlist::WishList;
     use cvmfs::path::RepoPath;
+    use std::path::Path;
 
     const DAY: i64 = 24 * 3600;
 
@@ -190,7 +199,8 @@ mod tests {
 
     fn parts(image: u8, layers: &[u8]) -> Parts {
         let digest = Some(ManifestDigest::from_bytes([image; 32]));
-        Parts { digest, index: None, config: flat(image), layers: layers.iter().map(|n| layer(*n)).collect() }
+        let layers = layers.iter().map(|n| layer(*n)).collect();
+        Parts { digest, index: None, config: flat(image), flat: true, layers }
     }
 
     /// A repository with layers 1 to 5 and flats 1 to 3.
@@ -224,7 +234,16 @@ mod tests {
         }
 
         fn plan(&self, now: i64, keep_versions: usize) -> Plan {
-            Plan::make(&self.0, &Rules { now, grace: Duration::from_secs(30 * 24 * 3600), keep_versions })
+            self.plan_with(now, keep_versions, "")
+        }
+
+        /// With what a list says of its images.
+        fn plan_with(&self, now: i64, keep_versions: usize, input: &str) -> Plan {
+            let text = format!("version: 2\ncvmfs_repo: a.b\ninput: [{input}]\n");
+            let list = WishList::parse(Path::new("w.yaml"), text.as_bytes()).unwrap();
+            let lists = Wanted::of(&list.wishes).unwrap();
+            let grace = Duration::from_secs(30 * 24 * 3600);
+            Plan::make(&self.0, &Rules { now, grace, keep_versions, lists: &lists })
         }
     }
 
@@ -282,6 +301,36 @@ mod tests {
         assert_eq!(units(&plan.condemn), [L(2), L(4), L(5), F(2)]);
         world.0.versions[2].is_pinned = true;
         assert_eq!(units(&world.plan(10, 1).condemn), [L(2), L(5)]);
+    }
+
+    #[test]
+    fn a_list_says_how_long_earlier_images_of_its_names_are_kept() {
+        let world = World::new().image("quay.io/a:1", 1, &[1]).version("quay.io/a:1", 50 * DAY, 2, &[2]).version(
+            "quay.io/a:1",
+            90 * DAY,
+            3,
+            &[3],
+        );
+        let condemned = |keep, input: &str| units(&world.plan_with(100 * DAY, keep, input).condemn);
+        let waits_for_nothing = [L(4), L(5)];
+        for (keep, input, also) in [
+            (0, "", vec![L(2), L(3), F(2), F(3)]),
+            (0, "{image: 'quay.io/a:1', retention: {versions: 1}}", vec![L(2), F(2)]),
+            (2, "{image: 'quay.io/a:1', retention: {versions: 0}}", vec![L(2), L(3), F(2), F(3)]),
+            (0, "{image: 'quay.io/a:*', retention: {days: 20}}", vec![L(2), F(2)]),
+            (0, "{image: 'quay.io/a:1', retention: {days: 51}}", vec![]),
+            (0, "{image: 'quay.io/b:1', retention: {days: 51}}", vec![L(2), L(3), F(2), F(3)]),
+        ] {
+            let expected: BTreeSet<Unit> = also.into_iter().chain(waits_for_nothing).collect();
+            assert_eq!(condemned(keep, input).into_iter().collect::<BTreeSet<_>>(), expected, "{keep} {input}");
+        }
+    }
+
+    #[test]
+    fn an_image_without_a_flat_needs_none() {
+        let mut world = World::new().image("a:1", 1, &[1, 2, 3, 4, 5]);
+        world.0.images[0].parts.flat = false;
+        assert_eq!(units(&world.plan(10, 0).condemn), [F(1), F(2), F(3)]);
     }
 
     #[test]

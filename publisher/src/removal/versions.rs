@@ -6,7 +6,7 @@
 use cvmfs::entry::Entry;
 use cvmfs::path::RepoPath;
 use cvmfs::subtree::MARKER;
-use image::digest::{Digest, ImageId, LayerDigest};
+use image::digest::{Digest, ImageId, LayerDigest, ManifestDigest};
 use image::layout::{
     CondemnedKind, ImageFile, ManifestRecord, OwnedPath, PinRecord, StatusRecord, VersionRecord, timestamp,
     unix_seconds,
@@ -18,6 +18,24 @@ use super::{Owner, Reason};
 use crate::failure::Failure;
 use crate::layer::repo_path;
 use crate::publish::Hand;
+
+/// An image that a name led to before.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Earlier {
+    /// Which of the images of that name.
+    pub key: Digest,
+    /// The index that the name led to.
+    index: Option<ManifestDigest>,
+    /// Unix seconds when that ended.
+    pub since: i64,
+}
+
+impl Earlier {
+    /// Whether these are the first digits of it, or of the index: those of an image for several platforms are the same.
+    pub fn is_named_by(&self, hex: &str) -> bool {
+        self.key.hex().starts_with(hex) || self.index.is_some_and(|index| index.hex().starts_with(hex))
+    }
+}
 
 impl Hand<'_> {
     /// Moves the records of the image that a name leads to out of its way. Of an image without a readable manifest
@@ -37,6 +55,11 @@ impl Hand<'_> {
             tracing::warn!(image = %name, "its manifest.json is unreadable: it can't be undeleted");
             return Ok(self.transaction.remove(&repo_path(&self.layout, &from))?);
         };
+        let second = if platform.is_none() { self.second_link(&name)? } else { None };
+        let several = match second {
+            Some((_, second)) => self.link_text(&second)?.is_some(),
+            None => false,
+        };
         let version = VersionRecord {
             since: timestamp(self.now.unix_timestamp()),
             reason: reason.as_str().to_owned(),
@@ -44,6 +67,7 @@ impl Hand<'_> {
             index: status.as_ref().and_then(|s| s.index),
             config: record.config.digest,
             flat: status.as_ref().is_none_or(|s| s.flat),
+            several,
             layers: record.distributable().collect(),
         };
         let key = version.digest.map_or(version.config.digest(), |d| d.digest());
@@ -75,9 +99,9 @@ impl Hand<'_> {
             return Err(Failure::Content(format!("{name} never led to sha256:{}, or its grace is over", key.hex())));
         };
         let record = VersionRecord::parse(&bytes)?;
-        let flat = OwnedPath::Flat(record.config);
+        let flat = record.flat.then_some(OwnedPath::Flat(record.config));
         let layers = record.layers.iter().map(|l| OwnedPath::Layer(*l));
-        for part in layers.chain([flat.clone()]) {
+        for part in layers.chain(flat.clone()) {
             let at = repo_path(&self.layout, &part);
             if self.transaction.lookup(&at)?.is_none() {
                 return Err(Failure::Content(format!(
@@ -98,7 +122,46 @@ impl Hand<'_> {
         self.move_files(&version, &at)?;
         self.remove_with_parents(&version)?;
         self.in_use_again(record.config, record.layers.iter().copied())?;
-        self.link(&OwnedPath::Public { platform, name }, &flat)
+        match flat {
+            Some(flat) => self.restore_links(platform, name, &flat, record.several),
+            None => self.remove_with_parents(&OwnedPath::Public { platform, name }),
+        }
+    }
+
+    /// The links of an image that is put back: that of the default platform has a second one where there are several, and a plain
+    /// path that leads each client to its own architecture goes on doing so.
+    fn restore_links(
+        &mut self,
+        platform: Option<PlatformDirectory>,
+        name: PublicName,
+        flat: &OwnedPath,
+        several: bool,
+    ) -> Result<(), Failure> {
+        let public = OwnedPath::Public { platform: platform.clone(), name: name.clone() };
+        let text = self.link_text(&public)?;
+        if let Some(platform) = platform {
+            self.alias_links(&platform)?;
+            return self.link(&public, flat);
+        }
+        let second = if several { self.second_link(&name)? } else { None };
+        if let Some((place, second)) = second {
+            self.link(&second, flat)?;
+            self.alias_links(&place)?;
+            if text.is_some_and(|text| self.layout.parse_variant_link(&name, &text) == Some(place)) {
+                return Ok(());
+            }
+        }
+        self.link(&public, flat)
+    }
+
+    /// The link below `.multiarch` of what the plain path is recorded to lead to, and the directory that it is in.
+    fn second_link(&mut self, name: &PublicName) -> Result<Option<(PlatformDirectory, OwnedPath)>, Failure> {
+        let status = OwnedPath::ImageFile { platform: None, name: name.clone(), file: ImageFile::Status };
+        let status = self.read(&status)?.and_then(|s| StatusRecord::parse(&s).ok());
+        Ok(status.map(|status| {
+            let place = status.platform.directory();
+            (place.clone(), OwnedPath::Public { platform: Some(place), name: name.clone() })
+        }))
     }
 
     /// Takes a name away: its link and its records, which are kept as an earlier image.
@@ -114,7 +177,8 @@ impl Hand<'_> {
             self.retire(platform.as_ref(), &name, reason)?;
             self.remove_with_parents(&records)?;
         }
-        self.remove_with_parents(&OwnedPath::Public { platform, name })
+        self.remove_with_parents(&OwnedPath::Public { platform: platform.clone(), name })?;
+        platform.iter().try_for_each(|platform| self.clean_alias_links(platform))
     }
 
     /// Which earlier images of a name there are.
@@ -126,14 +190,16 @@ impl Hand<'_> {
         Ok(names.filter_map(|e| Digest::parse_hex(std::str::from_utf8(&e.name).ok()?)).collect())
     }
 
-    /// The earlier images of a name, with the time until which it led to them.
-    pub(crate) fn earlier(&mut self, owner: &Owner) -> Result<Vec<(Digest, i64)>, Failure> {
+    /// The earlier images of a name.
+    pub(crate) fn earlier(&mut self, owner: &Owner) -> Result<Vec<Earlier>, Failure> {
         let Owner { platform, name } = owner.clone();
         let mut found = Vec::new();
         for key in self.keys(owner)? {
             let path = OwnedPath::VersionRecord { platform: platform.clone(), name: name.clone(), key };
             let Some(bytes) = self.read(&path)? else { continue };
-            found.push((key, unix_seconds(&VersionRecord::parse(&bytes)?.since).unwrap_or(i64::MIN)));
+            let record = VersionRecord::parse(&bytes)?;
+            let since = unix_seconds(&record.since).unwrap_or(i64::MIN);
+            found.push(Earlier { key, index: record.index, since });
         }
         Ok(found)
     }

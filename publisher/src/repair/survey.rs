@@ -13,7 +13,7 @@ use cvmfs::store::fetch;
 use cvmfs::transaction::Transaction;
 use cvmfs::traversal::{Loader, TraversalError};
 use image::digest::{ChainId, DiffId, ImageId, LayerDigest};
-use image::layout::{FormatRecord, ImageFile, IndexKey, LayersJson, Layout, ManifestRecord, OwnedPath};
+use image::layout::{FormatRecord, ImageFile, IndexKey, LayersJson, Layout, ManifestRecord, OwnedPath, StatusRecord};
 use image::manifest::Config;
 use image::platform::PlatformDirectory;
 use image::reference::PublicName;
@@ -37,6 +37,8 @@ struct Image {
     manifest: Option<ManifestRecord>,
     has_status: bool,
     has_config: bool,
+    /// Whether it is to have a flat, and a link to it.
+    wants_flat: bool,
 }
 
 pub(super) struct Surveyor<'a> {
@@ -142,7 +144,9 @@ impl Surveyor<'_> {
                 self.survey.left(Fault::ImageRecord, self.layout.print(&path), why);
             }
             let (has_status, has_config) = (find(ImageFile::Status).is_some(), find(ImageFile::Config).is_some());
-            images.push(Image { platform, name, manifest, has_status, has_config });
+            let status = find(ImageFile::Status).and_then(|entry| self.read(entry));
+            let wants_flat = status.and_then(|s| StatusRecord::parse(&s).ok()).is_none_or(|s| s.flat);
+            images.push(Image { platform, name, manifest, has_status, has_config, wants_flat });
         }
         Ok(images)
     }
@@ -315,7 +319,9 @@ impl Surveyor<'_> {
             let place = self.layout.print(&public);
             let flat = OwnedPath::Flat(manifest.config.digest);
             let has_flat = self.lookup(&flat)?.is_some();
-            if has_flat && self.lookup(&public)?.is_none() {
+            if !image.wants_flat {
+                // The operator wants its layers only.
+            } else if has_flat && self.lookup(&public)?.is_none() {
                 let what = "the image has its flat and its record, and no link; it is made";
                 self.repair(Fault::Link, &place, what, Action::Link { from: public, to: flat });
             } else if !has_flat && self.lookup(&public)?.is_none() {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use image::reference::Wish as Source;
+use image::reference::{ImageSource, Wish as Source};
 use time::UtcDateTime;
 
 use super::outcomes::Outcomes;
@@ -55,6 +55,7 @@ pub fn due(wishes: &[Wish], outcomes: &Outcomes, told: &Taken, interval: Duratio
         at(again);
         let mut asked: HashSet<Source> = HashSet::new();
         let told = told.events.iter().filter_map(|event| event.selects(&wish.source));
+        let told = told.filter_map(|source| meant(wish, source));
         // An image that failed before it had a name is asked for by its wish.
         let again =
             outcomes.images.iter().filter(|(name, image)| image.wish == wish.text && awake.contains(name.as_str()));
@@ -85,6 +86,19 @@ pub fn due(wishes: &[Wish], outcomes: &Outcomes, told: &Taken, interval: Duratio
     }
     due.next = if due.requests.is_empty() { next } else { Some(now) };
     due
+}
+
+/// What a wish wants to have looked at when its registry tells of `source`: nothing if its choice of tags leaves that out, and the
+/// whole wish if other images are meant from then on.
+fn meant(wish: &Wish, source: Source) -> Option<Source> {
+    match &source {
+        Source::Image(ImageSource::Registry(image)) if source != wish.source => {
+            let is_taken = image.tag().is_some_and(|tag| wish.tags.takes(tag));
+            let whole = wish.tags.newest.is_some() || wish.tags.not_older_than.is_some();
+            is_taken.then(|| if whole { wish.source.clone() } else { source.clone() })
+        }
+        _ => Some(source),
+    }
 }
 
 #[cfg(test)]
@@ -147,6 +161,21 @@ mod tests {
         assert_eq!(all(&outcomes, 600).whole.len(), 2);
         // A clock that was set back by a day.
         assert_eq!(all(&outcomes, -86400).next.unwrap(), at(-86400 + 600).min(at(30)));
+    }
+
+    #[test]
+    fn an_event_wakes_what_the_choice_of_tags_means() {
+        let text = "version: 2\ncvmfs_repo: a.b\ninput:\n\
+                    - {image: 'https://quay.io/tools/app:*', tags: {exclude: '*-rc*'}}\n\
+                    - {image: 'https://quay.io/tools/new:*', tags: {newest: 2}}\n";
+        let wishes = WishList::parse(Path::new("w.yaml"), text.as_bytes()).unwrap().wishes;
+        let mut outcomes = Outcomes::default();
+        let whole: Vec<String> = wishes.iter().map(|wish| wish.text.clone()).collect();
+        outcomes.note(&Report::new("x"), &whole, &HashSet::new(), at(0));
+        let look = |told: &Taken| texts(&due(&wishes, &outcomes, told, INTERVAL, at(1)));
+        assert_eq!(look(&told("tools/app", "1")), ["https://quay.io/tools/app:1"]);
+        assert_eq!(look(&told("tools/app", "1-rc1")), Vec::<String>::new());
+        assert_eq!(look(&told("tools/new", "1.5")), ["https://quay.io/tools/new:*"]);
     }
 
     #[test]

@@ -15,7 +15,9 @@ use time::UtcDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::convert::Plan;
-use crate::report::{Outcome, Report};
+use crate::quota::Held;
+use crate::report::{Outcome, Report, WishOutcome};
+use crate::wishlist::WishList;
 
 /// How long a failed image rests at first.
 const FIRST_REST: Duration = Duration::from_secs(30);
@@ -117,9 +119,8 @@ impl Outcomes {
     pub fn note(&mut self, report: &Report, whole: &[String], rested: &HashSet<String>, now: UtcDateTime) {
         let now = Moment(now);
         let mut seen: HashSet<&str> = rested.iter().map(String::as_str).collect();
-        for wish in &report.wishes {
+        for wish in by_image(report) {
             let name = wish.image.as_deref().unwrap_or(&wish.wish);
-            seen.insert(name);
             let old = self.images.get(name);
             let failures = match wish.has_failed() {
                 true => old.map_or(0, |old| old.failures).saturating_add(1),
@@ -145,20 +146,44 @@ impl Outcomes {
             };
             self.images.insert(name.to_owned(), outcome);
         }
+        seen.extend(report.wishes.iter().map(|wish| wish.image.as_deref().unwrap_or(&wish.wish)));
         self.images.retain(|name, image| seen.contains(name.as_str()) || !whole.contains(&image.wish));
         self.wishes.extend(whole.iter().map(|wish| (wish.clone(), now)));
     }
 
-    /// Notes what a pass saw of images that are published now: where they are, for whom, and how large.
+    /// Notes what a pass saw of images that are published now: where they are, for whom, and how large. One that is published for
+    /// several platforms is one image.
     pub fn describe(&mut self, plan: &Plan) {
+        let mut described: HashSet<&str> = HashSet::new();
         for plan in plan.images.iter().flatten() {
             let Some(image) = self.images.get_mut(&plan.image).filter(|image| image.failures == 0) else { continue };
-            image.platform = Some(plan.platform.to_string());
+            let layers = self.layers.entry(plan.image.clone()).or_default();
+            let platform = plan.platform.to_string();
             image.path = Some(plan.name.to_string());
-            let layers = plan.distinct_layers().map(|layer| &layer.layer.descriptor);
-            self.layers.insert(plan.image.clone(), layers.map(|layer| (layer.digest, layer.size)).collect());
+            match image.platform.as_mut().filter(|_| !described.insert(&plan.image)) {
+                Some(platforms) => platforms.push_str(&format!(", {platform}")),
+                None => {
+                    image.platform = Some(platform);
+                    layers.clear();
+                }
+            }
+            layers.extend(plan.manifest.layers_once().map(|layer| (layer.digest, layer.size)));
         }
         self.measure();
+    }
+
+    /// The layers of images that a pass does not look at, by the owners of their wishes.
+    pub fn held(&self, list: &WishList, plan: &Plan) -> Held {
+        let looked_at: HashSet<&str> = plan.images.iter().flatten().map(|image| image.image.as_str()).collect();
+        let owners: HashMap<&str, &str> =
+            list.wishes.iter().filter_map(|wish| Some((wish.text.as_str(), wish.options.owner.as_deref()?))).collect();
+        let mut held = Held::new();
+        for (name, layers) in self.layers.iter().filter(|(name, _)| !looked_at.contains(name.as_str())) {
+            if let Some(owner) = self.images.get(name).and_then(|image| owners.get(image.wish.as_str())) {
+                held.entry((*owner).to_owned()).or_default().extend(layers);
+            }
+        }
+        held
     }
 
     /// Sizes of images, and what each shares with others.
@@ -183,6 +208,38 @@ impl Outcomes {
     }
 }
 
+/// The outcomes of a pass, one an image: that of several platforms has failed if one of them has, and changed if one of them has.
+fn by_image(report: &Report) -> Vec<WishOutcome> {
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    let mut merged: Vec<WishOutcome> = Vec::new();
+    for wish in &report.wishes {
+        let mut wish_here = wish.clone();
+        let platform = wish.platform.as_deref();
+        wish_here.error = wish.error.as_ref().map(|error| platform.map_or(error.clone(), |p| format!("{p}: {error}")));
+        let Some(place) = platform.and(wish.image.as_deref()).and_then(|name| places.get(name)) else {
+            places.insert(wish.image.as_deref().unwrap_or(&wish.wish), merged.len());
+            merged.push(wish_here);
+            continue;
+        };
+        let first = &mut merged[*place];
+        let news = |outcome| match outcome {
+            Outcome::Failed => 3,
+            Outcome::Updated => 2,
+            Outcome::Added | Outcome::Removed => 1,
+            Outcome::Unchanged => 0,
+        };
+        if news(wish.outcome) > news(first.outcome) {
+            first.outcome = wish.outcome;
+        }
+        first.thin = first.thin.take().or(wish_here.thin);
+        first.error = match (first.error.take(), wish_here.error) {
+            (Some(one), Some(other)) => Some(format!("{one}; {other}")),
+            (one, other) => one.or(other),
+        };
+    }
+    merged
+}
+
 /// How long an image rests after so many failures in a row: doubled each time.
 fn rest(failures: u32) -> Duration {
     FIRST_REST.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST_REST)
@@ -191,7 +248,6 @@ fn rest(failures: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::WishOutcome;
 
     fn at(seconds: i64) -> UtcDateTime {
         UtcDateTime::from_unix_timestamp(1_795_000_000 + seconds).unwrap()
@@ -248,6 +304,23 @@ mod tests {
         outcomes.keep_wishes(&HashSet::from(["v"]));
         assert_eq!(outcomes.images.keys().collect::<Vec<_>>(), ["4"]);
         assert_eq!(outcomes.wishes.len(), 1);
+    }
+
+    #[test]
+    fn an_image_for_several_platforms_is_one_that_fails_as_a_whole() {
+        let mut outcomes = Outcomes::default();
+        let mut report =
+            report(&[("w", "a", Outcome::Unchanged), ("w", "a", Outcome::Failed), ("w", "a", Outcome::Failed)]);
+        for (wish, platform) in report.wishes.iter_mut().zip(["linux/amd64", "linux/arm64", "linux/s390x"]) {
+            wish.platform = Some(platform.to_owned());
+        }
+        outcomes.note(&report, &[], &HashSet::new(), at(0));
+        let image = &outcomes.images["a"];
+        assert_eq!((image.outcome, image.failures), (Outcome::Failed, 1));
+        assert_eq!(image.error.as_deref(), Some("linux/arm64: unreachable; linux/s390x: unreachable"));
+        report.wishes.truncate(1);
+        outcomes.note(&report, &[], &HashSet::new(), at(1));
+        assert_eq!((outcomes.images["a"].failures, outcomes.images["a"].outcome), (0, Outcome::Unchanged));
     }
 
     #[test]

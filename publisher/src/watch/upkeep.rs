@@ -34,8 +34,8 @@ pub struct Upkeep {
     options: Options,
     file: PathBuf,
     done: Done,
-    /// The wishes for which nothing is left to prune.
-    pruned: Option<Vec<String>>,
+    /// What was asked for when nothing was left to prune, and in which revision.
+    pruned: Option<(Wanted, u64)>,
     /// Until when what failed rests.
     rest: Option<UtcDateTime>,
 }
@@ -76,7 +76,7 @@ impl Upkeep {
         let before = self.done.clone();
         let results = [
             ("images that nobody wishes are not removed", self.prune(target, list, status)),
-            ("what nothing needs is not collected", self.collect(target, status, now)),
+            ("what nothing needs is not collected", self.collect(target, list, status, now)),
             ("the page is not published", self.publish_page(target, status, now)),
         ];
         let failed =
@@ -96,12 +96,18 @@ impl Upkeep {
     /// Only by a list that is understood to the last entry, and that asks for something.
     fn prune(&mut self, target: &Target, list: &WishList, status: &mut Status) -> Result<(), Failure> {
         let is_whole = status.list.error.is_none() && list.clone().strict().is_ok();
-        let wishes: Vec<String> = list.wishes.iter().map(|wish| wish.text.clone()).collect();
-        if !self.options.prune || !is_whole || wishes.is_empty() || self.pruned.as_ref() == Some(&wishes) {
+        if !self.options.prune || !is_whole || list.wishes.is_empty() {
             return Ok(());
         }
-        let sources: Vec<_> = list.wishes.iter().map(|wish| wish.source.clone()).collect();
-        let removed = removal::prune(target, &Wanted::new(&sources)?, false)?;
+        let wanted = Wanted::of(&list.wishes)?;
+        // Where the newest tags are wished for, each new one makes another one old.
+        let newest = list.wishes.iter().any(|wish| wish.tags.newest.is_some());
+        let is_done =
+            |(known, revision): &(Wanted, u64)| *known == wanted && (!newest || status.revision == Some(*revision));
+        if self.pruned.as_ref().is_some_and(is_done) {
+            return Ok(());
+        }
+        let removed = removal::prune(target, &wanted, false)?;
         if !removed.images.is_empty() {
             tracing::info!(
                 images = removed.images.len(),
@@ -110,11 +116,17 @@ impl Upkeep {
             );
         }
         status.revision = Some(removed.revision);
-        self.pruned = Some(wishes);
+        self.pruned = Some((wanted, removed.revision));
         Ok(())
     }
 
-    fn collect(&mut self, target: &Target, status: &mut Status, now: UtcDateTime) -> Result<(), Failure> {
+    fn collect(
+        &mut self,
+        target: &Target,
+        list: &WishList,
+        status: &mut Status,
+        now: UtcDateTime,
+    ) -> Result<(), Failure> {
         let Some(every) = self.options.collect.0 else { return Ok(()) };
         if self.done.collected.is_some_and(|last| last.0 <= now && now < last.0 + every) {
             return Ok(());
@@ -123,6 +135,7 @@ impl Upkeep {
         let options = removal::Options {
             grace: self.options.grace,
             keep_versions: self.options.keep_versions,
+            lists: Wanted::of(&list.wishes)?,
             usage: Usage::read(&self.options.in_use)?,
             dry_run: false,
         };

@@ -115,7 +115,7 @@ fn why_absent(wish: &Wish, sources: &Sources) -> Option<String> {
         }
         Source::Wildcard(wildcard) => wildcard,
     };
-    match sources.tags_as(wildcard.repository(), credentials) {
+    match sources.tags(wildcard.repository(), credentials) {
         Ok(tags) => {
             let taken = tags.iter().map(String::as_str).filter(|tag| wildcard.select(tag).is_some());
             let none = wish.tags.candidates(taken).is_empty();

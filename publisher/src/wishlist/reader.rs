@@ -125,6 +125,7 @@ pub(super) fn read(path: &Path, bytes: &[u8]) -> Reading {
     reader.included.extend(chain.iter().cloned());
     let defaults = Arc::default();
     reader.file(File { path: path.into(), version: 1, is_top: true, defaults, chain }, &tree);
+    reader.own_entries_win();
     let Reader { mut list, unusable, .. } = reader;
     let order: HashMap<&Path, usize> = list.files.iter().enumerate().map(|(n, file)| (file.as_path(), n)).collect();
     list.problems.sort_by_key(|problem| (order.get(problem.file.as_path()).copied(), problem.line));
@@ -502,6 +503,28 @@ impl Reader {
         self.seen.insert(source.clone(), (place, details.clone()));
         let (file, text, (options, tags)) = (file.path.clone(), text.to_owned(), details);
         self.list.wishes.push(Wish { file, line, field, text, source, options, tags });
+    }
+
+    /// In version 2, what an entry names is none of those that wildcards take: it has the options of its own entry.
+    fn own_entries_win(&mut self) {
+        if self.list.version < 2 {
+            return;
+        }
+        let mut tags: HashMap<String, Vec<String>> = HashMap::new();
+        for wish in &self.list.wishes {
+            if let Source::Image(ImageSource::Registry(image)) = &wish.source
+                && let Some(tag) = image.tag()
+            {
+                tags.entry(image.repository().to_string()).or_default().push(tag.to_owned());
+            }
+        }
+        for wish in &mut self.list.wishes {
+            if let Source::Wildcard(wildcard) = &wish.source
+                && let Some(named) = tags.get(&wildcard.repository().to_string())
+            {
+                wish.tags.exclude.extend(named.iter().filter(|tag| wildcard.select(tag).is_some()).cloned());
+            }
+        }
     }
 
     /// The text of a header field; nothing at all is an empty text.

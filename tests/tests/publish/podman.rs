@@ -231,7 +231,13 @@ fn an_image_that_is_removed_is_not_in_the_store_and_not_kept_by_it() {
     assert_eq!(store(&site), [(kept.config.hex(), vec![public(&registry, "lab/kept:1")])]);
     assert!(before.iter().zip(locks(&site)).all(|(before, after)| *before != after));
     let usage = removal::Usage::default();
-    let options = removal::Options { grace: removal::DEFAULT_GRACE, keep_versions: 0, usage, dry_run: false };
+    let options = removal::Options {
+        grace: removal::DEFAULT_GRACE,
+        keep_versions: 0,
+        lists: removal::Wanted::default(),
+        usage,
+        dry_run: false,
+    };
     let marked = removal::collect(&site.target, &options).unwrap();
     assert!(format!("{:?}", marked.condemned).contains(&gone.config.hex()), "{:?}", marked.condemned);
     site.assert_sound();

@@ -7,8 +7,8 @@ use publisher::report::{Outcome, Report};
 use publisher::thin::{self, ThinState};
 use registry::testing::{Fault, TestRegistry};
 use registry::{Client, ClientConfig, Credentials, RetryPolicy};
-use scenarios::image_builder::{Image, file};
-use scenarios::repository::{FQRN, Site};
+use scenarios::image_builder::{Format, Image, file, index_entry, media, push_index};
+use scenarios::repository::{FQRN, Site, list};
 use serde_json::Value;
 
 struct Pass<'a> {
@@ -20,9 +20,12 @@ struct Pass<'a> {
 impl Pass<'_> {
     fn run(&self, wishes: &[String]) -> Report {
         let request = |text: &String| Request::new(text, Wish::parse(text).unwrap());
-        let requests: Vec<Request> = wishes.iter().map(request).collect();
+        self.run_requests(&wishes.iter().map(request).collect::<Vec<_>>())
+    }
+
+    fn run_requests(&self, requests: &[Request]) -> Report {
         let converter = self.site.converter();
-        let plan = converter.plan(&requests).unwrap();
+        let plan = converter.plan(requests).unwrap();
         let mut report = converter.apply(&plan).unwrap();
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let retry = RetryPolicy { attempts: 1, ..RetryPolicy::default() };
@@ -154,4 +157,44 @@ fn a_plan_names_the_thin_images_that_a_pass_would_push() {
     assert!(value["images"][1]["thin"]["error"].as_str().unwrap().contains("output_format"), "{json}");
     assert!(value["images"][2].get("thin").is_none());
     assert!(!plan.to_text(FQRN, &[None, None, None]).contains("thin"));
+}
+
+#[test]
+fn an_image_for_several_platforms_has_one_thin_image_which_is_an_index() {
+    let (registry, output, site) = (TestRegistry::spawn(), TestRegistry::spawn(), Site::new());
+    let of = |architecture: &str| {
+        Image::of(&[&[file("a", architecture)]]).architecture(architecture).push_untagged(&registry, "lab/x")
+    };
+    let entries = ["amd64", "arm64"].map(|a| index_entry(&of(a), media::OCI_MANIFEST, &format!("linux/{a}")));
+    push_index(&registry, "lab/x", "1", Format::Oci, &entries);
+    let format = format!("{}/thin/$(repository):$(tag)", output.url());
+    let pass = Pass { site: &site, format, credentials: Credentials::anonymous() };
+    let run = |platforms: &str| {
+        let options = format!("platforms: {platforms}, products: [flat, layers, thin]");
+        let text = format!("output_format: x\ninput: [{{image: '{}/lab/x:1', {options}}}]\n", registry.url());
+        let requests: Vec<Request> = list(&text).wishes.iter().map(|w| w.request(w.source.clone())).collect();
+        pass.run_requests(&requests)
+    };
+    let report = run("[linux/amd64, linux/arm64]");
+    assert_eq!(states(&report), [Some(ThinState::Pushed), None]);
+    let (media_type, index) = output.manifest("thin/lab/x", "1").unwrap();
+    assert_eq!(media_type, media::OCI_INDEX);
+    let index: Value = serde_json::from_slice(&index).unwrap();
+    let platforms: Vec<_> =
+        index["manifests"].as_array().unwrap().iter().map(|m| &m["platform"]["architecture"]).collect();
+    assert_eq!(platforms, ["amd64", "arm64"]);
+    assert_eq!(states(&run("[linux/amd64, linux/arm64]")), [Some(ThinState::Unchanged), None]);
+    // A platform that is lacking does not keep the others from having theirs.
+    let report = run("[linux/s390x, linux/arm64, linux/amd64]");
+    assert_eq!(states(&report), [None, Some(ThinState::Pushed), None]);
+}
+
+#[test]
+fn an_image_without_layers_has_no_thin_image() {
+    let (registry, site) = (TestRegistry::spawn(), Site::new());
+    Image::of(&[&[file("a", "1")]]).push(&registry, "lab/x", "1");
+    let text = format!("input: [{{image: '{}/lab/x:1', products: flat}}]\n", registry.url());
+    let requests: Vec<Request> = list(&text).wishes.iter().map(|w| w.request(w.source.clone())).collect();
+    let plan = site.converter().plan(&requests).unwrap();
+    assert_eq!(thin::targets("https://thin.example.org/$(image)", &plan), [None]);
 }

@@ -3,4 +3,5 @@
 mod collection;
 mod model;
 mod names;
+mod platforms;
 mod world;

@@ -12,7 +12,7 @@ use cvmfs::store::fetch;
 use image::digest::{ImageId, LayerDigest};
 use image::layout::{Condemned, StatusRecord, UsersRecord};
 use publisher::failure::Failure;
-use publisher::removal::{self, Collected, DEFAULT_GRACE, Options, Usage};
+use publisher::removal::{self, Collected, DEFAULT_GRACE, Options, Usage, Wanted};
 use publisher::target::Clock;
 use registry::testing::TestRegistry;
 use scenarios::image_builder::{Image, Layer, Member, Packing, Pushed, file};
@@ -23,7 +23,13 @@ pub const DAY: i64 = 24 * 3600;
 
 /// Options of a collection that nothing was said about.
 pub fn usual() -> Options {
-    Options { grace: DEFAULT_GRACE, keep_versions: 0, usage: Usage::default(), dry_run: false }
+    Options {
+        grace: DEFAULT_GRACE,
+        keep_versions: 0,
+        lists: Wanted::default(),
+        usage: Usage::default(),
+        dry_run: false,
+    }
 }
 
 /// A registry and a repository.

@@ -156,6 +156,11 @@ const fn yes() -> bool {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde asks for")]
+const fn is_no(value: &bool) -> bool {
+    !*value
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde asks for")]
 const fn is_yes(value: &bool) -> bool {
     *value
 }
@@ -225,6 +230,9 @@ pub struct VersionRecord {
     /// whether it has a flat
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub flat: bool,
+    /// whether it was the image for the default platform, and had a link below `.multiarch` as well
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub several: bool,
     /// its layers, bottom first; those that no registry gives are left out
     pub layers: Vec<LayerDigest>,
 }

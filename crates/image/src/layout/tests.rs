@@ -293,6 +293,7 @@ fn writes_the_records_of_the_design() {
     assert_eq!(Condemned::parse(text.as_bytes()).unwrap(), condemned);
     let version = VersionRecord {
         flat: true,
+        several: false,
         since: timestamp(0),
         reason: "tag moved".to_owned(),
         digest: None,
