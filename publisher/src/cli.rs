@@ -12,6 +12,7 @@ mod limits;
 mod paths;
 mod removal;
 pub(crate) mod values;
+mod verify;
 mod watch;
 
 use std::io::{self, Write};
@@ -27,6 +28,7 @@ pub use self::limits::{ArchiveLimits, ImageLimits};
 pub use self::paths::{Environment, NoDefault, PathOptions, Paths, Unresolved};
 pub use self::removal::{Pin, Prune, Remove, Undelete};
 pub use self::values::fqrn;
+pub use self::verify::Verify;
 pub use self::watch::{Status, Watch};
 use crate::error::CommandError;
 use crate::progress::ProgressMode;
@@ -260,6 +262,29 @@ Examples:
     cvmfs-publisher check images.example.org --fix --dry-run
     cvmfs-publisher check images.example.org --fix")]
     Check(Check),
+
+    /// Compare a published image with the image in its registry
+    ///
+    /// Reads the layers of the image again, as a conversion does, and compares every row of its layers and of its flat
+    /// with what is published: type, permissions, owner, size, time, attributes, link target, device, hard links,
+    /// content. So it does with the public link, the records, the index and the store for Podman. Nothing is changed.
+    /// The exit status is 0 if all is as the image says, and 1 if something differs.
+    ///
+    /// The image that is compared is the one that the repository's record names by digest, even if the tag has moved.
+    #[command(after_long_help = "\
+Examples:
+  Every row, and content by its hashes:
+    cvmfs-publisher verify debian:stable images.example.org
+
+  Read all published bytes as well:
+    cvmfs-publisher verify debian:stable images.example.org --data
+
+  Convert again what differs:
+    cvmfs-publisher verify debian:stable images.example.org --fix
+
+  Kinds of differences, counted:
+    cvmfs-publisher --json verify debian:stable images.example.org | jq '.images[].counts'")]
+    Verify(Verify),
 
     /// Serve a repository over HTTP
     ///

@@ -32,6 +32,7 @@ use crate::status;
 use crate::tags::{self, Retagged};
 use crate::target::{InitOptions, Target, sign_whitelist_file};
 use crate::thin;
+use crate::verify;
 use crate::watch;
 use crate::wishlist::{Lint, WishList};
 
@@ -133,6 +134,7 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
         }
         cli::Command::Check(arguments) if arguments.fix => fix(arguments, &open(&arguments.fqrn)?, global.json),
         cli::Command::Check(arguments) => check_repository(arguments, &paths(&arguments.fqrn)?, global.json),
+        cli::Command::Verify(arguments) => verify::run(arguments, &|| open(&arguments.fqrn), global.json, progress),
         cli::Command::Ingest(arguments) => {
             let target = open(&arguments.fqrn)?;
             let report = ingest(&target, arguments).map_err(|e| {

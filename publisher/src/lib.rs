@@ -39,5 +39,6 @@ pub mod storage;
 pub mod tags;
 pub mod target;
 pub mod thin;
+pub mod verify;
 pub mod watch;
 pub mod wishlist;

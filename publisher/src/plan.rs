@@ -11,7 +11,7 @@ use cvmfs::hash::ObjectKind;
 use cvmfs::path::RepoPath;
 use cvmfs::store::fetch;
 use cvmfs::transaction::Transaction;
-use image::digest::{LayerDigest, ManifestDigest};
+use image::digest::{ImageId, LayerDigest, ManifestDigest};
 use image::layout::{FormatRecord, ImageFile, IndexKey, LayersJson, Layout, ManifestRecord, OwnedPath, StatusRecord};
 use image::manifest::{Config, Document, Layer, MAX_DOCUMENT, Manifest};
 use image::platform::{Platform, choose};
@@ -108,6 +108,8 @@ pub struct ImagePlan {
     pub podman: Option<PodmanState>,
     /// What will have happened when this plan was executed.
     pub outcome: Outcome,
+    /// Links and records that are wrong: they go before the right ones are written.
+    pub wrong: Vec<OwnedPath>,
 }
 
 impl ImagePlan {
@@ -180,8 +182,8 @@ impl<'a> Planner<'a> {
             return Err(Failure::Limit { what, option: "--max-layers" });
         }
         let config_bytes = match self.indexed(IndexKey::Config(manifest.config))? {
-            Some(bytes) => bytes,
-            None => self.sources.config(&wanted.source, &manifest)?,
+            Some(bytes) if ImageId::of(&bytes) == manifest.config => bytes,
+            _ => self.sources.config(&wanted.source, &manifest)?,
         };
         let config = Config::parse(&config_bytes)?;
         let platform = config.platform.clone().unwrap_or_else(|| self.platform.clone());
@@ -232,6 +234,7 @@ impl<'a> Planner<'a> {
             needs_records,
             podman,
             outcome,
+            wrong: Vec::new(),
         })
     }
 
@@ -257,8 +260,8 @@ impl<'a> Planner<'a> {
 
     fn document(&mut self, source: &ImageSource, digest: ManifestDigest) -> Result<RawDocument, Failure> {
         match self.indexed(IndexKey::Manifest(digest))? {
-            Some(bytes) => Ok(RawDocument { digest, bytes, media_type: None }),
-            None => self.sources.document(source, digest),
+            Some(bytes) if ManifestDigest::of(&bytes) == digest => Ok(RawDocument { digest, bytes, media_type: None }),
+            _ => self.sources.document(source, digest),
         }
     }
 

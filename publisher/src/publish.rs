@@ -137,6 +137,12 @@ impl<'a> Hand<'a> {
 impl Hand<'_> {
     fn hang(&mut self, image: &ReadyImage<'_>) -> Result<(), Failure> {
         let plan = image.plan;
+        for path in &plan.wrong {
+            let at = repo_path(&self.layout, path);
+            if self.transaction.lookup(&at)?.is_some() {
+                self.transaction.remove(&at)?;
+            }
+        }
         for layer in &image.layers {
             let damaged = plan.layers.iter().any(|l| l.layer.descriptor.digest == layer.digest && l.replaces);
             self.graft(&layer.place.path(layer.digest), &layer.graft, damaged)?;
