@@ -166,6 +166,7 @@ impl Hand<'_> {
         let digest = ManifestDigest::of(&manifest_bytes);
         let name = PublicName::parse(&name(n))?;
         let status = StatusRecord {
+            signed_by: Vec::new(),
             image: format!("https://{name}"),
             digest,
             index: None,

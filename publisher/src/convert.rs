@@ -32,6 +32,7 @@ use crate::progress::{Event, Progress};
 use crate::publish::{ReadyImage, publish};
 use crate::raw_index::RawIndex;
 use crate::report::{Outcome, Report, WishOutcome};
+use crate::signature::Policy;
 use crate::source::Sources;
 use crate::target::{Preparation, Target};
 
@@ -59,6 +60,8 @@ pub struct ConvertOptions {
     pub in_store: InStore,
     /// How many it may have.
     pub store_limit: usize,
+    /// Which images have to be signed, and which may be published although they are not public.
+    pub policy: Arc<Policy>,
 }
 
 /// A wish before anybody was asked.
@@ -117,7 +120,14 @@ impl Converter<'_> {
     pub fn plan_some(&self, requests: &[Request], is_wanted: &dyn Fn(&Wanted) -> bool) -> Result<Plan, Failure> {
         let options = &self.options;
         let store = (options.in_store.clone(), options.store_limit);
-        let mut planner = Planner::new(self.target, &self.sources, &options.limits, options.platform.clone(), store)?;
+        let mut planner = Planner::new(
+            self.target,
+            &self.sources,
+            &options.limits,
+            options.platform.clone(),
+            store,
+            &options.policy,
+        )?;
         let revision = self.target.repository()?.manifest().revision;
         let mut wanted = Vec::new();
         for request in requests {

@@ -31,6 +31,7 @@ pub mod replicate;
 pub mod report;
 pub mod rows;
 pub mod serve;
+pub mod signature;
 pub mod source;
 pub mod staging;
 pub mod status;

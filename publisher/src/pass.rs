@@ -108,5 +108,6 @@ fn convert_options(conversion: &Conversion) -> Result<ConvertOptions, CommandErr
         limits: conversion.limits.clone(),
         in_store: InStore::Follow,
         store_limit: conversion.podman_limit,
+        policy: Arc::default(),
     })
 }

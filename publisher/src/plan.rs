@@ -25,6 +25,7 @@ use crate::layer::{LayerPlace, PreparedLayer, repo_path};
 use crate::podman::{InStore, PodmanState, Stock};
 use crate::repair::damaged::Damaged;
 use crate::report::Outcome;
+use crate::signature::{Fingerprint, Gate, Policy};
 use crate::source::{RawDocument, Sources};
 use crate::target::Target;
 
@@ -106,6 +107,8 @@ pub struct ImagePlan {
     pub needs_records: bool,
     /// What becomes of it in the store for Podman; nothing if that has nothing to do with it.
     pub podman: Option<PodmanState>,
+    /// Keys that have signed it, of those that are asked for.
+    pub signed_by: Vec<Fingerprint>,
     /// What will have happened when this plan was executed.
     pub outcome: Outcome,
     /// Links and records that are wrong: they go before the right ones are written.
@@ -150,6 +153,7 @@ pub struct Planner<'a> {
     damaged: Damaged,
     in_store: InStore,
     stock: Stock,
+    policy: &'a Policy,
 }
 
 impl<'a> Planner<'a> {
@@ -160,11 +164,12 @@ impl<'a> Planner<'a> {
         limits: &'a ImageLimits,
         platform: Platform,
         (in_store, store_limit): (InStore, usize),
+        policy: &'a Policy,
     ) -> Result<Planner<'a>, Failure> {
         let view = target.view(time::UtcDateTime::now())?;
         let damaged = Damaged::read(target)?;
         let (layout, stock) = (Layout::new(), Stock::new(Vec::new(), store_limit));
-        let mut planner = Planner { target, sources, limits, platform, view, layout, damaged, in_store, stock };
+        let mut planner = Planner { target, sources, limits, platform, view, layout, damaged, in_store, stock, policy };
         let list = OwnedPath::PodmanFile(StorePath::Images);
         if let Some(bytes) = planner.read(&list)? {
             let broken = |error| Failure::Content(format!("{}: {error}", planner.layout.print(&list)));
@@ -177,6 +182,10 @@ impl<'a> Planner<'a> {
     pub fn plan(&mut self, wanted: &Wanted, digest: ManifestDigest) -> Result<ImagePlan, Failure> {
         self.refuse_foreign(&wanted.name)?;
         let (index, document, manifest) = self.choose(&wanted.source, digest)?;
+        let record = OwnedPath::ImageFile { platform: None, name: wanted.name.clone(), file: ImageFile::Status };
+        let status = self.read(&record)?.and_then(|s| StatusRecord::parse(&s).ok());
+        let gate = Gate { policy: self.policy, sources: self.sources };
+        let signed_by = gate.pass(wanted, digest, document.digest, status.as_ref())?;
         if manifest.layers.len() > self.limits.max_layers {
             let what = format!("the image has {} layers", manifest.layers.len());
             return Err(Failure::Limit { what, option: "--max-layers" });
@@ -215,6 +224,8 @@ impl<'a> Planner<'a> {
             *plan = self.to_fetch(plan.layer.clone(), plan.place, plan.replaces);
         }
         let (outcome, needs_records) = self.outcome(wanted, &document, &manifest, needs_flat, &layers)?;
+        let needs_records =
+            needs_records || status.is_some_and(|s| signed_by.iter().any(|key| !s.signed_by.contains(key)));
         let in_store = self.in_store.wants(&image_name(&wanted.source));
         let podman = self.stock.decide(in_store, &wanted.name, manifest.config, document.digest);
         Ok(ImagePlan {
@@ -233,6 +244,7 @@ impl<'a> Planner<'a> {
             flat_damaged,
             needs_records,
             podman,
+            signed_by,
             outcome,
             wrong: Vec::new(),
         })

@@ -169,6 +169,7 @@ impl Hand<'_> {
             index: plan.index.as_ref().map(|index| index.digest),
             config: plan.manifest.config,
             platform: plan.platform.clone(),
+            signed_by: plan.signed_by.clone(),
             published: timestamp(self.now.unix_timestamp()),
             revision: self.revision,
             generator: GENERATOR.to_owned(),

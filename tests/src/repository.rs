@@ -267,6 +267,7 @@ pub fn options_of_tests() -> ConvertOptions {
         limits: ImageLimits { max_layers: 500, max_manifest_size: 4 << 20, layer },
         in_store: InStore::Follow,
         store_limit: publisher::podman::LIMIT,
+        policy: Arc::default(),
     }
 }
 

@@ -193,6 +193,7 @@ impl Fake {
         self.put(&file(ImageFile::RawManifest), &manifest);
         self.put(&file(ImageFile::Config), &config);
         let status = StatusRecord {
+            signed_by: Vec::new(),
             image: format!("https://{name}"),
             digest: image.digest(),
             index: image.index.as_ref().map(|index| ManifestDigest::of(index)),

@@ -183,6 +183,9 @@ pub struct StatusRecord {
     pub config: ImageId,
     /// for which machines
     pub platform: Platform,
+    /// who has signed it, of those that were asked for: SHA-256 of the keys
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signed_by: Vec<Digest>,
     /// when, see [`timestamp`]
     pub published: String,
     /// revision of the repository that brought it

@@ -266,6 +266,7 @@ fn writes_the_records_of_the_design() {
     assert_eq!(FormatRecord::parse(&listed.to_bytes()).unwrap(), listed);
 
     let status = StatusRecord {
+        signed_by: Vec::new(),
         image: "https://r.io/a:1".to_owned(),
         digest: ManifestDigest::from_digest(layer().digest()),
         index: None,
