@@ -9,11 +9,13 @@
 
 mod history;
 mod limits;
+mod notify;
 mod paths;
 mod removal;
 pub(crate) mod values;
 mod verify;
 mod watch;
+mod weight;
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -25,11 +27,13 @@ use image::reference::{PublicName, Wish};
 
 pub use self::history::{Gc, Rollback, Tag, TagAction, When, duration};
 pub use self::limits::{ArchiveLimits, ImageLimits};
+pub use self::notify::Notifications;
 pub use self::paths::{Environment, NoDefault, PathOptions, Paths, Unresolved};
 pub use self::removal::{Pin, Prune, Remove, Undelete};
 pub use self::values::fqrn;
 pub use self::verify::Verify;
 pub use self::watch::{Status, Watch};
+pub use self::weight::Catalogs;
 use crate::error::CommandError;
 use crate::progress::ProgressMode;
 
@@ -77,6 +81,14 @@ pub struct Global {
     /// Directories.
     #[command(flatten)]
     pub paths: PathOptions,
+
+    /// What the operator says about registries: credentials, mirrors, CA files, request budgets
+    ///
+    /// TOML; doc/REGISTRIES.md has every key. Secrets are named in it, never written.
+    ///
+    /// [default: /etc/cvmfs-publisher/config.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Configuration")]
+    pub config: Option<PathBuf>,
 
     /// Print results as JSON
     ///
@@ -285,6 +297,21 @@ Examples:
   Kinds of differences, counted:
     cvmfs-publisher --json verify debian:stable images.example.org | jq '.images[].counts'")]
     Verify(Verify),
+
+    /// Show what the catalogs of images weigh
+    ///
+    /// Clients fetch catalogs as a whole: those on the way to an image, and those of the parts that are touched. For
+    /// one image, every catalog on the way to its link, records and flat is shown, and the number, rows, bytes and
+    /// largest catalog of its flat and of each layer. Without an image, all are listed, those with the most entries
+    /// first.
+    #[command(after_long_help = "\
+Examples:
+  The heaviest images:
+    cvmfs-publisher catalogs images.example.org | head
+
+  What a client fetches for one of them:
+    cvmfs-publisher catalogs images.example.org debian:stable")]
+    Catalogs(Catalogs),
 
     /// Serve a repository over HTTP
     ///
@@ -542,6 +569,10 @@ pub struct Convert {
     /// How images are converted.
     #[command(flatten)]
     pub conversion: Conversion,
+
+    /// Who is told.
+    #[command(flatten)]
+    pub notifications: Notifications,
 }
 
 /// Arguments of `convert-image`.
@@ -572,6 +603,10 @@ pub struct ConvertImage {
     /// How images are converted.
     #[command(flatten)]
     pub conversion: Conversion,
+
+    /// Who is told.
+    #[command(flatten)]
+    pub notifications: Notifications,
 }
 
 /// How images are converted.

@@ -13,7 +13,8 @@ use cvmfs::trust::Anchor;
 use time::UtcDateTime;
 
 use crate::check_report;
-use crate::cli::{self, Conversion, Environment, Global, HashName, Paths, TagAction, print_result};
+use crate::cli::{self, Environment, Global, HashName, Paths, TagAction, print_result};
+use crate::config::Config;
 use crate::convert::{Plan, Request};
 use crate::error::{CommandError, ExitStatus};
 use crate::failure::Failure;
@@ -34,12 +35,14 @@ use crate::target::{InitOptions, Target, sign_whitelist_file};
 use crate::thin;
 use crate::verify;
 use crate::watch;
+use crate::weight;
 use crate::wishlist::{Lint, WishList};
 
 /// Runs one command.
 pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>) -> Result<ExitStatus, CommandError> {
     let paths = |fqrn: &str| Paths::resolve(fqrn, &global.paths, &Environment::current()).map_err(CommandError::config);
     let open = |fqrn: &str| Target::open(fqrn, paths(fqrn)?).map_err(CommandError::repository);
+    let config = || Config::read(global.config.as_deref());
     match command {
         cli::Command::Init(arguments) => {
             let algorithm = match arguments.hash {
@@ -85,10 +88,9 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
                 &target,
                 &requests,
                 refused,
-                &arguments.conversion,
+                &Workshop::new(&arguments.conversion, &config()?, progress)?.telling(&arguments.notifications)?,
                 arguments.dry_run,
                 global.json,
-                progress,
                 &ignored,
                 thin,
                 in_store,
@@ -104,15 +106,13 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
             let target = open(&arguments.fqrn)?;
             let source = arguments.image.clone();
             let request = Request { name: arguments.name.clone(), ..Request::new(source.to_string(), source) };
-            let conversion = &arguments.conversion;
             convert(
                 &target,
                 &[request],
                 Vec::new(),
-                conversion,
+                &Workshop::new(&arguments.conversion, &config()?, progress)?.telling(&arguments.notifications)?,
                 arguments.dry_run,
                 global.json,
-                progress,
                 &|_| false,
                 None,
                 if arguments.podman_store { InStore::All } else { InStore::Follow },
@@ -134,7 +134,24 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
         }
         cli::Command::Check(arguments) if arguments.fix => fix(arguments, &open(&arguments.fqrn)?, global.json),
         cli::Command::Check(arguments) => check_repository(arguments, &paths(&arguments.fqrn)?, global.json),
-        cli::Command::Verify(arguments) => verify::run(arguments, &|| open(&arguments.fqrn), global.json, progress),
+        cli::Command::Verify(arguments) => {
+            verify::run(arguments, &|| open(&arguments.fqrn), &config()?, global.json, progress)
+        }
+        cli::Command::Catalogs(arguments) => {
+            let target = open(&arguments.fqrn)?;
+            let text = match &arguments.image {
+                Some(image) => weight::image(&target, image).map(|images| match global.json {
+                    true => weight::image_to_json(&images),
+                    false => weight::image_to_text(&images),
+                }),
+                None => weight::list(&target).map(|images| match global.json {
+                    true => weight::list_to_json(&images),
+                    false => weight::list_to_text(&images),
+                }),
+            };
+            print_result(&text.map_err(Failure::into_command_error)?)?;
+            Ok(ExitStatus::Success)
+        }
         cli::Command::Ingest(arguments) => {
             let target = open(&arguments.fqrn)?;
             let report = ingest(&target, arguments).map_err(|e| {
@@ -320,15 +337,13 @@ fn convert(
     target: &Target,
     requests: &[Request],
     refused: Vec<WishOutcome>,
-    conversion: &Conversion,
+    workshop: &Workshop,
     dry_run: bool,
     json: bool,
-    progress: Arc<dyn Progress>,
     ignored: &dyn Fn(&str) -> bool,
     thin: Thin<'_>,
     in_store: InStore,
 ) -> Result<ExitStatus, CommandError> {
-    let workshop = Workshop::new(conversion, progress)?;
     let mut converter = workshop.converter(target);
     converter.options.in_store = in_store;
     let plan = converter.plan(requests).map_err(Failure::into_command_error)?;
@@ -342,6 +357,8 @@ fn convert(
     let mut report = workshop.execute(&converter, &plan, thin)?;
     report.wishes.extend(refused);
     report.wishes.sort_by_key(|w| w.line);
+    let whole: Vec<String> = requests.iter().map(|request| request.text.clone()).collect();
+    watch::note(&target.paths, &report, &plan, &whole, workshop.stop());
     for wish in &mut report.wishes {
         wish.ignored = wish.image.as_deref().is_some_and(ignored);
     }

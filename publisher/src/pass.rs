@@ -4,13 +4,15 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use image::platform::Platform;
-use registry::{Client, ClientConfig, Credentials};
+use registry::{Budgets, Client, ClientConfig, Credentials};
 use tokio::runtime::{Handle, Runtime};
 
-use crate::cli::Conversion;
+use crate::cli::{Conversion, Notifications};
+use crate::config::Config;
 use crate::convert::{ConvertOptions, Converter, Plan};
 use crate::error::CommandError;
 use crate::failure::Failure;
+use crate::notify::Notifier;
 use crate::podman::InStore;
 use crate::progress::Progress;
 use crate::report::Report;
@@ -27,28 +29,71 @@ pub type Thin<'a> = Option<(&'a str, &'a str)>;
 pub struct Workshop {
     runtime: Runtime,
     client: Client,
+    anonymous: Client,
+    config: Config,
+    budgets: Budgets,
     options: ConvertOptions,
     progress: Arc<dyn Progress>,
+    notifier: Option<Notifier>,
     stop: Stop,
 }
 
 impl Workshop {
-    /// From the command line and the environment. Signals stop what is under way.
-    pub fn new(conversion: &Conversion, progress: Arc<dyn Progress>) -> Result<Self, CommandError> {
+    /// From the command line, the configuration and the environment. Signals stop what is under way.
+    pub fn new(conversion: &Conversion, config: &Config, progress: Arc<dyn Progress>) -> Result<Self, CommandError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .map_err(CommandError::failed)?;
-        let config = ClientConfig {
+        let budgets = Budgets::default();
+        let client = Client::new(ClientConfig {
             credentials: Credentials::from_env().map_err(CommandError::config)?,
             document_limit: conversion.limits.max_manifest_size,
+            registries: config.registries.clone(),
+            budgets: budgets.clone(),
             ..ClientConfig::default()
-        };
-        let client = Client::new(config).map_err(CommandError::failed)?;
+        })
+        .map_err(CommandError::config)?;
+        let anonymous = Client::new(ClientConfig {
+            registries: config.registries.for_strangers().into(),
+            budgets: budgets.clone(),
+            ..ClientConfig::default()
+        });
+        let anonymous = anonymous.map_err(CommandError::config)?;
         let stop = Stop::default();
         stop.at_signals(runtime.handle()).map_err(CommandError::failed)?;
-        Ok(Self { client, options: convert_options(conversion)?, progress, stop, runtime })
+        let options = ConvertOptions { policy: config.policy.clone(), ..convert_options(conversion)? };
+        Ok(Self {
+            client,
+            anonymous,
+            config: config.clone(),
+            budgets,
+            options,
+            progress,
+            notifier: None,
+            stop,
+            runtime,
+        })
+    }
+
+    /// The same, which tells others what happens.
+    pub fn telling(mut self, notifications: &Notifications) -> Result<Self, CommandError> {
+        if let Some(notifier) = Notifier::start(notifications, &self.stop)? {
+            self.progress = Arc::new(notifier.telling(self.progress.clone()));
+            self.notifier = Some(notifier);
+        }
+        Ok(self)
+    }
+
+    /// How many notifications reached nobody.
+    pub fn undelivered(&self) -> u64 {
+        self.notifier.as_ref().map_or(0, Notifier::undelivered)
+    }
+
+    /// How often registries were asked, and which of them are paused.
+    pub fn budgets(&self) -> &Budgets {
+        &self.budgets
     }
 
     /// Who says when to stop.
@@ -66,7 +111,7 @@ impl Workshop {
         let sources = Sources::new(self.client.clone(), self.runtime().clone(), target.scratch());
         Converter {
             target,
-            sources: sources.with_stop(self.stop.clone()),
+            sources: sources.with_stop(self.stop.clone()).with_anonymous(self.anonymous.clone()),
             options: self.options.clone(),
             progress: self.progress.clone(),
         }
@@ -80,12 +125,19 @@ impl Workshop {
                 let credentials =
                     thin::credentials(format, user, &thin::references(plan), |name| std::env::var(name).ok())
                         .map_err(CommandError::config)?;
-                let config = ClientConfig { credentials, ..ClientConfig::default() };
+                let (registries, budgets) = (self.config.registries.clone(), self.budgets.clone());
+                let config = ClientConfig { credentials, registries, budgets, ..ClientConfig::default() };
                 Some((format, Client::new(config).map_err(CommandError::failed)?))
             }
             None => None,
         };
+        if let Some(notifier) = &self.notifier {
+            plan.images.iter().filter_map(|image| image.as_ref().err()).for_each(|wish| notifier.refused(wish));
+        }
         let mut report = converter.apply(plan).map_err(Failure::into_command_error)?;
+        if let Some(notifier) = &self.notifier {
+            notifier.published(converter.target, &report);
+        }
         if let Some((format, client)) = pusher
             && self.stop.asked().is_none()
         {

@@ -26,7 +26,7 @@ use crate::podman::{InStore, PodmanState, Stock};
 use crate::repair::damaged::Damaged;
 use crate::report::Outcome;
 use crate::signature::{Fingerprint, Gate, Policy};
-use crate::source::{RawDocument, Sources};
+use crate::source::{Asked, RawDocument, Sources};
 use crate::target::Target;
 
 /// One image that somebody wants published.
@@ -40,6 +40,19 @@ pub struct Wanted {
     pub source: ImageSource,
     /// Where it is to appear.
     pub name: PublicName,
+    /// Whose it is.
+    pub owner: Option<String>,
+    /// How urgent it is; the more the sooner.
+    pub priority: i32,
+    /// Name of the credentials to ask the registry with.
+    pub credentials: Option<String>,
+}
+
+impl Wanted {
+    /// How sources are asked for it.
+    pub fn asked(&self) -> Asked<'_> {
+        Asked::new(&self.source, self.credentials.as_deref())
+    }
 }
 
 /// Where a layer is.
@@ -181,7 +194,7 @@ impl<'a> Planner<'a> {
     /// What has to be done for an image whose tag was resolved to `digest`.
     pub fn plan(&mut self, wanted: &Wanted, digest: ManifestDigest) -> Result<ImagePlan, Failure> {
         self.refuse_foreign(&wanted.name)?;
-        let (index, document, manifest) = self.choose(&wanted.source, digest)?;
+        let (index, document, manifest) = self.choose(wanted, digest)?;
         let record = OwnedPath::ImageFile { platform: None, name: wanted.name.clone(), file: ImageFile::Status };
         let status = self.read(&record)?.and_then(|s| StatusRecord::parse(&s).ok());
         let gate = Gate { policy: self.policy, sources: self.sources };
@@ -192,7 +205,7 @@ impl<'a> Planner<'a> {
         }
         let config_bytes = match self.indexed(IndexKey::Config(manifest.config))? {
             Some(bytes) if ImageId::of(&bytes) == manifest.config => bytes,
-            _ => self.sources.config(&wanted.source, &manifest)?,
+            _ => self.sources.config(wanted.asked(), &manifest)?,
         };
         let config = Config::parse(&config_bytes)?;
         let platform = config.platform.clone().unwrap_or_else(|| self.platform.clone());
@@ -252,16 +265,16 @@ impl<'a> Planner<'a> {
 
     fn choose(
         &mut self,
-        source: &ImageSource,
+        wanted: &Wanted,
         digest: ManifestDigest,
     ) -> Result<(Option<RawDocument>, RawDocument, Manifest), Failure> {
-        let first = self.document(source, digest)?;
+        let first = self.document(wanted, digest)?;
         match first.parse()? {
             Document::Manifest(manifest) => Ok((None, first, manifest)),
             Document::Index(index) => {
                 let choice = choose(&index, &self.platform)?;
-                tracing::debug!(image = %source, why = choice.why, "platform chosen");
-                let second = self.document(source, choice.entry.digest)?;
+                tracing::debug!(image = %wanted.source, why = choice.why, "platform chosen");
+                let second = self.document(wanted, choice.entry.digest)?;
                 match second.parse()? {
                     Document::Manifest(manifest) => Ok((Some(first), second, manifest)),
                     Document::Index(_) => Err(Failure::Content("an index within an index is not supported".into())),
@@ -270,10 +283,10 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn document(&mut self, source: &ImageSource, digest: ManifestDigest) -> Result<RawDocument, Failure> {
+    fn document(&mut self, wanted: &Wanted, digest: ManifestDigest) -> Result<RawDocument, Failure> {
         match self.indexed(IndexKey::Manifest(digest))? {
             Some(bytes) if ManifestDigest::of(&bytes) == digest => Ok(RawDocument { digest, bytes, media_type: None }),
-            _ => self.sources.document(source, digest),
+            _ => self.sources.document(wanted.asked(), digest),
         }
     }
 

@@ -355,6 +355,8 @@ impl Hand<'_> {
         let large = self.layout.nested_catalogs(path).into_iter().filter(|n| n.rule == CatalogRule::WhenLarge);
         for directory in large.filter_map(|n| RepoPath::ROOT.join_path(n.path).ok()) {
             self.transaction.split_if_larger(&directory, Layout::LARGE_DIRECTORY as u64)?;
+            let (crowd, least) = (Layout::CROWDED_CATALOG as u64, Layout::WORTH_A_CATALOG as u64);
+            self.transaction.split_if_crowded(&directory, crowd, least)?;
         }
         Ok(())
     }

@@ -3,12 +3,14 @@
 //! Everything handed out was compared with its digest; a stream reports its end only after it matched. The questions
 //! are blocking: network work runs on the runtime, callers are threads of the pipeline.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt as _};
 use image::digest::{Digest, LayerDigest, ManifestDigest};
 use image::manifest::{Document, Index, LayerDescriptor, MAX_DOCUMENT, Manifest};
 use image::reference::{ImageSource, Reference, Repository};
@@ -24,6 +26,8 @@ use crate::failure::Failure;
 use crate::signature::{self, Found};
 use crate::stop::Stop;
 
+/// Tags resolved at the same time, of one registry.
+const RESOLVERS: usize = 16;
 /// Network reads come in pieces of this size.
 const BUFFER: usize = 256 << 10;
 
@@ -37,6 +41,26 @@ pub struct Sources {
     scratch: PathBuf,
     stop: Stop,
     archives: Mutex<HashMap<String, Arc<DockerArchive>>>,
+}
+
+/// An image, and with whose credentials it is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    source: &'a ImageSource,
+    credentials: Option<&'a str>,
+}
+
+impl<'a> Asked<'a> {
+    /// With the credentials that the operator's configuration calls by this name.
+    pub fn new(source: &'a ImageSource, credentials: Option<&'a str>) -> Self {
+        Self { source, credentials }
+    }
+}
+
+impl<'a> From<&'a ImageSource> for Asked<'a> {
+    fn from(source: &'a ImageSource) -> Self {
+        Self { source, credentials: None }
+    }
 }
 
 /// A document with its digest.
@@ -78,13 +102,15 @@ impl Sources {
 
     /// Waits for a registry, but not for longer than it may.
     fn wait<T>(&self, answer: impl Future<Output = Result<T, registry::Error>>) -> Result<T, Failure> {
-        self.runtime.block_on(async {
-            tokio::select! {
-                biased;
-                () = self.stop.wait() => Err(Failure::Stopped(self.stop.asked().unwrap_or(Signal::Terminate))),
-                answer = answer => Ok(answer?),
-            }
-        })
+        self.runtime.block_on(self.stoppable(answer))
+    }
+
+    async fn stoppable<T>(&self, answer: impl Future<Output = Result<T, registry::Error>>) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            () = self.stop.wait() => Err(Failure::Stopped(self.stop.asked().unwrap_or(Signal::Terminate))),
+            answer = answer => Ok(answer?),
+        }
     }
 
     /// An archive, unpacked at its first use.
@@ -98,10 +124,46 @@ impl Sources {
         Ok(archive)
     }
 
+    /// The client that has the credentials which are named.
+    fn client(&self, credentials: Option<&str>) -> Result<Client, Failure> {
+        Ok(self.client.with_credentials(credentials)?)
+    }
+
+    /// The same for many at once. Each registry is asked at its own pace: one that is slow or paused holds back nobody's images but its own.
+    pub fn resolve_all(&self, asked: &[Asked<'_>]) -> Vec<Result<ManifestDigest, Failure>> {
+        let mut registries: BTreeMap<&str, Vec<(usize, &Reference, Option<&str>)>> = BTreeMap::new();
+        let mut answers: Vec<Option<Result<ManifestDigest, Failure>>> = Vec::new();
+        for (place, asked) in asked.iter().enumerate() {
+            answers.push(match asked.source {
+                ImageSource::Registry(reference) => {
+                    let images = registries.entry(reference.registry_host()).or_default();
+                    images.push((place, reference, asked.credentials));
+                    None
+                }
+                _ => Some(self.resolve(*asked)),
+            });
+        }
+        let one = async |(place, reference, credentials): (usize, &Reference, Option<&str>)| {
+            let answer = match self.client(credentials) {
+                Ok(client) => self.stoppable(client.resolve(reference)).await,
+                Err(failure) => Err(failure),
+            };
+            (place, answer)
+        };
+        let of_registry = |images| stream::iter(images).map(one).buffer_unordered(RESOLVERS).collect::<Vec<_>>();
+        let all = join_all(registries.into_values().map(of_registry));
+        for (place, answer) in self.runtime.block_on(all).into_iter().flatten() {
+            answers[place] = Some(answer);
+        }
+        let unasked = || Err(Failure::Elsewhere("nobody was asked".into()));
+        answers.into_iter().map(|answer| answer.unwrap_or_else(unasked)).collect()
+    }
+
     /// Digest of the document that a source names now.
-    pub fn resolve(&self, source: &ImageSource) -> Result<ManifestDigest, Failure> {
+    pub fn resolve<'a>(&self, asked: impl Into<Asked<'a>>) -> Result<ManifestDigest, Failure> {
+        let Asked { source, credentials } = asked.into();
         match source {
-            ImageSource::Registry(reference) => self.wait(self.client.resolve(reference)),
+            ImageSource::Registry(reference) => self.wait(self.client(credentials)?.resolve(reference)),
             ImageSource::OciLayout { dir, tag } => {
                 Ok(OciLayout(Path::new(dir)).index()?.tagged(tag.as_deref())?.digest)
             }
@@ -112,10 +174,11 @@ impl Sources {
     }
 
     /// The document with this digest.
-    pub fn document(&self, source: &ImageSource, digest: ManifestDigest) -> Result<RawDocument, Failure> {
+    pub fn document<'a>(&self, asked: impl Into<Asked<'a>>, digest: ManifestDigest) -> Result<RawDocument, Failure> {
+        let Asked { source, credentials } = asked.into();
         match source {
             ImageSource::Registry(reference) => {
-                let raw = self.wait(self.client.manifest(&reference.with_digest(digest)))?;
+                let raw = self.wait(self.client(credentials)?.manifest(&reference.with_digest(digest)))?;
                 Ok(RawDocument { digest: raw.digest, bytes: raw.bytes.to_vec(), media_type: Some(raw.media_type) })
             }
             ImageSource::OciLayout { dir, .. } => {
@@ -129,11 +192,12 @@ impl Sources {
     }
 
     /// The bytes of a config.
-    pub fn config(&self, source: &ImageSource, manifest: &Manifest) -> Result<Vec<u8>, Failure> {
+    pub fn config<'a>(&self, asked: impl Into<Asked<'a>>, manifest: &Manifest) -> Result<Vec<u8>, Failure> {
+        let Asked { source, credentials } = asked.into();
         let digest = manifest.config.digest();
         match source {
             ImageSource::Registry(reference) => {
-                Ok(self.wait(self.client.blob_bytes(reference.repository(), digest))?.to_vec())
+                Ok(self.wait(self.client(credentials)?.blob_bytes(reference.repository(), digest))?.to_vec())
             }
             ImageSource::OciLayout { dir, .. } => OciLayout(Path::new(dir)).small(digest),
             ImageSource::DockerArchive { file } => OciLayout(self.archive(file)?.directory()).small(digest),
@@ -141,12 +205,19 @@ impl Sources {
     }
 
     /// The bytes of a layer as a stream.
-    pub fn layer(&self, source: &ImageSource, layer: &LayerDescriptor) -> Result<Box<dyn Read + Send>, Failure> {
+    pub fn layer<'a>(
+        &self,
+        asked: impl Into<Asked<'a>>,
+        layer: &LayerDescriptor,
+    ) -> Result<Box<dyn Read + Send>, Failure> {
+        let Asked { source, credentials } = asked.into();
         if let Some(signal) = self.stop.asked() {
             return Err(Failure::Stopped(signal));
         }
         match source {
-            ImageSource::Registry(reference) => self.blob(reference.repository(), layer.digest, layer.size),
+            ImageSource::Registry(reference) => {
+                self.blob(&self.client(credentials)?, reference.repository(), layer.digest, layer.size)
+            }
             ImageSource::OciLayout { dir, .. } => OciLayout(Path::new(dir)).blob(layer.digest.digest(), layer.size),
             ImageSource::DockerArchive { file } => {
                 OciLayout(self.archive(file)?.directory()).blob(layer.digest.digest(), layer.size)
@@ -154,18 +225,29 @@ impl Sources {
         }
     }
 
-    fn blob(&self, repository: &Repository, layer: LayerDigest, size: u64) -> Result<Box<dyn Read + Send>, Failure> {
-        let reader = self.wait(self.client.blob(repository, layer.digest(), size))?;
+    fn blob(
+        &self,
+        client: &Client,
+        repository: &Repository,
+        layer: LayerDigest,
+        size: u64,
+    ) -> Result<Box<dyn Read + Send>, Failure> {
+        let reader = self.wait(client.blob(repository, layer.digest(), size))?;
         let bridge = SyncIoBridge::new_with_handle(self.stop.guard(reader), self.runtime.clone());
         Ok(Box::new(BufReader::with_capacity(BUFFER, bridge)))
     }
 
     /// The signatures beside the image with this digest, as cosign puts them there; nothing if there are none.
-    pub fn signatures(&self, source: &ImageSource, digest: ManifestDigest) -> Result<Option<Vec<Found>>, Failure> {
+    pub fn signatures<'a>(
+        &self,
+        asked: impl Into<Asked<'a>>,
+        digest: ManifestDigest,
+    ) -> Result<Option<Vec<Found>>, Failure> {
+        let Asked { source, credentials } = asked.into();
         let ImageSource::Registry(reference) = source else { return Ok(None) };
         let tag = signature::tag(digest);
         let beside = Reference::parse(&format!("{}:{tag}", reference.repository()))?;
-        match self.wait(self.client.manifest(&beside)) {
+        match self.wait(self.client(credentials)?.manifest(&beside)) {
             Ok(manifest) => Ok(Some(signature::list(&manifest.bytes, &tag)?)),
             Err(Failure::Registry(registry::Error::NotFound { .. })) => Ok(None),
             Err(failure) => Err(failure),
@@ -173,10 +255,11 @@ impl Sources {
     }
 
     /// What a signature covers.
-    pub fn payload(&self, source: &ImageSource, payload: Digest) -> Result<Vec<u8>, Failure> {
+    pub fn payload<'a>(&self, asked: impl Into<Asked<'a>>, payload: Digest) -> Result<Vec<u8>, Failure> {
+        let Asked { source, credentials } = asked.into();
         match source {
             ImageSource::Registry(reference) => {
-                Ok(self.wait(self.client.blob_bytes(reference.repository(), payload))?.to_vec())
+                Ok(self.wait(self.client(credentials)?.blob_bytes(reference.repository(), payload))?.to_vec())
             }
             _ => Err(Failure::Content("images on disk have no signatures beside them".into())),
         }
@@ -197,7 +280,12 @@ impl Sources {
 
     /// The tags of an image repository.
     pub fn tags(&self, repository: &Repository) -> Result<Vec<String>, Failure> {
-        self.wait(self.client.tags(repository))
+        self.tags_as(repository, None)
+    }
+
+    /// The same, with the credentials of this name.
+    pub fn tags_as(&self, repository: &Repository, credentials: Option<&str>) -> Result<Vec<String>, Failure> {
+        self.wait(self.client(credentials)?.tags(repository))
     }
 }
 

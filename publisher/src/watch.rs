@@ -39,12 +39,15 @@ use self::queue::{Queue, Taken};
 use self::server::{Secret, Site};
 use self::status::{PassStatus, Status};
 use crate::cli::{Environment, Global, Paths, Watch};
+use crate::config::Config;
+use crate::convert::Plan;
 use crate::error::{CommandError, ExitStatus};
 use crate::failure::Failure;
 use crate::pass::Workshop;
 use crate::plan::image_name;
 use crate::progress::{Event as Told, Progress};
 use crate::report::{Outcome, Report};
+use crate::stop::Stop;
 use crate::target::{Target, WhitelistEnd, sign_whitelist_file};
 
 /// How often the list is looked at.
@@ -62,6 +65,27 @@ fn directory(paths: &Paths) -> PathBuf {
 /// What became of images.
 fn images_file(paths: &Paths) -> PathBuf {
     directory(paths).join("images.json")
+}
+
+/// Notes a pass that nobody watches: what became of images, and when they are due again, for `status` and for a program that watches
+/// later. One that watches now knows better, and writes over it.
+pub fn note(paths: &Paths, report: &Report, plan: &Plan, whole: &[String], stop: &Stop) {
+    let file = images_file(paths);
+    let mut outcomes = Outcomes::read(&file);
+    let (now, mut report) = (UtcDateTime::now(), report.clone());
+    match stop.asked() {
+        // What was stopped has not failed.
+        Some(_) => {
+            report.wishes.retain(|wish| wish.outcome != Outcome::Failed);
+            outcomes.note(&report, &[], &HashSet::new(), now);
+        }
+        None => outcomes.note(&report, whole, &HashSet::new(), now),
+    }
+    outcomes.describe(plan);
+    let written = std::fs::create_dir_all(directory(paths)).and_then(|()| outcomes.write(&file));
+    if let Err(error) = written {
+        tracing::warn!(file = %file.display(), %error, "outcomes are not kept");
+    }
 }
 
 /// Watches one list.
@@ -92,6 +116,7 @@ impl Watcher {
     /// Reads the list and the state. The repository is that of the list, and stays it.
     pub fn new(
         options: &Watch,
+        config: &Config,
         paths: impl Fn(&str) -> Result<Paths, CommandError>,
         progress: Arc<dyn Progress>,
     ) -> Result<Self, CommandError> {
@@ -106,8 +131,9 @@ impl Watcher {
         let outcomes_file = images_file(&paths);
         let outcomes = Outcomes::read(&outcomes_file);
         let secret = options.hook_token.as_deref().map(Secret::read).transpose()?;
-        let workshop = Workshop::new(&options.conversion, progress.clone())?;
-        let site = Site::new(Arc::new(queue), secret, Metrics::default(), Status::new(&fqrn, &options.wishlist));
+        let workshop = Workshop::new(&options.conversion, config, progress.clone())?.telling(&options.notifications)?;
+        let metrics = Metrics::new(workshop.budgets().clone());
+        let site = Site::new(Arc::new(queue), secret, metrics, Status::new(&fqrn, &options.wishlist));
         Ok(Self {
             fqrn,
             paths,
@@ -186,6 +212,7 @@ impl Watcher {
                     tracing::warn!(file = %self.outcomes_file.display(), %error, "outcomes are not kept");
                 }
                 self.site.metrics().note(&report, begun.elapsed());
+                self.site.metrics().undelivered(self.workshop.undelivered());
                 let pass = PassStatus::new(&report, Moment(now), begun.elapsed());
                 self.site.update(|status| {
                     status.trouble = None;
@@ -273,7 +300,7 @@ fn due_again(
 async fn rest(
     until: UtcDateTime,
     wake: &Notify,
-    stop: &crate::stop::Stop,
+    stop: &Stop,
     list_changed: impl Fn() -> bool,
     watchdog: Option<Duration>,
 ) {
@@ -297,7 +324,8 @@ async fn rest(
 /// The command: watches until SIGTERM or SIGINT.
 pub fn watch(options: &Watch, global: &Global, progress: Arc<dyn Progress>) -> Result<ExitStatus, CommandError> {
     let paths = |fqrn: &str| Paths::resolve(fqrn, &global.paths, &Environment::current()).map_err(CommandError::config);
-    let mut watcher = Watcher::new(options, paths, progress)?;
+    let config = Config::read(global.config.as_deref())?;
+    let mut watcher = Watcher::new(options, &config, paths, progress)?;
     let address = match options.listen {
         Some(address) => {
             let runtime = watcher.workshop.runtime().clone();

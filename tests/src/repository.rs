@@ -154,13 +154,12 @@ impl Site {
             },
             ..ClientConfig::default()
         };
+        let stranger = ClientConfig { credentials: Credentials::anonymous(), ..config.clone() };
+        let client = |config| Client::new(config).expect("a client");
+        let runtime = self.runtime.handle().clone();
         Converter {
             target: &self.target,
-            sources: Sources::new(
-                Client::new(config).expect("a client"),
-                self.runtime.handle().clone(),
-                self.target.scratch(),
-            ),
+            sources: Sources::new(client(config), runtime, self.target.scratch()).with_anonymous(client(stranger)),
             options: self.options.clone(),
             progress: Arc::new(Silent),
         }

@@ -12,6 +12,7 @@ use cvmfs::store::put_content;
 use cvmfs::transaction::Transaction;
 use image::digest::ChainId;
 use publisher::cli::{Cli, Command};
+use publisher::config::Config;
 use publisher::error::{CommandError, ExitStatus};
 use publisher::podman::InStore;
 use publisher::progress::Silent;
@@ -363,7 +364,7 @@ fn mend(site: &Site, world: &World, what: &str) {
     let Command::Verify(arguments) = cli.command else { panic!("not verify") };
     let before = site.revision();
     let open = || Target::open(&site.target.fqrn, site.target.paths.clone()).map_err(CommandError::repository);
-    let status = run(&arguments, &open, true, Arc::new(Silent)).unwrap();
+    let status = run(&arguments, &open, &Config::default(), true, Arc::new(Silent)).unwrap();
     assert_eq!(status, ExitStatus::Success, "{what}");
     assert_eq!(site.revision(), before + 1, "{what}: one publish");
     site.assert_sound();

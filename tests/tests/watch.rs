@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Parser as _;
 use publisher::cli::{Cli, Command, Paths};
+use publisher::config::Config;
 use publisher::error::CommandError;
 use publisher::progress::Silent;
 use publisher::report::Outcome;
@@ -57,7 +58,8 @@ impl Watched {
             panic!("not watch")
         };
         let paths = self.site.target.paths.clone();
-        Watcher::new(&options, |_| Ok::<Paths, CommandError>(paths.clone()), Arc::new(Silent)).unwrap()
+        Watcher::new(&options, &Config::default(), |_| Ok::<Paths, CommandError>(paths.clone()), Arc::new(Silent))
+            .unwrap()
     }
 
     /// Turns once, so many seconds later; what became of what was looked at, and in how many seconds it turns again.

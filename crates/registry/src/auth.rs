@@ -20,6 +20,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method};
+use image::reference::Repository;
 use reqwest::Url;
 use tokio::time::Instant;
 
@@ -28,7 +29,7 @@ use crate::client::Client;
 use crate::credentials::Credential;
 use crate::error::Error;
 use crate::retry::Attempts;
-use crate::transport::{Body, Failure, Request, Target, shown};
+use crate::transport::{Body, Failure, Login, Request, Target, shown};
 
 /// Life of a token whose server doesn't say (token specification: `expires_in`).
 const TOKEN_LIFE: u64 = 60;
@@ -168,9 +169,37 @@ impl Client {
     async fn credential(&self, target: &Target) -> Result<Option<Credential>, Error> {
         let client = self.clone();
         let repository = target.repository.clone();
-        tokio::task::spawn_blocking(move || client.config().credentials.find(&repository))
+        let (login, host) = (target.login.clone(), target.host());
+        let is_plain = target.base.scheme() == "http";
+        let find = move || client.find_credential(&login, &repository, &host, is_plain);
+        tokio::task::spawn_blocking(find)
             .await
             .map_err(|_| Error::Configuration(format!("{}: looking up credentials failed", target.place)))?
+    }
+
+    /// Blocking.
+    fn find_credential(
+        &self,
+        login: &Login,
+        repository: &Repository,
+        host: &str,
+        is_plain: bool,
+    ) -> Result<Option<Credential>, Error> {
+        let credentials = &self.config().credentials;
+        let rules = self.config().registries.rules(repository);
+        let is_ours =
+            matches!(login, Login::Named(_)) || matches!(login, Login::Configured) && rules.credentials.is_some();
+        if is_plain && is_ours && rules.plain_http != Some(true) {
+            return Err(Error::Configuration(format!(
+                "{repository}: credentials don't go over plain http; use https, or say plain_http = true for this registry"
+            )));
+        }
+        match login {
+            Login::Configured => credentials.find(repository),
+            Login::Named(name) => credentials.named(name, repository).map(Some),
+            Login::Mirror(Some(name)) => credentials.of_mirror(name, host).map(Some),
+            Login::Mirror(None) => Ok(None),
+        }
     }
 
     /// Asks the realm for a token.
@@ -207,8 +236,9 @@ impl Client {
             }
         };
         let home = url.origin();
-        let request = Request { method, url, headers, body: &body, home, place: &target.place, what: &what };
-        let mut attempts = Attempts::new(&self.config().retry);
+        let lines = &*target.session.lines;
+        let request = Request { method, url, headers, body: &body, home, lines, place: &target.place, what: &what };
+        let mut attempts = Attempts::new(&target.retry);
         loop {
             let failure = match self.send(&request, authorization.as_ref()).await {
                 Ok(answer) if answer.response.status().is_success() => {
@@ -230,7 +260,7 @@ impl Client {
                 Ok(answer) => Failure::from_status(&answer.response, &target.place, &what, String::new()),
                 Err(failure) => failure,
             };
-            self.pause(&mut attempts, failure, None).await?;
+            self.pause(&mut attempts, failure, &target.session).await?;
         }
     }
 }

@@ -9,9 +9,12 @@
 //!   after the check, so a consumer that knows the size and stops there is safe, too.
 //! - No byte is handed out twice: a server that ignores `Range` starts again, and what was delivered is skipped. Should
 //!   its content have changed in between, the digest over all that was handed out tells.
+//! - A mirror that fails for good is left for the next one, or the registry, at the offset reached. Whoever gave a part, it is the whole
+//!   that has to have the digest; if it has not, every mirror that gave a part is passed over from then on.
 //! - An announced length that isn't the descriptor's is an error before the first byte.
 //! - Memory: one part of the body as it comes from the network.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::pin::Pin;
@@ -28,6 +31,7 @@ use tokio::io::{AsyncBufRead, AsyncRead, ReadBuf};
 use tokio_util::io::StreamReader;
 
 use crate::client::{Client, verify};
+use crate::endpoints::{Endpoints, blame};
 use crate::error::Error;
 use crate::retry::Attempts;
 use crate::transport::{Call, Failure, Target};
@@ -43,12 +47,16 @@ pub struct BlobReader {
 }
 
 impl BlobReader {
-    pub(crate) async fn open(client: Client, target: Target, digest: Digest, size: u64) -> Result<Self, Error> {
-        let attempts = Attempts::new(&client.config().retry);
+    pub(crate) async fn open(client: Client, from: Endpoints, digest: Digest, size: u64) -> Result<Self, Error> {
         let what = format!("blob {digest}");
+        let mut others: VecDeque<Target> = from.mirrors.into_iter().chain([from.origin]).collect();
+        let target = others.pop_front().expect("the registry itself is asked at last");
+        let attempts = Attempts::new(&target.retry);
         let mut download = Download {
             client,
             target,
+            others,
+            mirrors: Vec::new(),
             what,
             digest,
             size,
@@ -61,7 +69,9 @@ impl BlobReader {
         if size == 0 {
             download.check()?;
         } else {
-            Box::pin(download.connect()).await?;
+            while let Err(error) = Box::pin(download.connect()).await {
+                download.go_elsewhere(error)?;
+            }
         }
         let stream = try_unfold(download, |mut download| async move {
             let part = Box::pin(download.next()).await.map_err(Error::into_io)?;
@@ -119,6 +129,10 @@ struct Source {
 struct Download {
     client: Client,
     target: Target,
+    /// who is asked if that fails, in this order
+    others: VecDeque<Target>,
+    /// mirrors that gave a part
+    mirrors: Vec<Target>,
     what: String,
     digest: Digest,
     size: u64,
@@ -140,7 +154,9 @@ impl Download {
         }
         loop {
             let Some(source) = &mut self.source else {
-                self.connect().await?;
+                if let Err(error) = self.connect().await {
+                    self.go_elsewhere(error)?;
+                }
                 continue;
             };
             let failure = match self.client.chunk(&mut source.response, &self.target.place, &self.what).await {
@@ -153,7 +169,14 @@ impl Download {
                     }
                     let length = part.len() as u64;
                     if length > self.size - self.offset {
-                        return Err(self.wrong_size(self.offset.saturating_add(length)));
+                        let error = self.wrong_size(self.offset.saturating_add(length));
+                        if self.target.is_mirror() {
+                            blame(&self.target, &error);
+                        }
+                        return Err(error);
+                    }
+                    if self.target.is_mirror() && self.mirrors.last().is_none_or(|last| last.base != self.target.base) {
+                        self.mirrors.push(self.target.clone());
                     }
                     self.hasher.update(&part);
                     self.offset += length;
@@ -171,8 +194,20 @@ impl Download {
                 Err(failure) => failure,
             };
             self.source = None;
-            self.client.pause(&mut self.attempts, failure, None).await?;
+            if let Err(error) = self.client.pause(&mut self.attempts, failure, &self.target.session).await {
+                self.go_elsewhere(error)?;
+            }
         }
+    }
+
+    /// A mirror failed for good: goes on with the next one.
+    fn go_elsewhere(&mut self, error: Error) -> Result<(), Error> {
+        let Some(next) = self.others.pop_front() else { return Err(error) };
+        blame(&self.target, &error);
+        self.target = next;
+        self.attempts = Attempts::new(&self.target.retry);
+        self.ranges = true;
+        Ok(())
     }
 
     /// Opens the blob at the offset reached.
@@ -226,7 +261,15 @@ impl Download {
 
     fn check(&mut self) -> Result<(), Error> {
         let actual = Digest::from_bytes(std::mem::take(&mut self.hasher).finalize().into());
-        verify(&self.target, &self.what, Some(self.digest), actual)
+        let checked = verify(&self.target, &self.what, Some(self.digest), actual);
+        for mirror in &self.mirrors {
+            match &checked {
+                Ok(()) if mirror.base == self.target.base => mirror.session.budget.recovered(),
+                Ok(()) => {}
+                Err(error) => blame(mirror, error),
+            }
+        }
+        checked
     }
 
     fn wrong_size(&self, actual: u64) -> Error {

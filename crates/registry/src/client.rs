@@ -7,7 +7,8 @@
 //! - Bytes are returned only if they have the digest that was asked for; for a tag, the digest that the registry
 //!   declares is checked against the bytes, and the one that is returned is computed from them.
 //! - All four manifest types are accepted at once: registries answer 404 for a type they aren't asked for.
-//! - Documents are limited to [`ClientConfig::document_limit`], tag lists to [`ClientConfig::tag_pages`].
+//! - Documents are limited to [`ClientConfig::document_limit`], tag lists to [`ClientConfig::tag_pages`] and sixteen times that limit.
+//! - An image that did not move costs one request: HEAD, or where that is of no use a GET that the registry may answer with 304.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -15,17 +16,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE, LINK};
+use http::header::{ACCEPT, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderValue, Method};
 use image::digest::{Digest, ManifestDigest};
 use image::reference::{Reference, Repository};
+use reqwest::Url;
 
 use crate::blob::BlobReader;
+use crate::budget::Budgets;
 use crate::credentials::Credentials;
+use crate::endpoints::{Sessions, Wants, useful};
 use crate::error::Error;
-use crate::lines::Lines;
 use crate::retry::{Attempts, RetryPolicy};
-use crate::transport::{Call, Session, Target, base_url, mirror_url, shown};
+use crate::settings::Registries;
+use crate::transport::{Call, Target};
 
 /// The four types of manifests and indexes.
 const MANIFEST_TYPES: [&str; 4] = [
@@ -34,8 +38,10 @@ const MANIFEST_TYPES: [&str; 4] = [
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 ];
-/// Tags asked for in one page; registries may give fewer, or all.
-const TAGS_PER_PAGE: usize = 1000;
+/// Documents whose `ETag` is remembered.
+const ETAGS: usize = 100_000;
+/// No longer ones are, in bytes.
+const LONGEST_ETAG: usize = 256;
 /// The header that names the digest of what is served (distribution-spec, "Pulling manifests").
 const CONTENT_DIGEST: &str = "docker-content-digest";
 
@@ -62,7 +68,11 @@ pub struct ClientConfig {
     pub user_agent: String,
     /// A server that is asked in the place of every registry, `http://127.0.0.1:5080`. It hears in the parameter `ns` which registry is
     /// meant, as containerd tells its mirrors, and no password of any of them.
-    pub mirror: Option<reqwest::Url>,
+    pub mirror: Option<Url>,
+    /// What the operator says about registries; its credentials are taken before those of the environment.
+    pub registries: Arc<Registries>,
+    /// How often registries are asked. Clients that are given clones of one value keep one budget together.
+    pub budgets: Budgets,
 }
 
 impl Default for ClientConfig {
@@ -78,6 +88,8 @@ impl Default for ClientConfig {
             tag_pages: 1000,
             user_agent: concat!("cvmfs-containers/", env!("CARGO_PKG_VERSION")).to_owned(),
             mirror: None,
+            registries: Arc::default(),
+            budgets: Budgets::default(),
         }
     }
 }
@@ -95,48 +107,48 @@ pub struct RawManifest {
 
 /// A client for any number of registries. Cheap to clone; clones share connections, tokens and pauses.
 #[derive(Debug, Clone)]
-pub struct Client(Arc<Inner>);
+pub struct Client {
+    inner: Arc<Inner>,
+    login: Option<Arc<str>>,
+}
 
 #[derive(Debug)]
 struct Inner {
     config: ClientConfig,
-    lines: Lines,
-    sessions: Mutex<HashMap<String, Arc<Session>>>,
+    sessions: Sessions,
+    unmoved: Unmoved,
 }
 
 impl Client {
     /// Reads the CA certificates; connects to nobody yet.
     pub fn new(mut config: ClientConfig) -> Result<Self, Error> {
-        if config.mirror.is_some() {
-            config.credentials = Credentials::anonymous();
+        config.credentials = match config.mirror {
+            Some(_) => Credentials::anonymous(),
+            None => config.credentials.with_registries(config.registries.clone()),
+        };
+        let sessions = Sessions::new(&config)?;
+        Ok(Self { inner: Arc::new(Inner { config, sessions, unmoved: Unmoved::default() }), login: None })
+    }
+
+    /// The same client, with the credentials of this name in the place of those that are configured for a registry; it shares all the
+    /// rest. Registries that may not see them are not asked at all.
+    pub fn with_credentials(&self, name: Option<&str>) -> Result<Self, Error> {
+        if let Some(name) = name {
+            self.config().registries.has(name)?;
         }
-        let lines = Lines::new(&config)?;
-        Ok(Self(Arc::new(Inner { config, lines, sessions: Mutex::default() })))
+        Ok(Self { inner: self.inner.clone(), login: name.map(Arc::from) })
     }
 
     pub(crate) fn config(&self) -> &ClientConfig {
-        &self.0.config
+        &self.inner.config
     }
 
-    pub(crate) fn lines(&self) -> &Lines {
-        &self.0.lines
+    pub(crate) fn sessions(&self) -> &Sessions {
+        &self.inner.sessions
     }
 
-    pub(crate) fn target(&self, repository: &Repository) -> Result<Target, Error> {
-        let (place, path, base) = match &self.0.config.mirror {
-            Some(mirror) => {
-                let path = repository.path().to_owned();
-                (format!("{repository}, asked of {}", shown(mirror)), path, mirror_url(mirror, repository)?)
-            }
-            None => {
-                let (host, path) = self.0.config.credentials.route(repository);
-                let base = base_url(repository, &host, &path)?;
-                (repository.to_string(), path, base)
-            }
-        };
-        let mut sessions = self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        let session = sessions.entry(shown(&base)).or_insert_with(|| Arc::new(Session::new(&self.0.config))).clone();
-        Ok(Target { repository: repository.clone(), place, path, base, session })
+    pub(crate) fn login(&self) -> Option<Arc<str>> {
+        self.login.clone()
     }
 
     /// The digest that a tag has now: one HEAD request, which registries with pull limits don't count. A reference
@@ -145,84 +157,135 @@ impl Client {
         if let Some(digest) = reference.digest() {
             return Ok(digest);
         }
-        let target = self.target(reference.repository())?;
-        let what = format!("manifest {}", reference.target());
-        let call = Call { method: Method::HEAD, ..manifest_call(&target, reference, &what) };
-        match self.call(&call, &mut Attempts::new(&self.config().retry)).await {
-            Ok(response) => {
-                if let Some(digest) = declared_digest(response.headers()) {
-                    return Ok(ManifestDigest::from_digest(digest));
-                }
+        let endpoints = self.endpoints(reference.repository(), Wants::Names)?;
+        for mirror in &endpoints.mirrors {
+            if let Some(digest) = useful(mirror, self.resolve_at(mirror, reference).await) {
+                return Ok(digest);
             }
-            // registries that don't do HEAD properly
-            Err(Error::Status { status: 400 | 405 | 406 | 501, .. } | Error::Protocol { .. }) => {}
-            Err(error) => return Err(error),
         }
-        Ok(self.manifest(reference).await?.digest)
+        self.resolve_at(&endpoints.origin, reference).await
+    }
+
+    async fn resolve_at(&self, target: &Target, reference: &Reference) -> Result<ManifestDigest, Error> {
+        let what = format!("manifest {}", reference.target());
+        let mut call = Call { method: Method::HEAD, ..manifest_call(target, reference, &what) };
+        let unmoved = &self.inner.unmoved;
+        let known = unmoved.get(&call.url);
+        if known.is_none() {
+            match self.call(&call, &mut Attempts::new(&target.retry)).await {
+                Ok(response) => {
+                    if let Some(digest) = declared_digest(response.headers()) {
+                        return Ok(ManifestDigest::from_digest(digest));
+                    }
+                }
+                // registries that don't do HEAD properly
+                Err(Error::Status { status: 400 | 405 | 406 | 501, .. } | Error::Protocol { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        call.method = Method::GET;
+        if let Some((tag, _)) = &known {
+            call.headers.insert(IF_NONE_MATCH, tag.clone());
+        }
+        let (headers, bytes) = match (self.document(&call, self.config().document_limit).await, known) {
+            (Ok((headers, _, bytes)), _) => (headers, bytes),
+            (Err(Error::Status { status: 304, .. }), Some((_, digest))) => return Ok(digest),
+            (Err(error), _) => return Err(error),
+        };
+        let manifest = checked_manifest(target, reference, &headers, bytes)?;
+        unmoved.note(&call.url, headers.get(ETAG), manifest.digest);
+        Ok(manifest.digest)
     }
 
     /// The manifest or index that the reference names, by its digest if it has one.
     pub async fn manifest(&self, reference: &Reference) -> Result<RawManifest, Error> {
-        let target = self.target(reference.repository())?;
+        let wants = if reference.digest().is_some() { Wants::Content } else { Wants::Names };
+        let endpoints = self.endpoints(reference.repository(), wants)?;
+        for mirror in &endpoints.mirrors {
+            if let Some(manifest) = useful(mirror, self.manifest_at(mirror, reference).await) {
+                return Ok(manifest);
+            }
+        }
+        self.manifest_at(&endpoints.origin, reference).await
+    }
+
+    async fn manifest_at(&self, target: &Target, reference: &Reference) -> Result<RawManifest, Error> {
         let what = format!("manifest {}", reference.target());
-        let call = manifest_call(&target, reference, &what);
+        let call = manifest_call(target, reference, &what);
         let (headers, _, bytes) = self.document(&call, self.config().document_limit).await?;
-        let digest = ManifestDigest::of(&bytes);
-        let expected = reference.digest().map(|digest| digest.digest()).or_else(|| declared_digest(&headers));
-        verify(&target, &what, expected, digest.digest())?;
-        let media_type = media_type(&headers, &bytes).map_err(|reason| Error::Protocol {
-            place: target.place.clone(),
-            what,
-            reason,
-        })?;
-        Ok(RawManifest { bytes, media_type, digest })
+        checked_manifest(target, reference, &headers, bytes)
     }
 
     /// A small blob as a whole, usually a config: at most [`ClientConfig::document_limit`] bytes, verified.
     pub async fn blob_bytes(&self, repository: &Repository, digest: Digest) -> Result<Bytes, Error> {
-        let target = self.target(repository)?;
+        let endpoints = self.endpoints(repository, Wants::Content)?;
+        for mirror in &endpoints.mirrors {
+            if let Some(bytes) = useful(mirror, self.blob_bytes_at(mirror, digest).await) {
+                return Ok(bytes);
+            }
+        }
+        self.blob_bytes_at(&endpoints.origin, digest).await
+    }
+
+    async fn blob_bytes_at(&self, target: &Target, digest: Digest) -> Result<Bytes, Error> {
         let what = format!("blob {digest}");
-        let call = Call::get(&target, target.url(&format!("blobs/{digest}")), &what);
+        let call = Call::get(target, target.url(&format!("blobs/{digest}")), &what);
         let (_, _, bytes) = self.document(&call, self.config().document_limit).await?;
-        verify(&target, &what, Some(digest), Digest::of(&bytes))?;
+        verify(target, &what, Some(digest), Digest::of(&bytes))?;
         Ok(bytes)
     }
 
     /// A blob of `size` bytes as a stream; see [`BlobReader`]. Returns when the registry has begun to answer.
     pub async fn blob(&self, repository: &Repository, digest: Digest, size: u64) -> Result<BlobReader, Error> {
-        BlobReader::open(self.clone(), self.target(repository)?, digest, size).await
+        BlobReader::open(self.clone(), self.endpoints(repository, Wants::Content)?, digest, size).await
     }
 
     /// All tags of the repository, in the registry's order. Names outside the tag grammar may be among them;
     /// `image::reference::Wildcard::select` takes none of those.
     pub async fn tags(&self, repository: &Repository) -> Result<Vec<String>, Error> {
-        #[derive(serde::Deserialize)]
-        struct Page {
-            tags: Option<Vec<String>>,
-        }
-        let target = self.target(repository)?;
-        let what = "tag list";
-        let protocol = |reason: String| Error::Protocol { place: target.place.clone(), what: what.to_owned(), reason };
-        let mut url = target.url("tags/list");
-        url.query_pairs_mut().append_pair("n", &TAGS_PER_PAGE.to_string());
-        let mut tags = Vec::new();
-        for _ in 0..self.config().tag_pages {
-            let call = Call::get(&target, url.clone(), what);
-            let (headers, from, body) = self.document(&call, self.config().document_limit).await?;
-            let page: Page =
-                serde_json::from_slice(&body).map_err(|error| protocol(format!("no tag list: {error}")))?;
-            tags.extend(page.tags.unwrap_or_default());
-            let Some(next) = next_page(&headers) else { return Ok(tags) };
-            let next = from.join(&next).map_err(|_| protocol("the next page has no usable address".to_owned()))?;
-            if next.origin() != target.base.origin() {
-                return Err(protocol(format!("the next page lies at another host, {}", shown(&next))));
+        let endpoints = self.endpoints(repository, Wants::Names)?;
+        for mirror in &endpoints.mirrors {
+            if let Some(tags) = useful(mirror, self.tags_at(mirror).await) {
+                return Ok(tags);
             }
-            if next == url {
-                return Err(protocol("the next page is the same page again".to_owned()));
-            }
-            url = next;
         }
-        Err(protocol(format!("the list has more than {} pages", self.config().tag_pages)))
+        self.tags_at(&endpoints.origin).await
+    }
+}
+
+/// A manifest, if it is what was asked for.
+fn checked_manifest(
+    target: &Target,
+    reference: &Reference,
+    headers: &HeaderMap,
+    bytes: Bytes,
+) -> Result<RawManifest, Error> {
+    let what = format!("manifest {}", reference.target());
+    let digest = ManifestDigest::of(&bytes);
+    let expected = reference.digest().map(|digest| digest.digest()).or_else(|| declared_digest(headers));
+    verify(target, &what, expected, digest.digest())?;
+    let wrong = |reason| Error::Protocol { place: target.place.clone(), what, reason };
+    let media_type = media_type(headers, &bytes).map_err(wrong)?;
+    Ok(RawManifest { bytes, media_type, digest })
+}
+
+/// What registries of no use for HEAD said of a document last, by its address: their `ETag` (RFC 9110, 8.8.3) and its digest.
+#[derive(Debug, Default)]
+struct Unmoved(Mutex<HashMap<Url, (HeaderValue, ManifestDigest)>>);
+
+impl Unmoved {
+    fn get(&self, url: &Url) -> Option<(HeaderValue, ManifestDigest)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(url).cloned()
+    }
+
+    fn note(&self, url: &Url, tag: Option<&HeaderValue>, digest: ManifestDigest) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match tag.filter(|tag| tag.len() <= LONGEST_ETAG) {
+            Some(tag) if known.len() < ETAGS || known.contains_key(url) => {
+                known.insert(url.clone(), (tag.clone(), digest));
+            }
+            _ => drop(known.remove(url)),
+        }
     }
 }
 
@@ -268,46 +331,9 @@ fn media_type(headers: &HeaderMap, bytes: &[u8]) -> Result<String, String> {
     }
 }
 
-/// The address of the next page (RFC 8288): `Link: </v2/…>; rel="next"`.
-fn next_page(headers: &HeaderMap) -> Option<String> {
-    for value in headers.get_all(LINK) {
-        let mut rest = value.to_str().ok()?;
-        while let Some((_, after)) = rest.split_once('<') {
-            let (address, after) = after.split_once('>')?;
-            let parameters = &after[..after.find('<').unwrap_or(after.len())];
-            let next =
-                parameters.split([';', ',']).filter_map(|parameter| parameter.split_once('=')).any(|(name, value)| {
-                    name.trim().eq_ignore_ascii_case("rel")
-                        && value.trim().trim_matches('"').split(' ').any(|rel| rel.eq_ignore_ascii_case("next"))
-                });
-            if next {
-                return Some(address.to_owned());
-            }
-            rest = after;
-        }
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn finds_the_next_page() {
-        for (link, expected) in [
-            (r#"</v2/a/tags/list?last=b&n=2>; rel="next""#, Some("/v2/a/tags/list?last=b&n=2")),
-            ("</x>; rel=next", Some("/x")),
-            (r#"</first>; rel="first", </x,y;z>; title="t"; REL="prev next""#, Some("/x,y;z")),
-            (r#"</x>; rel="last""#, None),
-            ("</x", None),
-            ("", None),
-        ] {
-            let headers = HeaderMap::from_iter([(LINK, HeaderValue::from_str(link).unwrap())]);
-            assert_eq!(next_page(&headers).as_deref(), expected, "{link}");
-        }
-        assert_eq!(next_page(&HeaderMap::new()), None);
-    }
 
     #[test]
     fn takes_the_media_type_from_the_answer_or_the_document() {

@@ -2,29 +2,35 @@
 //!
 //! Looked up in this order, only when a registry asks for it:
 //! 1. values given by the program ([`Credentials::with`]), by exact `host[:port]`;
-//! 2. the existing tool's variables: `DUCC_AUTH_REGISTRIES=N,M` and for each of them `DUCC_N_IDENT` with either
+//! 2. what the operator's configuration names for the registry ([`crate::settings`]);
+//! 3. the existing tool's variables: `DUCC_AUTH_REGISTRIES=N,M` and for each of them `DUCC_N_IDENT` with either
 //!    `DUCC_N_USER` and `DUCC_N_PASS`, or `DUCC_N_PROXY`. The first N wins whose IDENT is a substring of the address
 //!    `scheme://host/repository`. PROXY (`host[/path]`) replaces the host and prefixes the repository; USER and PASS
 //!    of that N are then ignored;
-//! 3. the Docker configuration (`$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`), credential helpers and
+//! 4. the Docker configuration (`$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`), credential helpers and
 //!    identity tokens included, by the host that is really asked.
 //!
 //! Invariants
 //! - A match of IDENT must begin within the scheme or host. The existing tool takes one anywhere, so that
 //!   `https://evil.example/registry.example.org/x` in a wish list would be sent the password of registry.example.org.
 //!   IDENT should be a complete host name all the same: `cern` also matches `cern.evil.example`.
+//! - Credentials that are asked for by name go to registries that the configuration names with them, and to no other.
 //! - A half-configured N is an error at start-up; nothing falls back silently to anonymous.
 //! - Secrets have no `Display`, and a `Debug` without content.
+
+pub mod named;
 
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use docker_credential::{CredentialRetrievalError, DockerCredential};
 use image::reference::{DOCKER_HUB, Reference, Repository};
 
 use crate::error::Error;
+use crate::settings::Registries;
 
 /// Names of Docker Hub; its key in the Docker configuration is the first.
 const HUB_KEYS: [&str; 2] = ["https://index.docker.io/v1/", "index.docker.io"];
@@ -90,6 +96,7 @@ pub struct Credentials {
     explicit: Vec<(String, Credential)>,
     named: Vec<Named>,
     docker_config: Option<PathBuf>,
+    registries: Arc<Registries>,
 }
 
 impl Credentials {
@@ -111,7 +118,8 @@ impl Credentials {
         let named = named.map(|name| Named::read(name, &value)).collect::<Result<_, _>>()?;
         let home = || Some(PathBuf::from(value("HOME")?).join(".docker"));
         let docker = value("DOCKER_CONFIG").map(PathBuf::from).or_else(home);
-        Ok(Self { explicit: Vec::new(), named, docker_config: docker.map(|dir| dir.join("config.json")) })
+        let docker_config = docker.map(|dir| dir.join("config.json"));
+        Ok(Self { explicit: Vec::new(), named, docker_config, registries: Arc::default() })
     }
 
     /// Adds a credential for one registry, `host[:port]` as written in references; wins over all other sources.
@@ -126,9 +134,26 @@ impl Credentials {
         self
     }
 
+    /// Takes the credentials that the configuration names.
+    pub(crate) fn with_registries(mut self, registries: Arc<Registries>) -> Self {
+        self.registries = registries;
+        self
+    }
+
+    /// The credential that the operator's configuration calls by this name, if it is for this repository. Runs credential helpers:
+    /// blocking.
+    pub fn named(&self, name: &str, repository: &Repository) -> Result<Credential, Error> {
+        self.registries.source(name, repository)?.read(name, &keys(repository))
+    }
+
+    /// The same for a mirror at this `host[:port]`, with which the operator has named it.
+    pub(crate) fn of_mirror(&self, name: &str, host: &str) -> Result<Credential, Error> {
+        self.registries.source_of_mirror(name)?.read(name, &[host])
+    }
+
     /// Where requests for the repository really go: host and repository path there.
     pub(crate) fn route(&self, repository: &Repository) -> (String, String) {
-        match self.named(repository).map(|named| &named.access) {
+        match self.ducc(repository).map(|named| &named.access) {
             Some(Access::Proxy { host, path }) => (host.clone(), format!("{path}{}", repository.path())),
             _ => (repository.api_host().to_owned(), repository.path().to_owned()),
         }
@@ -144,19 +169,18 @@ impl Credentials {
         {
             return Ok(Some(credential.clone()));
         }
-        if let Some(Named { access: Access::Credential(credential), .. }) = self.named(repository) {
+        if let Some(name) = self.registries.rules(repository).credentials.filter(|_| !routed) {
+            return self.named(name, repository).map(Some);
+        }
+        if let Some(Named { access: Access::Credential(credential), .. }) = self.ducc(repository) {
             return Ok(Some(credential.clone()));
         }
-        let hub = !routed && repository.registry_host() == DOCKER_HUB;
-        for key in hub.then_some(HUB_KEYS).into_iter().flatten().chain([names[1]]) {
-            if let Some(credential) = self.docker_entry(key)? {
-                return Ok(Some(credential));
-            }
-        }
-        Ok(None)
+        let Some(path) = &self.docker_config else { return Ok(None) };
+        let keys = if routed { vec![names[1]] } else { keys(repository) };
+        keys.into_iter().map(|key| docker_entry(path, key)).find_map(Result::transpose).transpose()
     }
 
-    fn named(&self, repository: &Repository) -> Option<&Named> {
+    fn ducc(&self, repository: &Repository) -> Option<&Named> {
         let addresses = [repository.registry_host(), repository.api_host()].map(|host| {
             let scheme = repository.scheme();
             (format!("{scheme}://{host}/{}", repository.path()), scheme.as_str().len() + 3 + host.len())
@@ -165,36 +189,50 @@ impl Credentials {
             addresses.iter().any(|(address, host_end)| address.find(&named.ident).is_some_and(|at| at < *host_end))
         })
     }
+}
 
-    fn docker_entry(&self, key: &str) -> Result<Option<Credential>, Error> {
-        let Some(path) = &self.docker_config else { return Ok(None) };
-        let file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                return Ok(None);
-            }
-            Err(source) => return Err(Error::Io { path: path.clone(), source }),
-        };
-        let failure = |why: String| Error::Configuration(format!("{}: entry for {key}: {why}", path.display()));
-        match docker_credential::get_credential_from_reader(io::BufReader::new(file), key) {
-            Ok(DockerCredential::UsernamePassword(user, password)) if user.is_empty() && password.is_empty() => {
-                Ok(None)
-            }
-            Ok(DockerCredential::UsernamePassword(user, password)) => Ok(Some(Credential::password(user, password))),
-            Ok(DockerCredential::IdentityToken(token)) => Ok(Some(Credential::IdentityToken(Secret::new(token)))),
-            Err(CredentialRetrievalError::NoCredentialConfigured) => Ok(None),
-            // the words that every helper uses for "none stored" (docker/docker-credential-helpers)
-            Err(CredentialRetrievalError::HelperFailure { stdout, stderr, .. })
-                if [&stdout, &stderr].iter().any(|text| text.contains("credentials not found")) =>
-            {
-                Ok(None)
-            }
-            // its output may hold secrets: only its name is repeated
-            Err(CredentialRetrievalError::HelperFailure { helper, .. }) => {
-                Err(failure(format!("{helper} failed; run it by hand, or log in without a credential helper")))
-            }
-            Err(error) => Err(failure(format!("{error}; log in again"))),
+/// The keys of a registry in Docker configurations.
+fn keys(repository: &Repository) -> Vec<&str> {
+    let host = repository.registry_host();
+    (host == DOCKER_HUB).then_some(HUB_KEYS).into_iter().flatten().chain([host]).collect()
+}
+
+/// The entry of a Docker configuration.
+fn docker_entry(path: &Path, key: &str) -> Result<Option<Credential>, Error> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
         }
+        Err(source) => return Err(Error::Io { path: path.to_owned(), source }),
+    };
+    entry(io::BufReader::new(file), &path.display().to_string(), key)
+}
+
+/// What a credential helper has.
+fn helper_entry(helper: &str, key: &str) -> Result<Option<Credential>, Error> {
+    let config = serde_json::json!({ "credHelpers": { key: helper } }).to_string();
+    entry(config.as_bytes(), &format!("docker-credential-{helper}"), key)
+}
+
+fn entry(config: impl io::Read, place: &str, key: &str) -> Result<Option<Credential>, Error> {
+    let failure = |why: String| Error::Configuration(format!("{place}: entry for {key}: {why}"));
+    match docker_credential::get_credential_from_reader(config, key) {
+        Ok(DockerCredential::UsernamePassword(user, password)) if user.is_empty() && password.is_empty() => Ok(None),
+        Ok(DockerCredential::UsernamePassword(user, password)) => Ok(Some(Credential::password(user, password))),
+        Ok(DockerCredential::IdentityToken(token)) => Ok(Some(Credential::IdentityToken(Secret::new(token)))),
+        Err(CredentialRetrievalError::NoCredentialConfigured) => Ok(None),
+        // the words that every helper uses for "none stored" (docker/docker-credential-helpers)
+        Err(CredentialRetrievalError::HelperFailure { stdout, stderr, .. })
+            if [&stdout, &stderr].iter().any(|text| text.contains("credentials not found")) =>
+        {
+            Ok(None)
+        }
+        // its output may hold secrets: only its name is repeated
+        Err(CredentialRetrievalError::HelperFailure { helper, .. }) => {
+            Err(failure(format!("{helper} failed; run it by hand, or log in without a credential helper")))
+        }
+        Err(error) => Err(failure(format!("{error}; log in again"))),
     }
 }
 

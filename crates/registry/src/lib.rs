@@ -6,7 +6,9 @@
 //! | [`blob`] | a blob as a byte stream: verified, resumed |
 //! | [`push`] | blobs and manifests into a registry |
 //! | [`thin`] | thin images into a registry, only what changed |
+//! | [`settings`] | what an operator says about registries: credentials, mirrors, CA, budget |
 //! | [`credentials`] | whose password goes to which registry |
+//! | [`budget`] | how often a registry is asked |
 //! | [`retry`] | what is tried again and when |
 //! | [`error`] | what can go wrong, as callers branch on it |
 //! | `testing` | a registry in this process, with scripted faults (feature `testing`) |
@@ -22,21 +24,27 @@
 
 mod auth;
 pub mod blob;
+pub mod budget;
 mod challenge;
 pub mod client;
 pub mod credentials;
+mod endpoints;
 pub mod error;
 mod lines;
 pub mod push;
 pub mod retry;
+pub mod settings;
+mod tags;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod thin;
 mod transport;
 
 pub use blob::BlobReader;
+pub use budget::Budgets;
 pub use client::{Client, ClientConfig, RawManifest};
 pub use credentials::{Credential, Credentials};
 pub use error::Error;
 pub use push::BlobSource;
 pub use retry::RetryPolicy;
+pub use settings::{Registries, Settings};

@@ -5,6 +5,7 @@
 //! - Trust is the system's CA certificates and the extra files, never less.
 //! - Loopback addresses are reached directly, whatever proxy the environment names.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use reqwest::Url;
@@ -23,14 +24,14 @@ pub(crate) struct Lines {
 
 impl Lines {
     /// TLS is set up here in full: *ring* as provider, the system's CA certificates (`SSL_CERT_FILE` and `SSL_CERT_DIR`
-    /// are honoured) and the extra ones. A machine without CA certificates can still use plain registries.
-    pub(crate) fn new(config: &ClientConfig) -> Result<Self, Error> {
+    /// are honoured) and the extra ones, `own` among them. A machine without CA certificates can still use plain registries.
+    pub(crate) fn new(config: &ClientConfig, own: Option<&Path>) -> Result<Self, Error> {
         let mut roots = rustls::RootCertStore::empty();
         let native = rustls_native_certs::load_native_certs();
         let (usable, ignored) = roots.add_parsable_certificates(native.certs);
         tracing::debug!(usable, ignored, errors = native.errors.len(), "system CA certificates");
-        for path in &config.extra_ca_files {
-            let pem = std::fs::read(path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        for path in config.extra_ca_files.iter().map(AsRef::as_ref).chain(own) {
+            let pem = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
             let bad =
                 || Error::Configuration(format!("{}: holds no usable CA certificate in PEM form", path.display()));
             let certificates: Vec<_> =

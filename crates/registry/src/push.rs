@@ -76,7 +76,7 @@ impl Client {
         let what = format!("blob {digest}");
         let url = target.url(&format!("blobs/{digest}"));
         let call = Call { access, method: Method::HEAD, ..Call::get(target, url, &what) };
-        match self.call(&call, &mut Attempts::new(&self.config().retry)).await {
+        match self.call(&call, &mut Attempts::new(&target.retry)).await {
             Ok(answer) => Ok(Some(answer.headers().clone())),
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -95,7 +95,7 @@ impl Client {
             return Ok(Pushed::Present);
         }
         let what = format!("upload of {digest}");
-        let mut attempts = Attempts::new(&self.config().retry);
+        let mut attempts = Attempts::new(&target.retry);
         let mut put = Call {
             access: Access::Push,
             method: Method::PUT,
@@ -115,7 +115,7 @@ impl Client {
                     return Ok(Pushed::Uploaded);
                 }
                 // the upload is spoilt, a new one may work
-                Err(failure) => self.pause(&mut attempts, failure, Some(&target.session)).await?,
+                Err(failure) => self.pause(&mut attempts, failure, &target.session).await?,
             }
         }
     }
@@ -141,7 +141,7 @@ impl Client {
             body: Body::Bytes(bytes),
             ..Call::get(&target, target.url(&format!("manifests/{name}")), &what)
         };
-        let response = self.call(&call, &mut Attempts::new(&self.config().retry)).await?;
+        let response = self.call(&call, &mut Attempts::new(&target.retry)).await?;
         verify(&target, &what, declared_digest(response.headers()), digest.digest())?;
         Ok(digest)
     }

@@ -8,13 +8,16 @@
 //! | any other status, untrusted certificate, wrong digest, wrong size | no | the same question gets the same answer |
 //!
 //! The pause doubles from `first_delay` to `longest_delay`, with ±25 % jitter so that many clients don't return in
-//! step; a `Retry-After` is never undercut. A blob that is being streamed counts attempts *without progress*: the
+//! step; a `Retry-After` is never undercut, and exceeded by up to a tenth. A blob that is being streamed counts attempts *without progress*: the
 //! count starts again once `progress` more bytes have arrived, so a long download survives many cuts and a server
 //! that trickles a byte per connection doesn't hold us for ever.
 //!
 //! Values and arithmetic only; who sleeps is `transport` and `blob`.
 
 use std::time::{Duration, SystemTime};
+
+/// So much later than asked for at most.
+const LATEST: Duration = Duration::from_secs(5);
 
 /// When to give up and how long to wait before the next attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +79,8 @@ impl RetryPolicy {
         }
         let doubled = 1u32.checked_shl(failed.saturating_sub(1)).unwrap_or(u32::MAX);
         let delay = self.first_delay.saturating_mul(doubled).min(self.longest_delay).mul_f64(0.75 + random / 2.0);
+        // Those who were told the same time don't all return at it.
+        let asked = asked.map(|asked| asked + asked.div_f64(10.0).min(LATEST).mul_f64(random));
         Some(asked.map_or(delay, |asked| asked.max(delay)))
     }
 }
@@ -98,6 +103,10 @@ impl Attempts {
         self.failed = self.failed.saturating_add(1);
         self.gained = 0;
         self.policy.delay(self.failed, trouble, fastrand::f64())
+    }
+
+    pub(crate) fn longest_delay(&self) -> Duration {
+        self.policy.longest_delay
     }
 
     /// Counts bytes that were received and kept.
@@ -175,7 +184,9 @@ mod tests {
     fn waits_as_long_as_asked_but_not_for_ever() {
         let policy = RetryPolicy::default();
         let asked = |seconds| Trouble::Status { code: 429, retry_after: Some(Duration::from_secs(seconds)) };
-        assert_eq!(policy.delay(1, asked(7), MIDDLE), Some(Duration::from_secs(7)));
+        assert_eq!(policy.delay(1, asked(7), MIDDLE), Some(Duration::from_millis(7350)));
+        assert_eq!(policy.delay(1, asked(7), 0.0), Some(Duration::from_secs(7)));
+        assert_eq!(policy.delay(1, asked(100), 1.0), Some(Duration::from_secs(105)));
         assert_eq!(policy.delay(1, asked(0), MIDDLE), Some(Duration::from_millis(500)), "never undercuts the back-off");
         assert_eq!(policy.delay(1, asked(121), MIDDLE), None);
     }

@@ -18,6 +18,7 @@
 //!   that a client can't pass here and fail elsewhere.
 //! - Blobs and manifests given by the test itself are not checked: hostile ones are welcome.
 
+mod chaos;
 mod fault;
 mod guard;
 mod serve;
@@ -26,6 +27,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use axum::serve::ListenerExt;
 use bytes::Bytes;
@@ -35,6 +37,7 @@ use image::reference::Reference;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
+use chaos::Chaos;
 pub use fault::Fault;
 use guard::{Guard, Issuer};
 
@@ -49,6 +52,8 @@ pub struct Recorded {
     pub headers: HeaderMap,
     /// the body, empty for uploads of blobs
     pub body: Bytes,
+    /// when it came
+    pub at: Instant,
 }
 
 impl Recorded {
@@ -91,8 +96,10 @@ struct Store {
     manifests: HashMap<String, BTreeMap<String, (String, Bytes)>>,
     requests: Vec<Recorded>,
     faults: Vec<Fault>,
+    chaos: Option<Chaos>,
     guard: Guard,
     page_size: Option<usize>,
+    no_links: bool,
     upload_base: Option<String>,
     uploads: u64,
 }
@@ -225,14 +232,27 @@ impl TestRegistry {
         self.state.store().faults.push(fault);
     }
 
+    /// From now on so many of a hundred requests meet a fault of any kind, chosen by the seed: refusals with and without
+    /// `Retry-After`, 401, 500, cuts, wrong bytes, slow bodies, ranges that are ignored.
+    pub fn fault_at_random(&self, seed: u64, percent: u8) {
+        self.state.store().chaos = Some(Chaos::new(seed, percent));
+    }
+
     /// Removes all faults.
     pub fn heal(&self) {
-        self.state.store().faults.clear();
+        let mut store = self.state.store();
+        store.faults.clear();
+        store.chaos = None;
     }
 
     /// Gives tags out in pages of this size at most.
     pub fn page_tags(&self, size: usize) {
         self.state.store().page_size = Some(size);
+    }
+
+    /// Names no next page: the list goes on for those who ask for what comes after the last tag.
+    pub fn name_no_pages(&self) {
+        self.state.store().no_links = true;
     }
 
     /// Sends uploads to another address, scheme and host.

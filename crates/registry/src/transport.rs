@@ -6,13 +6,12 @@
 //! - `https` never turns into `http`, by redirect or by location.
 //! - Only GET and HEAD follow redirects, ten at most.
 //! - No answer is waited for without limit, and no document is read beyond its limit.
-//! - A registry that asks for a pause (`Retry-After`) pauses *all* requests of this client to it; so many requests
-//!   are in flight at once as configured (until the head of the answer: a blob that streams doesn't count).
+//! - Every request to a registry goes through its [`Budget`]: a pause that it asks for holds all of them.
 
 use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
@@ -20,15 +19,16 @@ use http::header::{AUTHORIZATION, CONTENT_LENGTH, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Method};
 use image::reference::{DOCKER_HUB, Repository};
 use reqwest::{Response, Url};
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_util::io::ReaderStream;
 
 use crate::auth::{Access, Grant, Grants};
+use crate::budget::{Budget, Class};
 use crate::challenge::Challenge;
-use crate::client::{Client, ClientConfig};
+use crate::client::Client;
 use crate::error::{Error, Source, said};
-use crate::retry::{Attempts, Trouble, parse_retry_after};
+use crate::lines::Lines;
+use crate::retry::{Attempts, RetryPolicy, Trouble, parse_retry_after};
 
 /// Redirects followed for one request.
 const REDIRECTS: usize = 10;
@@ -37,32 +37,23 @@ const ERROR_LIMIT: u64 = 16 * 1024;
 /// The slowest upload we wait for, in bytes a second.
 const SLOWEST_UPLOAD: u64 = 64 * 1024;
 
-/// What we know of a registry, shared by all who use it.
+/// What we know of a registry, shared by all who use it with the same credentials.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) grants: Grants,
-    in_flight: Semaphore,
-    not_before: Mutex<Option<Instant>>,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) lines: Arc<Lines>,
 }
 
-impl Session {
-    pub(crate) fn new(config: &ClientConfig) -> Self {
-        let in_flight = config.requests_per_registry.clamp(1, Semaphore::MAX_PERMITS);
-        Self { grants: Grants::default(), in_flight: Semaphore::new(in_flight), not_before: Mutex::new(None) }
-    }
-
-    fn hold(&self, delay: Duration) {
-        let until = Instant::now() + delay;
-        let mut not_before = self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
-        *not_before = Some(not_before.map_or(until, |other| other.max(until)));
-    }
-
-    async fn held(&self) {
-        let until = *self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(until) = until {
-            sleep_until(until).await;
-        }
-    }
+/// With which credentials a registry is asked.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Login {
+    /// Those that are configured for it, wherever.
+    Configured,
+    /// Those of this name, if they are for the registry.
+    Named(Arc<str>),
+    /// A mirror's own.
+    Mirror(Option<Arc<str>>),
 }
 
 /// One repository of one registry, as it is asked.
@@ -77,9 +68,17 @@ pub(crate) struct Target {
     /// `scheme://host/v2/path/`, for a mirror with `?ns=registry`
     pub(crate) base: Url,
     pub(crate) session: Arc<Session>,
+    pub(crate) login: Login,
+    /// what is tried again
+    pub(crate) retry: RetryPolicy,
 }
 
 impl Target {
+    /// Is it asked in the place of a registry?
+    pub(crate) fn is_mirror(&self) -> bool {
+        matches!(self.login, Login::Mirror(_))
+    }
+
     /// `host[:port]` of the registry.
     pub(crate) fn host(&self) -> String {
         let host = self.base.host_str().unwrap_or_default();
@@ -100,10 +99,13 @@ pub(crate) fn base_url(repository: &Repository, host: &str, path: &str) -> Resul
     Url::parse(&text).map_err(|error| Error::Configuration(format!("{text}: no usable address: {error}")))
 }
 
-/// The same at a mirror, which hears which registry is meant.
+/// The same at a mirror, which hears which registry is meant. A path of its own goes before the name of the image.
 pub(crate) fn mirror_url(mirror: &Url, repository: &Repository) -> Result<Url, Error> {
     let unusable = || Error::Configuration(format!("{}: no usable address of a mirror", shown(mirror)));
-    let mut url = mirror.join(&format!("/v2/{}/", repository.path())).map_err(|_| unusable())?;
+    let prefix = mirror.path().trim_matches('/');
+    let separator = if prefix.is_empty() { "" } else { "/" };
+    let below = format!("/v2/{prefix}{separator}{}/", repository.path());
+    let mut url = mirror.join(&below).map_err(|_| unusable())?;
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
         return Err(unusable());
     }
@@ -147,6 +149,7 @@ pub(crate) struct Request<'a> {
     pub(crate) body: &'a Body,
     /// the only origin that may see `Authorization`
     pub(crate) home: url::Origin,
+    pub(crate) lines: &'a Lines,
     pub(crate) place: &'a str,
     pub(crate) what: &'a str,
 }
@@ -244,6 +247,19 @@ impl<'a> Call<'a> {
             what,
         }
     }
+
+    /// What registries count apart.
+    fn class(&self) -> Option<Class> {
+        if self.method != Method::GET {
+            return None;
+        }
+        let tail = self.url.path().strip_prefix(self.target.base.path())?;
+        Some(match tail.split('/').next()? {
+            "manifests" => Class::Manifests,
+            "blobs" => Class::Blobs,
+            _ => Class::Tags,
+        })
+    }
 }
 
 impl Client {
@@ -252,7 +268,7 @@ impl Client {
         loop {
             match Box::pin(self.attempt(call)).await {
                 Ok(response) => return Ok(response),
-                Err(failure) => self.pause(attempts, failure, Some(&call.target.session)).await?,
+                Err(failure) => self.pause(attempts, failure, &call.target.session).await?,
             }
         }
     }
@@ -266,12 +282,12 @@ impl Client {
             headers: call.headers.clone(),
             body: &call.body,
             home: target.base.origin(),
+            lines: &target.session.lines,
             place: &target.place,
             what,
         };
-        target.session.held().await;
         let grant = self.grant(target, call.access, None).await.map_err(Failure::last)?;
-        let answer = self.admitted(target, &request, grant.as_ref()).await?;
+        let answer = self.admitted(call, &request, grant.as_ref()).await?;
         if answer.response.status() != 401 || answer.foreign {
             return self.accept(call, answer, grant.as_ref()).await;
         }
@@ -283,13 +299,23 @@ impl Client {
         if grant.is_some() && grant.as_ref().map(|old| &old.header) == newer.as_ref().map(|new| &new.header) {
             return Err(Failure::last(target.unauthorized(what, refusal(newer.as_ref(), 401, ""))));
         }
-        let answer = self.admitted(target, &request, newer.as_ref()).await?;
+        let answer = self.admitted(call, &request, newer.as_ref()).await?;
         self.accept(call, answer, newer.as_ref()).await
     }
 
-    async fn admitted(&self, target: &Target, request: &Request<'_>, grant: Option<&Grant>) -> Result<Answer, Failure> {
-        let _permit = target.session.in_flight.acquire().await;
-        self.send(request, grant.map(|grant| &grant.header)).await
+    /// Sends the request when its turn has come.
+    async fn admitted(&self, call: &Call<'_>, request: &Request<'_>, grant: Option<&Grant>) -> Result<Answer, Failure> {
+        let (budget, class) = (&call.target.session.budget, call.class());
+        let admission = budget.admit(class, call.target.retry.longest_wait).await.map_err(|wait| {
+            let (place, what) = (request.place.to_owned(), request.what.to_owned());
+            Failure::last(Error::RateLimited { place, what, retry_after: Some(wait) })
+        })?;
+        let answer = self.send(request, grant.map(|grant| &grant.header)).await?;
+        drop(admission);
+        if !answer.foreign && !matches!(answer.response.status().as_u16(), 429 | 503) {
+            budget.answered(class, answer.response.headers());
+        }
+        Ok(answer)
     }
 
     /// A success, or what the status means.
@@ -321,22 +347,27 @@ impl Client {
         Err(failure)
     }
 
-    /// Waits before the next attempt, or gives the error back.
+    /// Waits before the next attempt, or gives the error back. A registry that asks for a pause gets one from everybody.
     pub(crate) async fn pause(
         &self,
         attempts: &mut Attempts,
         failure: Failure,
-        session: Option<&Session>,
+        session: &Session,
     ) -> Result<(), Error> {
-        let Some(delay) = attempts.next(failure.trouble) else { return Err(failure.error) };
-        tracing::debug!(error = %failure.error, delay_ms = delay.as_millis() as u64, "trying again");
-        match (failure.trouble, session) {
-            (Trouble::Status { code: 429, .. } | Trouble::Status { retry_after: Some(_), .. }, Some(session)) => {
-                session.hold(delay);
-                session.held().await;
-            }
-            _ => sleep(delay).await,
+        let delay = attempts.next(failure.trouble);
+        let asks = match failure.trouble {
+            Trouble::Status { code: 429, retry_after } => Some(retry_after),
+            Trouble::Status { retry_after: Some(wait), .. } => Some(Some(wait)),
+            _ => None,
+        };
+        if let Some(asked) = asks {
+            let wait = [asked, delay].into_iter().flatten().max().unwrap_or(attempts.longest_delay());
+            tracing::info!(error = %failure.error, wait_ms = wait.as_millis() as u64, "a registry asks for a pause");
+            session.budget.pause(wait);
         }
+        let Some(delay) = delay else { return Err(failure.error) };
+        tracing::debug!(error = %failure.error, delay_ms = delay.as_millis() as u64, "trying again");
+        sleep(delay).await;
         Ok(())
     }
 
@@ -353,7 +384,7 @@ impl Client {
         let mut foreign = false;
         for _ in 0..=REDIRECTS {
             foreign |= url.origin() != request.home;
-            let mut builder = self.lines().for_url(&url).request(request.method.clone(), url.clone());
+            let mut builder = request.lines.for_url(&url).request(request.method.clone(), url.clone());
             builder = builder.headers(request.headers.clone());
             if let Some(authorization) = authorization.filter(|_| !foreign) {
                 builder = builder.header(AUTHORIZATION, authorization.clone());
@@ -439,13 +470,13 @@ impl Client {
 
     /// Makes the call and reads the whole answer, which is a document of at most `limit` bytes.
     pub(crate) async fn document(&self, call: &Call<'_>, limit: u64) -> Result<(HeaderMap, Url, Bytes), Error> {
-        let mut attempts = Attempts::new(&self.config().retry);
+        let mut attempts = Attempts::new(&call.target.retry);
         loop {
             let response = self.call(call, &mut attempts).await?;
             let (headers, url) = (response.headers().clone(), response.url().clone());
             match self.bounded(response, limit, &call.target.place, call.what).await {
                 Ok(body) => return Ok((headers, url, body)),
-                Err(failure) => self.pause(&mut attempts, failure, None).await?,
+                Err(failure) => self.pause(&mut attempts, failure, &call.target.session).await?,
             }
         }
     }
@@ -503,18 +534,6 @@ mod tests {
         }
         assert!(matches!(follow("https://a/x", "http://a/x"), Err(Error::Downgrade { .. })));
         assert!(location(&Url::parse("http://a").unwrap(), &HeaderMap::new(), "p", "w").is_err());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_pause_asked_by_a_registry_holds_all_requests_to_it() {
-        let session = Session::new(&ClientConfig::default());
-        let start = Instant::now();
-        session.held().await;
-        assert_eq!(start.elapsed(), Duration::ZERO);
-        session.hold(Duration::from_secs(7));
-        session.hold(Duration::from_secs(3));
-        session.held().await;
-        assert_eq!(start.elapsed(), Duration::from_secs(7));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use image::digest::ManifestDigest;
 use image::layout::StatusRecord;
 
 use super::{Fingerprint, Policy, PrivateImages, tag, verify};
+use crate::error::one_line;
 use crate::failure::Failure;
 use crate::plan::{Wanted, image_name};
 use crate::source::Sources;
@@ -73,8 +74,16 @@ impl Gate<'_> {
     ) -> Result<Fingerprint, Failure> {
         let mut refused = None;
         for digest in [named, document].into_iter().take(if named == document { 1 } else { 2 }) {
-            let Some(found) = self.sources.signatures(&wanted.source, digest)? else { continue };
-            match verify(keys, digest, &found, |payload| self.sources.payload(&wanted.source, payload))? {
+            let found = match self.sources.signatures(wanted.asked(), digest) {
+                Ok(Some(found)) => found,
+                Ok(None) => continue,
+                Err(Failure::Signature(error)) => {
+                    refused = Some(error.to_string());
+                    continue;
+                }
+                Err(failure) => return Err(failure),
+            };
+            match verify(keys, digest, &found, |payload| self.sources.payload(wanted.asked(), payload))? {
                 Ok(key) => return Ok(key),
                 Err(error) => refused = Some(error.to_string()),
             }
@@ -91,12 +100,22 @@ impl Gate<'_> {
     fn expose(&self, wanted: &Wanted, document: ManifestDigest) -> Result<(), Failure> {
         let name = image_name(&wanted.source);
         let decision = self.policy.private(&name, PrivateImages::Warn);
-        if decision == PrivateImages::Allow || self.sources.is_public(&wanted.source, document)? {
+        if decision == PrivateImages::Allow {
             return Ok(());
         }
-        if decision == PrivateImages::Warn {
-            tracing::warn!(image = %name, "only credentials can read this image, and everybody can read the repository");
-            return Ok(());
+        match self.sources.is_public(&wanted.source, document) {
+            Ok(true) => return Ok(()),
+            Ok(false) if decision == PrivateImages::Warn => {
+                tracing::warn!(image = %name, "only credentials can read this image, and everybody can read the repository");
+                return Ok(());
+            }
+            Err(error) if decision == PrivateImages::Warn && !matches!(error, Failure::Stopped(_)) => {
+                let error = one_line(&error);
+                tracing::warn!(image = %name, error, "whether everybody may read this image can't be found out");
+                return Ok(());
+            }
+            Ok(false) => {}
+            Err(error) => return Err(error),
         }
         Err(Failure::Content(format!(
             "{name} can be read with credentials only, and everybody can read the repository; nothing of it was fetched (add it to public_images of the configuration if that is meant)"

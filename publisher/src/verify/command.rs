@@ -6,6 +6,7 @@ use image::reference::{ImageSource, Wish};
 
 use super::{Damage, Options, Report, Verifier};
 use crate::cli::{Verify, print_result};
+use crate::config::Config;
 use crate::convert::Request;
 use crate::error::{CommandError, ExitStatus};
 use crate::failure::Failure;
@@ -22,10 +23,11 @@ use crate::target::Target;
 pub fn verify(
     arguments: &Verify,
     open: &dyn Fn() -> Result<Target, CommandError>,
+    config: &Config,
     json: bool,
     progress: Arc<dyn Progress>,
 ) -> Result<ExitStatus, CommandError> {
-    let workshop = Workshop::new(&arguments.conversion, progress.clone())?;
+    let workshop = Workshop::new(&arguments.conversion, config, progress.clone())?;
     let options = Options {
         data: arguments.data,
         offline: arguments.offline,

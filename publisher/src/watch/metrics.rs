@@ -10,6 +10,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use registry::Budgets;
+use registry::budget::Snapshot;
 use time::UtcDateTime;
 
 use super::outcomes::Outcomes;
@@ -23,6 +25,11 @@ struct ByOutcome {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByResult {
     result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByRegistry {
+    registry: String,
 }
 
 /// Counters of a watching publisher.
@@ -39,10 +46,17 @@ pub struct Metrics {
     queue: Gauge,
     whitelist: Gauge,
     revision: Gauge,
+    undelivered: Gauge,
+    budgets: Budgets,
+    requests: Family<ByRegistry, Gauge>,
+    throttled: Family<ByRegistry, Gauge>,
+    paused: Family<ByRegistry, Gauge>,
+    left: Family<ByRegistry, Gauge>,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
+impl Metrics {
+    /// With those of registries that are asked within these budgets.
+    pub fn new(budgets: Budgets) -> Self {
         let mut metrics = Self {
             registry: Registry::with_prefix("cvmfs_publisher"),
             images: Family::default(),
@@ -55,6 +69,12 @@ impl Default for Metrics {
             queue: Gauge::default(),
             whitelist: Gauge::default(),
             revision: Gauge::default(),
+            undelivered: Gauge::default(),
+            budgets,
+            requests: Family::default(),
+            throttled: Family::default(),
+            paused: Family::default(),
+            left: Family::default(),
         };
         let registry = &mut metrics.registry;
         registry.register(
@@ -76,11 +96,23 @@ impl Default for Metrics {
             metrics.whitelist.clone(),
         );
         registry.register("revision", "Revision of the repository", metrics.revision.clone());
+        registry.register(
+            "notifications_lost",
+            "Notifications since the start that reached nobody",
+            metrics.undelivered.clone(),
+        );
+        registry.register("registry_requests", "Requests to a registry since the start", metrics.requests.clone());
+        registry.register("registry_throttled", "Pauses that a registry asked for", metrics.throttled.clone());
+        registry.register_with_unit(
+            "registry_paused",
+            "Time until a registry is asked again, or a mirror that failed",
+            Unit::Seconds,
+            metrics.paused.clone(),
+        );
+        registry.register("registry_left", "Requests that a registry says are left", metrics.left.clone());
         metrics
     }
-}
 
-impl Metrics {
     /// A pass came to an end.
     pub fn note(&self, report: &Report, took: Duration) {
         self.passes.get_or_create(&ByResult { result: "done" }).inc();
@@ -93,6 +125,11 @@ impl Metrics {
         if let Some(revision) = report.revision {
             self.revision.set(revision.try_into().unwrap_or(i64::MAX));
         }
+    }
+
+    /// So many notifications reached nobody.
+    pub fn undelivered(&self, count: u64) {
+        self.undelivered.set(count.try_into().unwrap_or(i64::MAX));
     }
 
     /// A pass could not be made.
@@ -118,9 +155,24 @@ impl Metrics {
         }
     }
 
+    /// What the budgets of registries have come to.
+    pub fn registries(&self) -> Vec<Snapshot> {
+        self.budgets.snapshot()
+    }
+
     /// All of it, in the text form of OpenMetrics.
     pub fn text(&self, queue: usize) -> String {
-        self.queue.set(queue.try_into().unwrap_or(i64::MAX));
+        let number = |value: u64| value.try_into().unwrap_or(i64::MAX);
+        self.queue.set(number(queue as u64));
+        for seen in self.registries() {
+            let by = ByRegistry { registry: seen.registry };
+            self.requests.get_or_create(&by).set(number(seen.requests));
+            self.throttled.get_or_create(&by).set(number(seen.throttled));
+            self.paused.get_or_create(&by).set(number(seen.paused.max(seen.passed_over).unwrap_or_default()));
+            if let Some(left) = seen.left {
+                self.left.get_or_create(&by).set(number(left.requests));
+            }
+        }
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a string does not fail");
         text

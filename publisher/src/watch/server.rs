@@ -112,7 +112,8 @@ impl Site {
 
     /// What is shown.
     pub fn status(&self) -> Status {
-        Status { queue: self.queue.len(), ..self.status.read().clone() }
+        let (queue, registries) = (self.queue.len(), self.metrics.registries());
+        Status { queue, registries, ..self.status.read().clone() }
     }
 }
 
@@ -262,7 +263,12 @@ mod tests {
     fn site(directory: &Path, with_secret: bool) -> Arc<Site> {
         let queue = Arc::new(Queue::open(directory).unwrap());
         let secret = with_secret.then(|| Secret(Sha256::digest(TOKEN).into()));
-        Arc::new(Site::new(queue, secret, Metrics::default(), Status::new("a.example.org", Path::new("list.yaml"))))
+        Arc::new(Site::new(
+            queue,
+            secret,
+            Metrics::new(registry::Budgets::default()),
+            Status::new("a.example.org", Path::new("list.yaml")),
+        ))
     }
 
     async fn ask(site: &Arc<Site>, request: http::request::Builder, body: impl Into<Body>) -> (u16, String) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use registry::budget::Snapshot;
 use time::UtcDateTime;
 
 use super::outcomes::{ImageOutcome, Moment, Outcomes};
@@ -35,6 +36,9 @@ pub struct Status {
     pub queue: usize,
     /// The last pass.
     pub last_pass: Option<PassStatus>,
+    /// Registries and mirrors that were asked since the start, as they are now.
+    #[serde(default)]
+    pub registries: Vec<Snapshot>,
     /// Images by whole name.
     pub images: BTreeMap<String, ImageOutcome>,
 }
@@ -85,6 +89,7 @@ impl Status {
             list: ListStatus { path: list.display().to_string(), ..ListStatus::default() },
             queue: 0,
             last_pass: None,
+            registries: Vec::new(),
             images: BTreeMap::new(),
         }
     }
@@ -111,8 +116,17 @@ impl Status {
         }
         if self.images.is_empty() {
             text.push_str(
-                "  nothing is known of images: cvmfs-publisher watch was not run with this state directory\n",
+                "  nothing is known of images: neither watch nor convert was run with this state directory\n",
             );
+        }
+        for registry in &self.registries {
+            let Snapshot { registry, paused, passed_over, .. } = registry;
+            if let Some(seconds) = paused {
+                let _ = writeln!(text, "  {} asked for a pause, {seconds} s of it are left", printable(registry));
+            }
+            if let Some(seconds) = passed_over {
+                let _ = writeln!(text, "  {} failed and is passed over for {seconds} s", printable(registry));
+            }
         }
         let mut images: Vec<_> = self.images.iter().collect();
         images.sort_by_key(|(name, image)| (image.failures == 0, *name));

@@ -5,13 +5,16 @@ use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
 use axum::response::Response as BodyResponse;
 use axum::serve::Listener;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, LINK, LOCATION, RANGE};
+use http::header::{
+    CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, IF_NONE_MATCH, LINK, LOCATION, RANGE,
+};
 use http::{HeaderValue, Request, Response, StatusCode};
 use image::digest::Digest;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -19,6 +22,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::chaos::Chaos;
 use super::guard::{Refusal, plain};
 use super::{Recorded, State, Store, fault};
 
@@ -42,6 +46,7 @@ async fn handle(state: Arc<State>, request: Request<Body>) -> BodyResponse {
         path: path.clone(),
         headers: request.headers().clone(),
         body: if upload { Bytes::new() } else { request.body().clone() },
+        at: Instant::now(),
     };
     let actions = {
         let mut store = state.store();
@@ -52,7 +57,9 @@ async fn handle(state: Arc<State>, request: Request<Body>) -> BodyResponse {
                 return refusal.map(Body::from);
             }
         }
-        fault::take(&mut store.faults, &method, &path)
+        let mut actions = fault::take(&mut store.faults, &method, &path);
+        actions.extend(store.chaos.as_mut().and_then(Chaos::pick));
+        actions
     };
     if let Some(answer) = fault::before(&actions, &mut request).await {
         return answer;
@@ -114,6 +121,10 @@ fn route(state: &State, request: &Request<Bytes>) -> Result<Response<Bytes>, Ref
 
 /// A document or a part of it.
 fn content(request: &Request<Bytes>, bytes: &Bytes, digest: Digest, media_type: &str) -> Response<Bytes> {
+    let tag = format!("\"{}\"", digest.hex());
+    if request.headers().get(IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes()) {
+        return with(plain(StatusCode::NOT_MODIFIED, ""), ETAG, &tag);
+    }
     let range = request.headers().get(RANGE).and_then(|value| value.to_str().ok());
     let start = range.and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
     let mut response = match start {
@@ -136,7 +147,7 @@ fn content(request: &Request<Bytes>, bytes: &Bytes, digest: Digest, media_type: 
     if request.method() == "HEAD" {
         *response.body_mut() = Bytes::new();
     }
-    with(with(response, CONTENT_DIGEST, &digest.to_string()), CONTENT_TYPE, media_type)
+    with(with(with(response, CONTENT_DIGEST, &digest.to_string()), CONTENT_TYPE, media_type), ETAG, &tag)
 }
 
 fn put_manifest(
@@ -178,7 +189,7 @@ fn tags(store: &Store, repository: &str, query: &HashMap<String, String>) -> Res
     let page = &rest[..store.page_size.unwrap_or(rest.len()).min(rest.len())];
     let answer = plain(StatusCode::OK, &serde_json::json!({ "name": repository, "tags": page }).to_string());
     Ok(match page.last() {
-        Some(last) if page.len() < rest.len() => {
+        Some(last) if page.len() < rest.len() && !store.no_links => {
             with(answer, LINK, &format!(r#"</v2/{repository}/tags/list?last={last}>; rel="next""#))
         }
         _ => answer,

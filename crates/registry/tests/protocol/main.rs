@@ -2,8 +2,11 @@
 
 mod authentication;
 mod blobs;
+mod budget;
 mod documents;
 mod mirror;
+mod mirrors;
+mod named;
 mod pushes;
 mod tls;
 
