@@ -167,6 +167,7 @@ impl Hand<'_> {
         let name = PublicName::parse(&name(n))?;
         let status = StatusRecord {
             flat: true,
+            signed_by: Vec::new(),
             image: format!("https://{name}"),
             digest,
             index: None,

@@ -10,10 +10,13 @@
 mod history;
 mod limits;
 mod lint;
+mod notify;
 mod paths;
 mod removal;
 pub(crate) mod values;
+mod verify;
 mod watch;
+mod weight;
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -26,10 +29,13 @@ use image::reference::{PublicName, Wish};
 pub use self::history::{Gc, Rollback, Tag, TagAction, When, duration};
 pub use self::limits::{ArchiveLimits, ImageLimits};
 pub use self::lint::Lint;
+pub use self::notify::Notifications;
 pub use self::paths::{Environment, NoDefault, PathOptions, Paths, Unresolved};
 pub use self::removal::{Pin, Prune, Remove, Undelete};
 pub use self::values::fqrn;
+pub use self::verify::Verify;
 pub use self::watch::{Every, Status, Upkeep, Watch};
+pub use self::weight::Catalogs;
 use crate::error::CommandError;
 use crate::progress::ProgressMode;
 
@@ -270,6 +276,44 @@ Examples:
     cvmfs-publisher check images.example.org --fix --dry-run
     cvmfs-publisher check images.example.org --fix")]
     Check(Check),
+
+    /// Compare a published image with the image in its registry
+    ///
+    /// Reads the layers of the image again, as a conversion does, and compares every row of its layers and of its flat
+    /// with what is published: type, permissions, owner, size, time, attributes, link target, device, hard links,
+    /// content. So it does with the public link, the records, the index and the store for Podman. Nothing is changed.
+    /// The exit status is 0 if all is as the image says, and 1 if something differs.
+    ///
+    /// The image that is compared is the one that the repository's record names by digest, even if the tag has moved.
+    #[command(after_long_help = "\
+Examples:
+  Every row, and content by its hashes:
+    cvmfs-publisher verify debian:stable images.example.org
+
+  Read all published bytes as well:
+    cvmfs-publisher verify debian:stable images.example.org --data
+
+  Convert again what differs:
+    cvmfs-publisher verify debian:stable images.example.org --fix
+
+  Kinds of differences, counted:
+    cvmfs-publisher --json verify debian:stable images.example.org | jq '.images[].counts'")]
+    Verify(Verify),
+
+    /// Show what the catalogs of images weigh
+    ///
+    /// Clients fetch catalogs as a whole: those on the way to an image, and those of the parts that are touched. For
+    /// one image, every catalog on the way to its link, records and flat is shown, and the number, rows, bytes and
+    /// largest catalog of its flat and of each layer. Without an image, all are listed, those with the most entries
+    /// first.
+    #[command(after_long_help = "\
+Examples:
+  The heaviest images:
+    cvmfs-publisher catalogs images.example.org | head
+
+  What a client fetches for one of them:
+    cvmfs-publisher catalogs images.example.org debian:stable")]
+    Catalogs(Catalogs),
 
     /// Serve a repository over HTTP
     ///
@@ -541,6 +585,10 @@ pub struct Convert {
     /// How images are converted.
     #[command(flatten)]
     pub conversion: Conversion,
+
+    /// Who is told.
+    #[command(flatten)]
+    pub notifications: Notifications,
 }
 
 /// Arguments of `convert-image`.
@@ -571,6 +619,10 @@ pub struct ConvertImage {
     /// How images are converted.
     #[command(flatten)]
     pub conversion: Conversion,
+
+    /// Who is told.
+    #[command(flatten)]
+    pub notifications: Notifications,
 }
 
 /// How images are converted.

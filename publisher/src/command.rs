@@ -34,7 +34,9 @@ use crate::status;
 use crate::tags::{self, Retagged};
 use crate::target::{InitOptions, Target, sign_whitelist_file};
 use crate::thin;
+use crate::verify;
 use crate::watch;
+use crate::weight;
 use crate::wishlist::{Lint, SCHEMA, WishList, absent};
 
 /// Runs one command.
@@ -88,7 +90,7 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
                 &target,
                 &requests,
                 refused,
-                &Workshop::new(&arguments.conversion, &config()?, progress)?,
+                &Workshop::new(&arguments.conversion, &config()?, progress)?.telling(&arguments.notifications)?,
                 arguments.dry_run,
                 global.json,
                 &ignored,
@@ -110,7 +112,7 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
                 &target,
                 &[request],
                 Vec::new(),
-                &Workshop::new(&arguments.conversion, &config()?, progress)?,
+                &Workshop::new(&arguments.conversion, &config()?, progress)?.telling(&arguments.notifications)?,
                 arguments.dry_run,
                 global.json,
                 &|_| false,
@@ -134,6 +136,24 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
         }
         cli::Command::Check(arguments) if arguments.fix => fix(arguments, &open(&arguments.fqrn)?, global.json),
         cli::Command::Check(arguments) => check_repository(arguments, &paths(&arguments.fqrn)?, global.json),
+        cli::Command::Verify(arguments) => {
+            verify::run(arguments, &|| open(&arguments.fqrn), &config()?, global.json, progress)
+        }
+        cli::Command::Catalogs(arguments) => {
+            let target = open(&arguments.fqrn)?;
+            let text = match &arguments.image {
+                Some(image) => weight::image(&target, image).map(|images| match global.json {
+                    true => weight::image_to_json(&images),
+                    false => weight::image_to_text(&images),
+                }),
+                None => weight::list(&target).map(|images| match global.json {
+                    true => weight::list_to_json(&images),
+                    false => weight::list_to_text(&images),
+                }),
+            };
+            print_result(&text.map_err(Failure::into_command_error)?)?;
+            Ok(ExitStatus::Success)
+        }
         cli::Command::Ingest(arguments) => {
             let target = open(&arguments.fqrn)?;
             let report = ingest(&target, arguments).map_err(|e| {

@@ -1,16 +1,21 @@
 //! The operator's configuration file: what the command line is too short for, and what must not stand in wish lists.
 //!
-//! TOML; see `doc/REGISTRIES.md` for every key. Without `--config`, [`FILE`] is read if it is there. Unknown keys are refused: what is
+//! TOML; see `doc/REGISTRIES.md` and `doc/SIGNATURES.md` for every key. Without `--config`, [`FILE`] is read if it is there. Unknown keys are refused: what is
 //! misspelt would be believed to hold. Secrets are named here, never written.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
 
+use registry::credentials::named::NamedCredential;
+use registry::settings::RegistrySettings;
 use registry::{Registries, Settings};
+use serde::Deserialize;
 
 use crate::error::CommandError;
+use crate::signature::{Policy, PolicySettings, PrivateImages, RuleSettings};
 
 /// Where the configuration is unless the command line says otherwise.
 pub const FILE: &str = "/etc/cvmfs-publisher/config.toml";
@@ -22,6 +27,19 @@ const LARGEST: u64 = 1 << 20;
 pub struct Config {
     /// How registries are asked, and with which credentials.
     pub registries: Arc<Registries>,
+    /// Which images have to be signed, and which may be published although they are not public.
+    pub policy: Arc<Policy>,
+}
+
+/// The file as it is written.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Text {
+    credentials: BTreeMap<String, NamedCredential>,
+    registries: BTreeMap<String, RegistrySettings>,
+    signatures: Vec<RuleSettings>,
+    private_images: Option<PrivateImages>,
+    public_images: Vec<String>,
 }
 
 impl Config {
@@ -36,12 +54,15 @@ impl Config {
     }
 
     fn parse(text: &str) -> Result<Self, CommandError> {
-        let settings: Settings = toml::from_str(text).map_err(|error| {
+        let text: Text = toml::from_str(text).map_err(|error| {
             // Its own text shows the line, which may hold what was not meant for logs.
             let line = error.span().map_or(0, |span| 1 + text[..span.start].matches('\n').count());
             CommandError::config(format!("line {line}: {}", error.message()))
         })?;
-        Ok(Self { registries: Arc::new(settings.check().map_err(CommandError::config)?) })
+        let Text { credentials, registries, signatures, private_images, public_images } = text;
+        let registries = Settings { credentials, registries }.check().map_err(CommandError::config)?;
+        let policy = PolicySettings { signatures, private_images, public_images }.check();
+        Ok(Self { registries: registries.into(), policy: policy.map_err(CommandError::config)?.into() })
     }
 }
 

@@ -29,6 +29,7 @@ use crate::podman::InStore;
 use crate::progress::Progress;
 use crate::raw_index::RawIndex;
 use crate::report::{Report, WishOutcome};
+use crate::signature::Policy;
 use crate::source::{Asked, Sources};
 use crate::target::Target;
 use crate::wishlist::{ImageOptions, TagSelection};
@@ -53,6 +54,8 @@ pub struct ConvertOptions {
     pub in_store: InStore,
     /// How many it may have.
     pub store_limit: usize,
+    /// Which images have to be signed, and which may be published although they are not public.
+    pub policy: Arc<Policy>,
 }
 
 /// A wish before anybody was asked.
@@ -116,7 +119,7 @@ impl Converter<'_> {
     pub fn plan_some(&self, requests: &[Request], is_wanted: &dyn Fn(&Wanted) -> bool) -> Result<Plan, Failure> {
         let options = &self.options;
         let store = (options.in_store.clone(), options.store_limit);
-        let mut planner = Planner::new(self.target, &self.sources, &options.limits, store)?;
+        let mut planner = Planner::new(self.target, &self.sources, &options.limits, store, &options.policy)?;
         let revision = self.target.repository()?.manifest().revision;
         let wanted = self.expand(&mut planner, requests, is_wanted);
         let digests = self.resolve_all(&wanted);

@@ -182,6 +182,9 @@ pub enum Failure {
     /// Tags could not be changed.
     #[error(transparent)]
     Retag(#[from] cvmfs::repository::RetagError),
+    /// A signature is not what the operator asks for.
+    #[error(transparent)]
+    Signature(#[from] crate::signature::SignatureError),
     /// Another part of the same work failed, and said so.
     #[error("{0}")]
     Elsewhere(String),

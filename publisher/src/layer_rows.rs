@@ -143,7 +143,8 @@ impl Iterator for LayerRows<'_> {
     }
 }
 
-fn node_of(catalog: &Loaded, key: PathKey, entry: Entry) -> Result<Node<FileContent>, Failure> {
+/// The node of a row, its chunks included.
+pub(crate) fn node_of(catalog: &Loaded, key: PathKey, entry: Entry) -> Result<Node<FileContent>, Failure> {
     let chunks = match entry.flags.is_chunked() {
         true => catalog.chunks(key, entry.algorithm())?,
         false => Vec::new(),

@@ -8,11 +8,12 @@ use image::platform::Platform;
 use registry::{Budgets, Client, ClientConfig, Credentials};
 use tokio::runtime::{Handle, Runtime};
 
-use crate::cli::Conversion;
+use crate::cli::{Conversion, Notifications};
 use crate::config::Config;
 use crate::convert::{ConvertOptions, Converter, Plan, RoomLimits};
 use crate::error::CommandError;
 use crate::failure::Failure;
+use crate::notify::Notifier;
 use crate::podman::InStore;
 use crate::progress::Progress;
 use crate::report::Report;
@@ -29,10 +30,12 @@ pub type Thin<'a> = Option<(&'a str, &'a str)>;
 pub struct Workshop {
     runtime: Runtime,
     client: Client,
+    anonymous: Client,
     config: Config,
     budgets: Budgets,
     options: ConvertOptions,
     progress: Arc<dyn Progress>,
+    notifier: Option<Notifier>,
     stop: Stop,
 }
 
@@ -49,10 +52,40 @@ impl Workshop {
             ..ClientConfig::default()
         })
         .map_err(CommandError::config)?;
+        let anonymous = Client::new(ClientConfig {
+            registries: config.registries.for_strangers().into(),
+            budgets: budgets.clone(),
+            ..ClientConfig::default()
+        });
+        let anonymous = anonymous.map_err(CommandError::config)?;
         let stop = Stop::default();
         stop.at_signals(runtime.handle()).map_err(CommandError::failed)?;
-        let options = convert_options(conversion)?;
-        Ok(Self { client, config: config.clone(), budgets, options, progress, stop, runtime })
+        let options = ConvertOptions { policy: config.policy.clone(), ..convert_options(conversion)? };
+        Ok(Self {
+            client,
+            anonymous,
+            config: config.clone(),
+            budgets,
+            options,
+            progress,
+            notifier: None,
+            stop,
+            runtime,
+        })
+    }
+
+    /// The same, which tells others what happens.
+    pub fn telling(mut self, notifications: &Notifications) -> Result<Self, CommandError> {
+        if let Some(notifier) = Notifier::start(notifications, &self.stop)? {
+            self.progress = Arc::new(notifier.telling(self.progress.clone()));
+            self.notifier = Some(notifier);
+        }
+        Ok(self)
+    }
+
+    /// How many notifications reached nobody.
+    pub fn undelivered(&self) -> u64 {
+        self.notifier.as_ref().map_or(0, Notifier::undelivered)
     }
 
     /// How often registries were asked, and which of them are paused.
@@ -75,7 +108,7 @@ impl Workshop {
         let sources = Sources::new(self.client.clone(), self.runtime().clone(), target.scratch());
         Converter {
             target,
-            sources: sources.with_stop(self.stop.clone()),
+            sources: sources.with_stop(self.stop.clone()).with_anonymous(self.anonymous.clone()),
             options: self.options.clone(),
             progress: self.progress.clone(),
         }
@@ -95,7 +128,13 @@ impl Workshop {
             }
             None => None,
         };
+        if let Some(notifier) = &self.notifier {
+            plan.images.iter().filter_map(|image| image.as_ref().err()).for_each(|wish| notifier.refused(wish));
+        }
         let mut report = converter.apply(plan).map_err(Failure::into_command_error)?;
+        if let Some(notifier) = &self.notifier {
+            notifier.published(converter.target, &report);
+        }
         if let Some((format, client)) = pusher
             && self.stop.asked().is_none()
         {
@@ -144,5 +183,6 @@ fn convert_options(conversion: &Conversion) -> Result<ConvertOptions, CommandErr
         limits: conversion.limits.clone(),
         in_store: InStore::Follow,
         store_limit: conversion.podman_limit,
+        policy: Arc::default(),
     })
 }

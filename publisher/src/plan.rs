@@ -28,6 +28,7 @@ use crate::layer::{LayerPlace, PreparedLayer, repo_path};
 use crate::podman::{InStore, PodmanState, Stock};
 use crate::repair::damaged::Damaged;
 use crate::report::Outcome;
+use crate::signature::{Fingerprint, Gate, Policy};
 use crate::source::{Asked, RawDocument, Sources};
 use crate::target::Target;
 use crate::wishlist::{ImageOptions, PlainPath};
@@ -175,8 +176,12 @@ pub struct ImagePlan {
     pub needs_records: bool,
     /// What becomes of it in the store for Podman; nothing if that has nothing to do with it.
     pub podman: Option<PodmanState>,
+    /// Keys that have signed it, of those that are asked for.
+    pub signed_by: Vec<Fingerprint>,
     /// What will have happened when this plan was executed.
     pub outcome: Outcome,
+    /// Links and records that are wrong: they go before the right ones are written.
+    pub wrong: Vec<OwnedPath>,
 }
 
 impl ImagePlan {
@@ -216,6 +221,7 @@ pub struct Planner<'a> {
     damaged: Damaged,
     in_store: InStore,
     stock: Stock,
+    policy: &'a Policy,
 }
 
 impl<'a> Planner<'a> {
@@ -225,11 +231,12 @@ impl<'a> Planner<'a> {
         sources: &'a Sources,
         limits: &'a ImageLimits,
         (in_store, store_limit): (InStore, usize),
+        policy: &'a Policy,
     ) -> Result<Planner<'a>, Failure> {
         let view = target.view(time::UtcDateTime::now())?;
         let damaged = Damaged::read(target)?;
         let (layout, stock) = (Layout::new(), Stock::new(Vec::new(), store_limit));
-        let mut planner = Planner { target, sources, limits, view, layout, damaged, in_store, stock };
+        let mut planner = Planner { target, sources, limits, view, layout, damaged, in_store, stock, policy };
         let list = OwnedPath::PodmanFile(StorePath::Images);
         if let Some(bytes) = planner.read(&list)? {
             let broken = |error| Failure::Content(format!("{}: {error}", planner.layout.print(&list)));
@@ -243,6 +250,9 @@ impl<'a> Planner<'a> {
         let possible = [Some(wanted.public()), wanted.second_link().filter(|_| wanted.several)];
         possible.iter().flatten().try_for_each(|path| self.refuse_foreign(path))?;
         let (index, document, manifest) = self.choose(wanted.asked(), &wanted.platform, digest)?;
+        let status = self.read(&wanted.file(ImageFile::Status))?.and_then(|s| StatusRecord::parse(&s).ok());
+        let gate = Gate { policy: self.policy, sources: self.sources };
+        let signed_by = gate.pass(wanted, digest, document.digest, status.as_ref())?;
         if manifest.layers.len() > self.limits.max_layers {
             let what = format!("the image has {} layers", manifest.layers.len());
             return Err(Failure::Limit { what, option: "--max-layers" });
@@ -288,6 +298,8 @@ impl<'a> Planner<'a> {
             *plan = self.to_fetch(plan.layer.clone(), plan.place, plan.replaces);
         }
         let (outcome, needs_records) = self.outcome(wanted, &document, &manifest, needs_flat, &layers)?;
+        let needs_records =
+            needs_records || status.is_some_and(|s| signed_by.iter().any(|key| !s.signed_by.contains(key)));
         let in_store = match wanted.options.products {
             Some(products) => Some(products.podman),
             None => self.in_store.wants(&image_name(&wanted.source)),
@@ -313,7 +325,9 @@ impl<'a> Planner<'a> {
             flat_damaged,
             needs_records,
             podman,
+            signed_by,
             outcome,
+            wrong: Vec::new(),
         })
     }
 
@@ -327,8 +341,8 @@ impl<'a> Planner<'a> {
 
     fn config(&mut self, asked: Asked<'_>, manifest: &Manifest) -> Result<Vec<u8>, Failure> {
         match self.indexed(IndexKey::Config(manifest.config))? {
-            Some(bytes) => Ok(bytes),
-            None => self.sources.config(asked, manifest),
+            Some(bytes) if ImageId::of(&bytes) == manifest.config => Ok(bytes),
+            _ => self.sources.config(asked, manifest),
         }
     }
 
@@ -355,8 +369,8 @@ impl<'a> Planner<'a> {
 
     fn document(&mut self, asked: Asked<'_>, digest: ManifestDigest) -> Result<RawDocument, Failure> {
         match self.indexed(IndexKey::Manifest(digest))? {
-            Some(bytes) => Ok(RawDocument { digest, bytes, media_type: None }),
-            None => self.sources.document(asked, digest),
+            Some(bytes) if ManifestDigest::of(&bytes) == digest => Ok(RawDocument { digest, bytes, media_type: None }),
+            _ => self.sources.document(asked, digest),
         }
     }
 

@@ -64,6 +64,19 @@ pub enum Event<'a> {
         /// Whether the layer was there already.
         known: bool,
     },
+    /// A revision has it.
+    ImagePublished {
+        /// The image.
+        image: &'a str,
+        /// Where its name is in the repository.
+        path: &'a str,
+        /// Where its flat is.
+        flat: &'a str,
+        /// The layers that came with it.
+        layers: &'a [String],
+        /// The revision.
+        revision: u64,
+    },
     /// Nothing more will happen to this image.
     ImageFinished {
         /// The image.

@@ -138,6 +138,12 @@ impl<'a> Hand<'a> {
 impl Hand<'_> {
     fn hang(&mut self, image: &ReadyImage<'_>) -> Result<(), Failure> {
         let plan = image.plan;
+        for path in &plan.wrong {
+            let at = repo_path(&self.layout, path);
+            if self.transaction.lookup(&at)?.is_some() {
+                self.transaction.remove(&at)?;
+            }
+        }
         let wanted = &plan.wanted;
         let has_layers = wanted.options.has_layers();
         for layer in image.layers.iter().filter(|_| has_layers) {
@@ -166,6 +172,7 @@ impl Hand<'_> {
             config: plan.manifest.config,
             platform: plan.platform.clone(),
             flat: wanted.options.has_flat(),
+            signed_by: plan.signed_by.clone(),
             published: timestamp(self.now.unix_timestamp()),
             revision: self.revision,
             generator: GENERATOR.to_owned(),
@@ -353,6 +360,8 @@ impl Hand<'_> {
         let large = self.layout.nested_catalogs(path).into_iter().filter(|n| n.rule == CatalogRule::WhenLarge);
         for directory in large.filter_map(|n| RepoPath::ROOT.join_path(n.path).ok()) {
             self.transaction.split_if_larger(&directory, Layout::LARGE_DIRECTORY as u64)?;
+            let (crowd, least) = (Layout::CROWDED_CATALOG as u64, Layout::WORTH_A_CATALOG as u64);
+            self.transaction.split_if_crowded(&directory, crowd, least)?;
         }
         Ok(())
     }

@@ -94,6 +94,18 @@ impl RawIndex {
         Ok(found.map(|digest| ContentHash { algorithm: self.algorithm, digest }))
     }
 
+    /// The content that is stored as this object, if it was seen; the other way round, so the first question takes time.
+    pub fn content_of(&self, hash: &ContentHash) -> Result<Option<RawHash>, Failure> {
+        let mut inner = self.inner.lock();
+        self.write(&mut inner)?;
+        let look = || {
+            inner.db.execute_batch("CREATE INDEX IF NOT EXISTS objects_by_hash ON objects (hash)")?;
+            let mut statement = inner.db.prepare_cached("SELECT raw FROM objects WHERE hash = ?1 AND codec = ?2")?;
+            statement.query_row((hash.digest, self.codec), |row| row.get(0)).optional()
+        };
+        look().map_err(|e| self.failed(e))
+    }
+
     /// Remembers where this content is stored. The object is in the store by now.
     pub fn put(&self, raw: RawHash, hash: ContentHash) -> Result<(), Failure> {
         let mut inner = self.inner.lock();

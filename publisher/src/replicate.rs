@@ -161,6 +161,19 @@ pub fn replicate(options: &Options, progress: &dyn Progress) -> Result<Replicate
     Ok(report)
 }
 
+/// The revision that a server serves now, its chain of trust verified. `store` may have the certificate.
+pub fn served_revision(
+    url: &reqwest::Url,
+    fqrn: &str,
+    master_keys: &[PublicKey],
+    store: &dyn Store,
+) -> Result<u64, ReplicateError> {
+    let retry = registry::RetryPolicy { attempts: 1, ..Patience::default().retry };
+    let remote = Remote::new(url, None, 1, Patience { retry, ..Patience::default() })?;
+    let anchor = Anchor { name: fqrn, master_keys, blacklist: &[], now: UtcDateTime::now() };
+    Ok(trusted(&anchor, &remote, store)?.manifest.revision)
+}
+
 /// What the server offers, verified.
 fn offer(options: &Options, remote: &Remote) -> Result<Offer, ReplicateError> {
     let anchor = Anchor {
@@ -173,17 +186,23 @@ fn offer(options: &Options, remote: &Remote) -> Result<Offer, ReplicateError> {
         error if error.is_missing() => ReplicateError::NotReplicable(remote.url().to_owned()),
         error => error,
     })?;
-    let sealed = remote.document(names::MANIFEST, DOCUMENT_LIMIT)?;
-    let parsed = anchor.parse_manifest(&sealed)?;
-    let unsigned = || TrustError::Certificate(options.fqrn.clone(), "the manifest names none".into());
-    let id = parsed.certificate.ok_or_else(unsigned)?.object(ObjectKind::Certificate);
-    let (stored, pem) = small(&LocalStore::open(&options.directory), remote, id)?;
-    let whitelist = remote.document(names::WHITELIST, DOCUMENT_LIMIT)?;
-    let manifest = anchor.verify(&sealed, &pem, &whitelist)?;
-    let (revision, least) = (manifest.revision, options.blacklist.least_revision);
+    let offer = trusted(&anchor, remote, &LocalStore::open(&options.directory))?;
+    let (revision, least) = (offer.manifest.revision, options.blacklist.least_revision);
     if revision < least {
         return Err(ReplicateError::Blacklisted { fqrn: options.fqrn.clone(), revision, least });
     }
+    Ok(offer)
+}
+
+/// The documents of the present revision, verified. A certificate that `store` has is not asked for.
+fn trusted(anchor: &Anchor<'_>, remote: &Remote, store: &dyn Store) -> Result<Offer, ReplicateError> {
+    let sealed = remote.document(names::MANIFEST, DOCUMENT_LIMIT)?;
+    let parsed = anchor.parse_manifest(&sealed)?;
+    let unsigned = || TrustError::Certificate(anchor.name.to_owned(), "the manifest names none".into());
+    let id = parsed.certificate.ok_or_else(unsigned)?.object(ObjectKind::Certificate);
+    let (stored, pem) = small(store, remote, id)?;
+    let whitelist = remote.document(names::WHITELIST, DOCUMENT_LIMIT)?;
+    let manifest = anchor.verify(&sealed, &pem, &whitelist)?;
     Ok(Offer { manifest, sealed, whitelist, certificate: (id, stored) })
 }
 

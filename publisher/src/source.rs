@@ -23,6 +23,7 @@ use tokio_util::io::SyncIoBridge;
 use crate::docker_archive::DockerArchive;
 use crate::error::Signal;
 use crate::failure::Failure;
+use crate::signature::{self, Found};
 use crate::stop::Stop;
 
 /// Tags resolved at the same time, of one registry.
@@ -34,6 +35,8 @@ const BUFFER: usize = 256 << 10;
 #[derive(Debug)]
 pub struct Sources {
     client: Client,
+    /// The same without any credentials.
+    anonymous: Option<Client>,
     runtime: Handle,
     scratch: PathBuf,
     stop: Stop,
@@ -86,7 +89,14 @@ impl RawDocument {
 impl Sources {
     /// Registries are asked by `client` on `runtime`; archives are unpacked into `scratch`.
     pub fn new(client: Client, runtime: Handle, scratch: &Path) -> Sources {
-        Sources { client, runtime, scratch: scratch.to_owned(), stop: Stop::default(), archives: Mutex::default() }
+        let (stop, archives) = (Stop::default(), Mutex::default());
+        Sources { client, anonymous: None, runtime, scratch: scratch.to_owned(), stop, archives }
+    }
+
+    /// The same, which can find out what everybody may read: by asking with a client that has no credentials.
+    #[must_use]
+    pub fn with_anonymous(self, client: Client) -> Sources {
+        Sources { anonymous: Some(client), ..self }
     }
 
     /// The same, until somebody asks to stop.
@@ -231,6 +241,47 @@ impl Sources {
         let reader = self.wait(client.blob(repository, layer.digest(), size))?;
         let bridge = SyncIoBridge::new_with_handle(self.stop.guard(reader), self.runtime.clone());
         Ok(Box::new(BufReader::with_capacity(BUFFER, bridge)))
+    }
+
+    /// The signatures beside the image with this digest, as cosign puts them there; nothing if there are none.
+    pub fn signatures<'a>(
+        &self,
+        asked: impl Into<Asked<'a>>,
+        digest: ManifestDigest,
+    ) -> Result<Option<Vec<Found>>, Failure> {
+        let Asked { source, credentials } = asked.into();
+        let ImageSource::Registry(reference) = source else { return Ok(None) };
+        let tag = signature::tag(digest);
+        let beside = Reference::parse(&format!("{}:{tag}", reference.repository()))?;
+        match self.wait(self.client(credentials)?.manifest(&beside)) {
+            Ok(manifest) => Ok(Some(signature::list(&manifest.bytes, &tag)?)),
+            Err(Failure::Registry(registry::Error::NotFound { .. })) => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// What a signature covers.
+    pub fn payload<'a>(&self, asked: impl Into<Asked<'a>>, payload: Digest) -> Result<Vec<u8>, Failure> {
+        let Asked { source, credentials } = asked.into();
+        match source {
+            ImageSource::Registry(reference) => {
+                Ok(self.wait(self.client(credentials)?.blob_bytes(reference.repository(), payload))?.to_vec())
+            }
+            _ => Err(Failure::Content("images on disk have no signatures beside them".into())),
+        }
+    }
+
+    /// Whether everybody may read an image. What is on disk is the operator's own.
+    pub fn is_public(&self, source: &ImageSource, digest: ManifestDigest) -> Result<bool, Failure> {
+        let (ImageSource::Registry(reference), Some(anonymous)) = (source, &self.anonymous) else { return Ok(true) };
+        match self.wait(anonymous.manifest(&reference.with_digest(digest))) {
+            Ok(_) => Ok(true),
+            // Some registries deny to strangers that there is such a thing.
+            Err(Failure::Registry(registry::Error::Unauthorized { .. } | registry::Error::NotFound { .. })) => {
+                Ok(false)
+            }
+            Err(failure) => Err(failure),
+        }
     }
 
     /// The tags of an image repository, asked for with the credentials of this name.

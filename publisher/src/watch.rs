@@ -136,7 +136,7 @@ impl Watcher {
         let outcomes_file = images_file(&paths);
         let outcomes = Outcomes::read(&outcomes_file);
         let secret = options.hook_token.as_deref().map(Secret::read).transpose()?;
-        let workshop = Workshop::new(&options.conversion, config, progress.clone())?;
+        let workshop = Workshop::new(&options.conversion, config, progress.clone())?.telling(&options.notifications)?;
         let metrics = Metrics::new(workshop.budgets().clone());
         let site = Site::new(Arc::new(queue), secret, metrics, Status::new(&fqrn, &options.wishlist));
         Ok(Self {
@@ -255,6 +255,7 @@ impl Watcher {
                     tracing::warn!(file = %self.outcomes_file.display(), %error, "outcomes are not kept");
                 }
                 self.site.metrics().note(&report, begun.elapsed());
+                self.site.metrics().undelivered(self.workshop.undelivered());
                 let pass = PassStatus::new(&report, Moment(now), begun.elapsed());
                 self.site.update(|status| {
                     status.trouble = None;

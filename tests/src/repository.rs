@@ -164,13 +164,12 @@ impl Site {
             },
             ..ClientConfig::default()
         };
+        let stranger = ClientConfig { credentials: Credentials::anonymous(), ..config.clone() };
+        let client = |config| Client::new(config).expect("a client");
+        let runtime = self.runtime.handle().clone();
         Converter {
             target: &self.target,
-            sources: Sources::new(
-                Client::new(config).expect("a client"),
-                self.runtime.handle().clone(),
-                self.target.scratch(),
-            ),
+            sources: Sources::new(client(config), runtime, self.target.scratch()).with_anonymous(client(stranger)),
             options: self.options.clone(),
             progress: Arc::new(Silent),
         }
@@ -290,6 +289,7 @@ pub fn options_of_tests() -> ConvertOptions {
         limits: ImageLimits { max_layers: 500, max_manifest_size: 4 << 20, layer },
         in_store: InStore::Follow,
         store_limit: publisher::podman::LIMIT,
+        policy: Arc::default(),
     }
 }
 

@@ -35,6 +35,18 @@ pub const MARKER: &[u8] = b".cvmfscatalog";
 
 /// A nested catalog holds at least this part of the budget.
 const SMALLEST_PART: u64 = 10;
+/// Bytes that count as one row of the budget; an ordinary row, with its part of the indexes, takes fewer.
+const ROW_BYTES: usize = 256;
+/// What a row takes besides its name, link target and attributes; and what a chunk does.
+const ROW_FIXED: usize = 128;
+const CHUNK_BYTES: usize = 64;
+
+/// What a row counts for in the budget: clients fetch bytes, not rows.
+fn weight(entry: &Entry, chunks: usize) -> u64 {
+    let xattrs = entry.xattrs.as_ref().map_or(0, |packed| packed.len());
+    let bytes = ROW_FIXED + entry.name.len() + entry.symlink.len() + xattrs + chunks * CHUNK_BYTES;
+    bytes.div_ceil(ROW_BYTES) as u64
+}
 
 /// How a subtree is written.
 #[derive(Debug, Clone)]
@@ -43,7 +55,8 @@ pub struct SubtreeOptions {
     pub algorithm: Algorithm,
     /// Compression of the files below, which decides about catalogs too.
     pub codec: Codec,
-    /// Rows that a catalog should not exceed; directories are split off accordingly.
+    /// Rows that a catalog should not exceed; directories are split off accordingly. A row of more than 256 bytes counts
+    /// as several, so this is a budget of bytes, too.
     pub budget: u64,
     /// Time of the commit, Unix seconds.
     pub last_modified: u64,
@@ -123,8 +136,8 @@ struct Frame {
     parent: PathKey,
     entry: Entry,
     subdirectories: u32,
-    /// Rows pending below it.
-    rows: u64,
+    /// What the rows pending below it count for.
+    weight: u64,
     tally: Tally,
     /// Names of hard-link groups directly in this directory: group, place of the row.
     links: Vec<(u64, u64)>,
@@ -206,7 +219,7 @@ impl SubtreeWriter {
         entry.link_group = 0;
         let at = self.arena.push(key, parent, &entry, chunks).map_err(|e| self.scratch(e))?;
         let frame = self.frames.last_mut().expect("the root directory stays open until the end");
-        frame.rows += 1;
+        frame.weight += weight(&entry, chunks.len());
         frame.tally.count(&entry, 1);
         frame.tally[Counter::Chunks] += chunks.len() as i64;
         if link_group != 0 {
@@ -220,7 +233,7 @@ impl SubtreeWriter {
     pub fn split_here(&mut self) {
         let budget = self.options.budget;
         let frame = self.frames.last_mut().expect("the root directory stays open until the end");
-        frame.rows = frame.rows.max(budget);
+        frame.weight = frame.weight.max(budget);
     }
 
     /// Ends the subtree: writes its last catalogs and waits for all.
@@ -270,7 +283,7 @@ impl SubtreeWriter {
             parent,
             entry,
             subdirectories: 0,
-            rows: 0,
+            weight: 0,
             tally: Tally::default(),
             links: Vec::new(),
             nested: Vec::new(),
@@ -286,11 +299,11 @@ impl SubtreeWriter {
         let up = self.frames.last().expect("never called for the root").path_len;
         let (start, parent) = (frame.start, frame.parent);
         let (key, entry) = (frame.key, frame.entry.clone());
-        let mut carried = (frame.rows, frame.tally, Vec::new());
+        let mut carried = (frame.weight, frame.tally, Vec::new());
         let budget = self.options.budget;
-        let above_rows = self.frames.last().expect("never called for the root").rows;
-        let is_worth_a_request = frame.rows >= budget / SMALLEST_PART && frame.rows > 0;
-        if frame.rows >= budget || above_rows + frame.rows > budget && is_worth_a_request {
+        let above = self.frames.last().expect("never called for the root").weight;
+        let is_worth_a_request = frame.weight >= budget / SMALLEST_PART && frame.weight > 0;
+        if frame.weight >= budget || above + frame.weight > budget && is_worth_a_request {
             let built = self.issue(frame)?;
             let transition = Entry { flags: entry.flags.with(Flags::NESTED_MOUNTPOINT), ..entry.clone() };
             self.arena.push(key, parent, &transition, &[]).map_err(|e| self.scratch(e))?;
@@ -302,7 +315,7 @@ impl SubtreeWriter {
         self.path.truncate(up);
         let above = self.frames.last_mut().expect("never called for the root");
         above.subdirectories += 1;
-        above.rows += carried.0 + 1;
+        above.weight += carried.0 + weight(&entry, 0);
         above.tally.add(&carried.1, 1);
         above.tally.count(&entry, 1);
         above.nested.extend(carried.2);

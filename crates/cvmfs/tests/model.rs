@@ -293,7 +293,10 @@ impl World {
             }
             6 => {
                 let entries = self.random.below(3);
-                transaction.split_if_larger(&path, entries).unwrap();
+                match self.random.below(2) {
+                    0 => transaction.split_if_larger(&path, entries).unwrap(),
+                    _ => transaction.split_if_crowded(&path, entries, 1 + entries / 4).unwrap(),
+                }
             }
             _ => {}
         }

@@ -183,6 +183,16 @@ impl Mirror {
 }
 
 impl Registries {
+    /// What holds for somebody without credentials. Mirrors are left out: they may have what they have through theirs.
+    #[must_use]
+    pub fn for_strangers(&self) -> Registries {
+        let strip = |(scope, said, _): &(Scope, RegistrySettings, Vec<Mirror>)| {
+            let said = RegistrySettings { credentials: None, mirrors: Vec::new(), ..said.clone() };
+            (scope.clone(), said, Vec::new())
+        };
+        Registries { rules: self.rules.iter().map(strip).collect(), names: BTreeMap::new() }
+    }
+
     /// What holds for an image repository.
     pub(crate) fn rules(&self, repository: &Repository) -> Rules<'_> {
         let matching: Vec<_> = self.rules.iter().filter(|(scope, ..)| scope.holds(repository)).collect();

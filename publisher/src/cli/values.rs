@@ -56,6 +56,15 @@ pub fn repository_url(text: &str) -> Result<reqwest::Url, String> {
     Ok(url)
 }
 
+/// An address on the web.
+pub fn web_address(text: &str) -> Result<reqwest::Url, String> {
+    let url = reqwest::Url::parse(text).map_err(|e| format!("{e}; write http://HOST/PATH or the same with https"))?;
+    match url.scheme() {
+        "http" | "https" => Ok(url),
+        _ => Err("write http://HOST/PATH or the same with https".to_owned()),
+    }
+}
+
 /// A directory on this machine. URLs are refused by name: they would otherwise become odd directories.
 pub fn directory(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() {

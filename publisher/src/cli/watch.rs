@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{Conversion, history, values};
+use super::{Conversion, Notifications, history, values};
 
 /// Arguments of `watch`.
 #[derive(Debug, Clone, Args)]
@@ -46,6 +46,10 @@ pub struct Watch {
     /// How images are converted.
     #[command(flatten)]
     pub conversion: Conversion,
+
+    /// Who is told.
+    #[command(flatten)]
+    pub notifications: Notifications,
 }
 
 /// What `watch` does besides passes.

@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, unbounded};
 use cvmfs::catalog::NestedRef;
 use cvmfs::hash::ContentHash;
 use image::digest::ChainId;
-use image::layout::FormatRecord;
+use image::layout::{FormatRecord, Layout, OwnedPath};
 use parking_lot::Mutex;
 
 use super::fetch::{Arrived, Fetch, LayerKey, Staged, key, read};
@@ -289,6 +289,7 @@ impl<'a> Pass<'a> {
                     "published"
                 );
                 for (place, image) in places.into_iter().zip(&images) {
+                    self.published(image);
                     self.finish(place, &image.plan.image, None);
                 }
             }
@@ -299,6 +300,14 @@ impl<'a> Pass<'a> {
                 }
             }
         }
+    }
+
+    fn published(&self, image: &ReadyImage<'_>) {
+        let plan = image.plan;
+        let flat = Layout::new().print(&OwnedPath::Flat(plan.manifest.config));
+        let layers: Vec<String> = image.layers.iter().map(|layer| layer.digest.to_string()).collect();
+        let (path, revision) = (plan.name.as_str(), self.revision.unwrap_or_default());
+        self.tell(Event::ImagePublished { image: &plan.image, path, flat: &flat, layers: &layers, revision });
     }
 
     pub(super) fn fail(&mut self, place: usize, image: &str, what: &str) {

@@ -47,7 +47,10 @@ impl<W: Write + Send> Progress for PlainLines<W> {
 /// What people read about an event that is worth a line.
 pub(super) fn line(event: Event<'_>) -> Option<String> {
     match event {
-        Event::ImageStarted { .. } | Event::ImageStage { .. } | Event::LayerBytes { .. } => None,
+        Event::ImageStarted { .. }
+        | Event::ImageStage { .. }
+        | Event::LayerBytes { .. }
+        | Event::ImagePublished { .. } => None,
         Event::LayerFinished { known: true, .. } => None,
         Event::LayerFinished { image, layer, bytes, known: false } => {
             Some(format!("{image}: layer {layer} stored, {} received", DecimalBytes(bytes)))

@@ -128,6 +128,7 @@ impl Progress for Terminal {
                 }
                 self.say(event);
             }
+            Event::ImagePublished { .. } => {}
             Event::Message { .. } => self.say(event),
         }
     }

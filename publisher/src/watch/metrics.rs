@@ -50,6 +50,7 @@ pub struct Metrics {
     condemned: Gauge,
     swept: Counter,
     removed: Counter<u64, AtomicU64>,
+    undelivered: Gauge,
     budgets: Budgets,
     requests: Family<ByRegistry, Gauge>,
     throttled: Family<ByRegistry, Gauge>,
@@ -75,6 +76,7 @@ impl Metrics {
             condemned: Gauge::default(),
             swept: Counter::default(),
             removed: Counter::default(),
+            undelivered: Gauge::default(),
             budgets,
             requests: Family::default(),
             throttled: Family::default(),
@@ -113,6 +115,11 @@ impl Metrics {
             Unit::Bytes,
             metrics.removed.clone(),
         );
+        registry.register(
+            "notifications_lost",
+            "Notifications since the start that reached nobody",
+            metrics.undelivered.clone(),
+        );
         registry.register("registry_requests", "Requests to a registry since the start", metrics.requests.clone());
         registry.register("registry_throttled", "Pauses that a registry asked for", metrics.throttled.clone());
         registry.register_with_unit(
@@ -137,6 +144,11 @@ impl Metrics {
         if let Some(revision) = report.revision {
             self.revision.set(revision.try_into().unwrap_or(i64::MAX));
         }
+    }
+
+    /// So many notifications reached nobody.
+    pub fn undelivered(&self, count: u64) {
+        self.undelivered.set(count.try_into().unwrap_or(i64::MAX));
     }
 
     /// A pass could not be made.

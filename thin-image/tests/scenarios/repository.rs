@@ -194,6 +194,7 @@ impl Fake {
         self.put(&file(ImageFile::Config), &config);
         let status = StatusRecord {
             flat: true,
+            signed_by: Vec::new(),
             image: format!("https://{name}"),
             digest: image.digest(),
             index: image.index.as_ref().map(|index| ManifestDigest::of(index)),

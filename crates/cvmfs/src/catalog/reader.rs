@@ -174,6 +174,16 @@ impl Catalog {
         self.rows(&sql, (parent.high, parent.low))
     }
 
+    /// Entries of the directory with this key by name, those behind `after` only, at most `count`: a listing that can
+    /// be left and taken up again.
+    pub fn list_after(&self, parent: PathKey, after: &[u8], count: usize) -> Result<Vec<Row>, CatalogError> {
+        let sql = format!(
+            "SELECT {} FROM catalog WHERE parent_1 = ?1 AND parent_2 = ?2 AND name > ?3 ORDER BY name LIMIT ?4",
+            self.columns
+        );
+        self.rows(&sql, (parent.high, parent.low, Text(after), count as i64))
+    }
+
     /// Hands every row to `visit`, in the order of row numbers, until it returns false.
     pub fn scan<E: From<CatalogError>>(&self, mut visit: impl FnMut(Row) -> Result<bool, E>) -> Result<(), E> {
         let db = self.lock();

@@ -102,20 +102,47 @@ impl Transaction {
     /// has one, or does not exist.
     pub fn split_if_larger(&mut self, path: &RepoPath, entries: u64) -> Result<(), RepositoryError> {
         match self.find_home(path)? {
-            Some(home) if home != *path => {
-                // Asked at every new entry: counting costs no more than the index.
-                if self.catalog(&home).writer.count(path.key())? <= entries {
-                    return Ok(());
-                }
-                let children = self.catalog(&home).writer.list(path.key())?;
-                self.split_off(path)?;
-                for child in children {
-                    self.move_rows(&home, path, &path.join(&child.entry.name), child)?;
-                }
-                Ok(())
+            // Asked at every new entry: counting costs no more than the index.
+            Some(home) if home != *path && self.catalog(&home).writer.count(path.key())? > entries => {
+                self.split(&home, path)
             }
             _ => Ok(()),
         }
+    }
+
+    /// Gives a directory a catalog of its own if the one that it is in has more than `crowd` rows, and at least `least`
+    /// of them are below the directory; nothing happens to one that has one, or does not exist.
+    pub fn split_if_crowded(&mut self, path: &RepoPath, crowd: u64, least: u64) -> Result<(), RepositoryError> {
+        let Some(home) = self.find_home(path)?.filter(|home| home != path) else { return Ok(()) };
+        let rows = self.catalog(&home).counters.own.entries().unsigned_abs();
+        match rows > crowd && self.rows_below(&home, path, least)? >= least {
+            true => self.split(&home, path),
+            false => Ok(()),
+        }
+    }
+
+    /// Rows below a directory in its catalog, counted up to `most`.
+    fn rows_below(&mut self, home: &RepoPath, path: &RepoPath, most: u64) -> Result<u64, RepositoryError> {
+        let mut rows = self.catalog(home).writer.count(path.key())?;
+        if rows >= most {
+            return Ok(rows);
+        }
+        for child in self.catalog(home).writer.list(path.key())? {
+            if child.entry.is_directory() && !child.entry.flags.is_nested_mountpoint() && rows < most {
+                rows += self.rows_below(home, &path.join(&child.entry.name), most - rows)?;
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Moves all below a directory from its catalog `home` to one of its own.
+    fn split(&mut self, home: &RepoPath, path: &RepoPath) -> Result<(), RepositoryError> {
+        let children = self.catalog(home).writer.list(path.key())?;
+        self.split_off(path)?;
+        for child in children {
+            self.move_rows(home, path, &path.join(&child.entry.name), child)?;
+        }
+        Ok(())
     }
 
     /// Moves the row at `path`, with all below it, from catalog `from` to the new catalog `to`.

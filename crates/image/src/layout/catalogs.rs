@@ -11,7 +11,8 @@ use super::{Layout, OwnedPath};
 pub enum CatalogRule {
     /// from its first entry on
     Always,
-    /// once it has more than [`Layout::LARGE_DIRECTORY`] entries
+    /// once it has more than [`Layout::LARGE_DIRECTORY`] entries, or the catalog that it is in more than
+    /// [`Layout::CROWDED_CATALOG`] rows and it takes part with [`Layout::WORTH_A_CATALOG`]
     WhenLarge,
 }
 
@@ -27,6 +28,11 @@ pub struct NestedCatalog {
 impl Layout {
     /// From this many entries on, a directory of names becomes a catalog of its own.
     pub const LARGE_DIRECTORY: usize = 1000;
+    /// From this many rows on, a catalog of names gives directories up: many repositories, none of them large, are many
+    /// rows as well, and one more image rewrites them all.
+    pub const CROWDED_CATALOG: usize = 4000;
+    /// Rows below a directory for which a further request is not too much.
+    pub const WORTH_A_CATALOG: usize = 32;
 
     /// The directories on the way to a path, and perhaps the path itself, that begin a nested catalog; outermost first.
     ///

@@ -191,6 +191,9 @@ pub struct StatusRecord {
     /// whether it has a flat; the operator may want layers only
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub flat: bool,
+    /// who has signed it, of those that were asked for: SHA-256 of the keys
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signed_by: Vec<Digest>,
     /// when, see [`timestamp`]
     pub published: String,
     /// revision of the repository that brought it

@@ -267,6 +267,7 @@ fn writes_the_records_of_the_design() {
 
     let status = StatusRecord {
         flat: true,
+        signed_by: Vec::new(),
         image: "https://r.io/a:1".to_owned(),
         digest: ManifestDigest::from_digest(layer().digest()),
         index: None,

@@ -1,0 +1,124 @@
+//! What stands between an image and the repository: signatures that the operator asks for, and whether everybody may
+//! read it. Asked before anything but manifests is fetched.
+//!
+//! An image that is published already, by the same digest, was let through then: its record says who has signed it. Only
+//! keys that are asked for since make the registry be asked again.
+
+use image::digest::ManifestDigest;
+use image::layout::StatusRecord;
+
+use super::{Fingerprint, Policy, PrivateImages, tag, verify};
+use crate::error::one_line;
+use crate::failure::Failure;
+use crate::plan::{Wanted, image_name};
+use crate::source::Sources;
+
+/// Lets images through, or not.
+#[derive(Debug, Clone, Copy)]
+pub struct Gate<'a> {
+    /// The operator's word.
+    pub policy: &'a Policy,
+    /// Who is asked.
+    pub sources: &'a Sources,
+}
+
+impl Gate<'_> {
+    /// Lets an image through whose name led to `named`: its manifest `document`, or an index with it. Gives the keys that
+    /// have signed it. `published` is the record of what the name leads to now.
+    pub fn pass(
+        &self,
+        wanted: &Wanted,
+        named: ManifestDigest,
+        document: ManifestDigest,
+        published: Option<&StatusRecord>,
+    ) -> Result<Vec<Fingerprint>, Failure> {
+        let published = published.filter(|status| status.digest == document);
+        let signed_by = self.signed(wanted, named, document, published)?;
+        if published.is_none() {
+            self.expose(wanted, document)?;
+        }
+        Ok(signed_by)
+    }
+
+    fn signed(
+        &self,
+        wanted: &Wanted,
+        named: ManifestDigest,
+        document: ManifestDigest,
+        published: Option<&StatusRecord>,
+    ) -> Result<Vec<Fingerprint>, Failure> {
+        let known = published.map(|status| status.signed_by.as_slice()).unwrap_or_default();
+        let name = image_name(&wanted.source);
+        let mut signed_by = Vec::new();
+        for keys in self.policy.signers(&name) {
+            let recorded = keys.iter().map(|key| key.fingerprint()).find(|key| known.contains(key));
+            let signer = match recorded {
+                Some(key) => key,
+                None => self.ask(wanted, &name, keys, named, document)?,
+            };
+            if !signed_by.contains(&signer) {
+                signed_by.push(signer);
+            }
+        }
+        Ok(signed_by)
+    }
+
+    /// Looks for a signature of the index, then of the manifest.
+    fn ask(
+        &self,
+        wanted: &Wanted,
+        name: &str,
+        keys: &[super::Key],
+        named: ManifestDigest,
+        document: ManifestDigest,
+    ) -> Result<Fingerprint, Failure> {
+        let mut refused = None;
+        for digest in [named, document].into_iter().take(if named == document { 1 } else { 2 }) {
+            let found = match self.sources.signatures(wanted.asked(), digest) {
+                Ok(Some(found)) => found,
+                Ok(None) => continue,
+                Err(Failure::Signature(error)) => {
+                    refused = Some(error.to_string());
+                    continue;
+                }
+                Err(failure) => return Err(failure),
+            };
+            match verify(keys, digest, &found, |payload| self.sources.payload(wanted.asked(), payload))? {
+                Ok(key) => return Ok(key),
+                Err(error) => refused = Some(error.to_string()),
+            }
+        }
+        let why = refused.unwrap_or_else(|| format!("there is no {}", tag(named)));
+        let asked: Vec<String> = keys.iter().map(|key| key.fingerprint().to_string()).collect();
+        Err(Failure::Content(format!(
+            "{name} is not signed as the configuration asks: {why}; nothing of it was fetched (sign it with cosign sign --key, by one of {})",
+            asked.join(", ")
+        )))
+    }
+
+    /// The repository can be read by everybody: what only credentials can read does not belong there unseen.
+    fn expose(&self, wanted: &Wanted, document: ManifestDigest) -> Result<(), Failure> {
+        let name = image_name(&wanted.source);
+        let decision = self.policy.private(&name, PrivateImages::Warn);
+        if decision == PrivateImages::Allow {
+            return Ok(());
+        }
+        match self.sources.is_public(&wanted.source, document) {
+            Ok(true) => return Ok(()),
+            Ok(false) if decision == PrivateImages::Warn => {
+                tracing::warn!(image = %name, "only credentials can read this image, and everybody can read the repository");
+                return Ok(());
+            }
+            Err(error) if decision == PrivateImages::Warn && !matches!(error, Failure::Stopped(_)) => {
+                let error = one_line(&error);
+                tracing::warn!(image = %name, error, "whether everybody may read this image can't be found out");
+                return Ok(());
+            }
+            Ok(false) => {}
+            Err(error) => return Err(error),
+        }
+        Err(Failure::Content(format!(
+            "{name} can be read with credentials only, and everybody can read the repository; nothing of it was fetched (add it to public_images of the configuration if that is meant)"
+        )))
+    }
+}

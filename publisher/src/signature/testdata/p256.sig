@@ -1,0 +1,1 @@
+MEUCIQDDA1iUL/teslo2ZlKdMLnopnCjU/84b//68dOLs4y6eQIgKCLgiJHXABHfWtkT/4eVKrtlrh2pVyxBPZZgRgHbg2w=
