@@ -354,7 +354,16 @@ fn describe(status: &Status) -> String {
         ("server", format!("{} through {}", status.host, status.proxy)),
         ("client", format!("{}, process {}, up {} s", status.version, status.pid, status.uptime)),
         ("catalogs", format!("{} attached", status.catalogs)),
-        ("kernel", format!("{} inodes, {} open files", status.inodes, status.open_files)),
+        (
+            "kernel",
+            format!(
+                "{} inodes, {} open files, {} requests, passthrough {}",
+                status.inodes,
+                status.open_files,
+                status.requests.values().sum::<u64>(),
+                status.passthrough
+            ),
+        ),
         (
             "cache",
             format!(

@@ -149,8 +149,10 @@ pub struct Config {
     pub prefetch: PrefetchLimits,
     /// Which revision is shown.
     pub snapshot: Snapshot,
-    /// How long the kernel may keep names and attributes.
-    pub kernel_ttl: Duration,
+    /// How long the kernel may keep names and attributes, if that is said.
+    pub kernel_ttl: Option<Duration>,
+    /// Whether the kernel reads files of the cache itself where it can.
+    pub passthrough: bool,
     /// Whether the kernel may keep link targets.
     pub cache_symlinks: bool,
     /// Upper limit of the time between checks for a new revision.
@@ -309,7 +311,8 @@ fn build(gathered: Gathered, environment: impl Iterator<Item = (OsString, OsStri
         cache_sharing: if alien.is_some() { Sharing::Group } else { Sharing::Private },
         workspace: workspace.unwrap_or_else(|| usual.clone()),
         cache: alien.unwrap_or(usual),
-        kernel_ttl: p.seconds("CVMFS_KCACHE_TIMEOUT")?,
+        kernel_ttl: p.number_if_set("CVMFS_KCACHE_TIMEOUT")?.map(Duration::from_secs),
+        passthrough: passthrough(p)?,
         cache_symlinks: p.flag("CVMFS_CACHE_SYMLINKS")?,
         max_ttl: (max_ttl > 0).then(|| Duration::from_secs(max_ttl.saturating_mul(60))),
         auto_update: p.flag("CVMFS_AUTO_UPDATE")? && snapshot == Snapshot::Newest,
@@ -422,6 +425,15 @@ fn visibility(p: &Parameters) -> Result<Visibility, ConfigError> {
     }
 }
 
+fn passthrough(p: &Parameters) -> Result<bool, ConfigError> {
+    const NAME: &str = "CVMFS_PASSTHROUGH";
+    match p.effective(NAME).to_ascii_lowercase().as_str() {
+        "auto" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(p.wrong(NAME, "auto or off")),
+    }
+}
+
 /// What `$(NAME)` in link targets stands for: the environment, over it all parameters, and two of our own.
 /// What was unset has no value, wherever it could come from.
 fn variables(
@@ -460,7 +472,7 @@ mod tests {
         assert_eq!(config.network.servers, ["http://a/cvmfs/images.example.org", "http://b/images"]);
         assert_eq!(config.network.proxies, [[None]]);
         assert_eq!(config.cache_limit, Some(4000 << 20));
-        assert_eq!(config.kernel_ttl, Duration::from_secs(60));
+        assert_eq!((config.kernel_ttl, config.passthrough), (None, false));
         assert!(matches!(config.ownership, Ownership::Catalog { .. }));
         assert!(config.auto_update && !config.noexec);
     }
@@ -483,6 +495,7 @@ mod tests {
             ("CVMFS_AUTO_UPDATE=perhaps", "expected yes or no"),
             ("CVMFS_ROOT_HASH=xyz", "hash of a root catalog"),
             ("CVMFS_MAGIC_XATTRS_VISIBILITY=some", "rootonly, never or always"),
+            ("passthrough=always", "CVMFS_PASSTHROUGH=always (from -o): expected auto or off"),
         ] {
             let error = load(&[option]).unwrap_err().to_string();
             assert!(error.contains(needle), "{error}");

@@ -118,11 +118,11 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
     let fs = FileSystem::new(config, objects, mounted.revision, numbers, repository.master_keys());
     let fs = Arc::new(fs);
 
-    let fuse = Fuse::new(fs.clone(), config.cache_symlinks);
+    let fuse = Fuse::new(fs.clone(), config.cache_symlinks, config.passthrough);
     let kernel = fuse.kernel();
     let mut session = open_session(fuse, config, &mountpoint)?;
     let device = session.as_fd().try_clone_to_owned().map_err(system("keep the connection to the kernel"))?;
-    let invalidator = Invalidator::new(device, kernel);
+    let invalidator = Invalidator::new(device, kernel.clone());
     let updater = Arc::new(Updater::new(
         fs.clone(),
         repository,
@@ -138,7 +138,7 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
     let (listener, served, place) =
         (control.try_clone().map_err(system("share the control socket"))?, updater.clone(), mountpoint.clone());
     let shown = fs.clone();
-    spawn("control", Box::new(move || listener.serve(&place, &shown, &served)))?;
+    spawn("control", Box::new(move || listener.serve(&place, &shown, &served, &kernel)))?;
     let updating = updater.clone();
     let place = mountpoint.clone();
     let update = move || {

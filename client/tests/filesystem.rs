@@ -124,13 +124,13 @@ fn what_is_not_here_is_said_not_waited_for() {
     let inode = client.node(FILE, Wait::No).unwrap().inode;
     assert!(matches!(client.fs.open(inode, Wait::No), Err(FsError::WouldBlock)));
     let many = client.node("/many", Wait::No).unwrap().inode;
-    assert!(matches!(client.fs.open_directory(many, Wait::No), Err(FsError::WouldBlock)));
+    assert!(matches!(client.fs.listing(many, true, Wait::No), Err(FsError::WouldBlock)));
     assert!(matches!(client.fs.lookup(many, b"x", Wait::No), Err(FsError::WouldBlock)));
     assert_eq!(world.server.requests(""), before);
     client.read_inode(inode).unwrap();
-    client.fs.open_directory(many, Wait::Yes).unwrap();
+    client.fs.listing(many, true, Wait::Yes).unwrap();
     assert!(client.fs.open(inode, Wait::No).is_ok());
-    assert!(client.fs.open_directory(many, Wait::No).is_ok());
+    assert!(client.fs.listing(many, true, Wait::No).is_ok());
 }
 
 #[test]
@@ -145,8 +145,7 @@ fn many_files_share_few_connections() {
 fn many_files(options: &[&str], most: usize) {
     let world = World::new("basic");
     let client = Client::open(&world, options).unwrap();
-    let handle = client.fs.open_directory(client.node("/many", Wait::Yes).unwrap().inode, Wait::Yes).unwrap();
-    let directory = client.fs.directory(handle).unwrap();
+    let directory = client.fs.listing(client.node("/many", Wait::Yes).unwrap().inode, true, Wait::Yes).unwrap();
     for item in directory.items.iter().filter_map(|item| item.node.clone()) {
         client.fs.remember(item.clone(), None);
         client.read_inode(item.inode).unwrap();
@@ -256,7 +255,7 @@ fn a_mount_without_servers_shows_what_the_cache_has() {
     let mut world = World::new("basic");
     let client = Client::open(&world, &[]).unwrap();
     client.read(FILE).unwrap();
-    client.fs.open_directory(client.node("/many", Wait::Yes).unwrap().inode, Wait::Yes).unwrap();
+    client.fs.listing(client.node("/many", Wait::Yes).unwrap().inode, true, Wait::Yes).unwrap();
     drop(client);
     world.server.stop();
     let client = Client::open(&world, &["CVMFS_MAX_RETRIES=0"]).unwrap();
@@ -455,8 +454,8 @@ fn all_catalogs_can_be_walked_with_the_least_number_attached() {
     let mut waiting = vec![ROOT];
     let mut seen = 0;
     while let Some(inode) = waiting.pop() {
-        let handle = client.fs.open_directory(inode, Wait::Yes).unwrap();
-        for node in client.fs.directory(handle).unwrap().items.iter().filter_map(|item| item.node.clone()) {
+        for node in client.fs.listing(inode, true, Wait::Yes).unwrap().items.iter().filter_map(|item| item.node.clone())
+        {
             client.fs.remember(node.clone(), None);
             seen += 1;
             if node.entry.is_directory() {
