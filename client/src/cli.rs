@@ -52,14 +52,18 @@ enum Command {
     },
     /// Show the state of a mount
     #[command(
-        after_help = "Examples:\n  cvmfs-client status /cvmfs/images.example.org\n  cvmfs-client status /mnt --json | jq .revision"
+        after_help = "Examples:\n  cvmfs-client status /cvmfs/images.example.org\n  cvmfs-client status /mnt --json | jq .revision\n  cvmfs-client status --metrics > /var/lib/node_exporter/cvmfs.prom.$$ && mv …"
     )]
     Status {
         /// Where it is mounted
-        mountpoint: PathBuf,
+        #[arg(required_unless_present = "metrics")]
+        mountpoint: Option<PathBuf>,
         /// Print everything as JSON
-        #[arg(long)]
+        #[arg(long, conflicts_with = "metrics")]
         json: bool,
+        /// Print numbers as Prometheus reads them: of this mount, or else of all mounts of this user
+        #[arg(long)]
+        metrics: bool,
     },
     /// Look for a new revision now instead of when its time comes
     #[command(after_help = "Examples:\n  cvmfs-client remount /cvmfs/images.example.org")]
@@ -279,7 +283,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Mount(arguments) => mount(cli, arguments),
         Command::Umount { mountpoint, lazy } => Ok(mount::unmount(mountpoint, *lazy)?),
-        Command::Status { mountpoint, json } => status(mountpoint, *json),
+        Command::Status { mountpoint, metrics: true, .. } => metrics(mountpoint.as_deref()),
+        Command::Status { mountpoint, json, .. } => status(mountpoint.as_deref().unwrap_or(Path::new("")), *json),
         Command::Remount { mountpoint } => remount(mountpoint),
         Command::Prefetch { mountpoint, list, base, name } => prefetch(mountpoint, list.as_deref(), base, name.clone()),
         Command::Record(arguments) => record(arguments),
@@ -332,8 +337,20 @@ fn socket(mountpoint: &Path) -> PathBuf {
     control::socket(&path.unwrap_or_else(|_| mountpoint.to_owned()))
 }
 
+fn ask_status(mountpoint: &Path) -> Result<Status, Failure> {
+    control::ask_status(&socket(mountpoint)).map_err(|_| Failure::NotMounted(mountpoint.to_owned()))
+}
+
+fn metrics(mountpoint: Option<&Path>) -> Result<(), Failure> {
+    let mounts = match mountpoint {
+        Some(mountpoint) => vec![ask_status(mountpoint)?],
+        None => control::all(),
+    };
+    Ok(io::stdout().write_all(crate::metrics::print(&mounts).as_bytes())?)
+}
+
 fn status(mountpoint: &Path, json: bool) -> Result<(), Failure> {
-    let status = control::ask_status(&socket(mountpoint)).map_err(|_| Failure::NotMounted(mountpoint.to_owned()))?;
+    let status = ask_status(mountpoint)?;
     let mut out = io::stdout().lock();
     if json {
         let text = serde_json::to_string_pretty(&status).map_err(io::Error::other)?;
