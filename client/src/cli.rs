@@ -533,7 +533,9 @@ fn probe(named: &[PathBuf], config_dir: &Path) -> Result<(), Failure> {
 fn is_readable(mountpoint: &Path) -> bool {
     // Listing comes first: it makes an automounter mount.
     let listed = std::fs::read_dir(mountpoint).is_ok_and(|mut entries| entries.all(|entry| entry.is_ok()));
-    listed && xattr::get(mountpoint, "user.fqrn").is_ok_and(|fqrn| fqrn.is_some())
+    // Ours may have no attributes (CVMFS_XATTRS=no), but then it answers.
+    let is_repository = || xattr::get(mountpoint, "user.fqrn").is_ok_and(|fqrn| fqrn.is_some());
+    listed && (is_repository() || ask_status(mountpoint).is_ok())
 }
 
 fn showconfig(fqrn: &str, json: bool, source: &SourceArgs) -> Result<(), Failure> {

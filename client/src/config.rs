@@ -177,6 +177,8 @@ pub struct Config {
     pub world_readable: bool,
     /// Whether the kernel checks permissions.
     pub check_permissions: bool,
+    /// Whether there are extended attributes.
+    pub xattrs: bool,
     /// Who sees information attributes.
     pub xattr_visibility: Visibility,
     /// Information attributes that only root and `privileged_gids` may read.
@@ -326,6 +328,7 @@ fn build(gathered: Gathered, environment: impl Iterator<Item = (OsString, OsStri
         ownership: Ownership::from_parameters(p, &fqrn)?,
         world_readable: p.flag("CVMFS_WORLD_READABLE")?,
         check_permissions: p.flag("CVMFS_CHECK_PERMISSIONS")?,
+        xattrs: p.flag("CVMFS_XATTRS")?,
         xattr_visibility: visibility(p)?,
         protected_xattrs: list(p, "CVMFS_XATTR_PROTECTED_XATTRS", "names separated by commas")?.into_iter().collect(),
         privileged_gids: list(p, "CVMFS_XATTR_PRIVILEGED_GIDS", "numbers of groups, separated by commas")?

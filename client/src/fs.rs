@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cvmfs::catalog::Row;
+use cvmfs::catalog::counters::Counter;
 use cvmfs::entry::{Entry, FileType};
 use cvmfs::path::{PathKey, RepoPath, is_name};
 use parking_lot::RwLock;
@@ -401,6 +402,13 @@ impl FileSystem {
         let counters = view.revision.catalogs.root().catalog().counters();
         let entries = counters.map_or(0, |c| u64::try_from(c.total().entries()).unwrap_or(0));
         StatFs { total, free: total.saturating_sub(used), entries }
+    }
+
+    /// Entries of the repository that have extended attributes, as it says itself.
+    pub fn attributed(&self) -> u64 {
+        let view = self.view();
+        let counters = view.revision.catalogs.root().catalog().counters();
+        counters.map_or(0, |c| u64::try_from(c.total()[Counter::Xattr]).unwrap_or(0))
     }
 
     /// Attributes of a node.

@@ -25,6 +25,7 @@ use fuser::{
     ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
+use crate::config::Config;
 use crate::fetch::Wait;
 use crate::fs::directory::Directory;
 use crate::fs::{FileSystem, FsError, Lookup};
@@ -44,12 +45,14 @@ pub struct Fuse {
     backings: Arc<Backings<BackingId>>,
     cache_symlinks: bool,
     passthrough: bool,
+    xattrs: bool,
 }
 
 impl Fuse {
-    /// Serves `fs`; the kernel may cache link targets, and read files of the cache itself, if it is told so.
-    pub fn new(fs: Arc<FileSystem>, cache_symlinks: bool, passthrough: bool) -> Fuse {
-        Fuse { fs, kernel: Arc::default(), backings: Arc::default(), cache_symlinks, passthrough }
+    /// Serves `fs` as `config` says.
+    pub fn new(fs: Arc<FileSystem>, config: &Config) -> Fuse {
+        let Config { cache_symlinks, passthrough, xattrs, .. } = *config;
+        Fuse { fs, kernel: Arc::default(), backings: Arc::default(), cache_symlinks, passthrough, xattrs }
     }
 
     /// Facts about the kernel, filled in by the first request.
@@ -276,6 +279,11 @@ impl Filesystem for Fuse {
     }
 
     fn getxattr(&self, request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if !self.xattrs {
+            self.count(Asked::Getxattr);
+            // It never asks again.
+            return reply.error(Errno::ENOSYS);
+        }
         let name: Box<[u8]> = name.as_bytes().into();
         let reader = Reader { uid: request.uid(), gid: request.gid() };
         let operation = move |fs: &FileSystem, inode, wait| fs.getxattr_as(reader, inode, &name, wait);
@@ -286,6 +294,10 @@ impl Filesystem for Fuse {
     }
 
     fn listxattr(&self, request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        if !self.xattrs {
+            self.count(Asked::Listxattr);
+            return reply.error(Errno::ENOSYS);
+        }
         self.answer((Asked::Listxattr, request), inode, reply, FileSystem::listxattr, move |_, reply, result| {
             match result {
                 Ok(names) => {

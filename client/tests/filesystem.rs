@@ -10,6 +10,7 @@ use client::config::{Config, Flags};
 use client::fetch::{Objects, Wait};
 use client::fs::{FileSystem, FsError, Lookup};
 use client::inode::{Node, Numbers, ROOT};
+use client::prefetch::Announcement;
 use client::remount::{Outcome, Updater};
 use client::revision::{Chain, Repository, RevisionError};
 use client::stats::Stats;
@@ -19,6 +20,7 @@ use common::{Fault, Server, World};
 use cvmfs::entry::{Chunk, Entry, Flags as EntryFlags};
 use cvmfs::hash::{Algorithm, ContentHash};
 use cvmfs::object::Compression;
+use cvmfs::startup::StartupList;
 
 /// A file system in this process.
 struct Client {
@@ -130,6 +132,25 @@ fn what_is_not_here_is_said_not_waited_for() {
     client.read_inode(inode).unwrap();
     client.fs.listing(many, true, Wait::Yes).unwrap();
     assert!(client.fs.open(inode, Wait::No).is_ok());
+    assert!(client.fs.listing(many, true, Wait::No).is_ok());
+}
+
+#[test]
+fn catalogs_of_announced_directories_are_attached_ahead() {
+    let world = World::new("basic");
+    let client = Client::open(&world, &[]).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), StartupList::default().print()).unwrap();
+    let announcement = Announcement {
+        file: Some(file.path().display().to_string()),
+        bases: ["/many", "/nested/two", "/missing"].map(String::from).into(),
+        ..Announcement::default()
+    };
+    let attached = || client.fs.view().revision.catalogs.count();
+    assert_eq!(attached(), 1);
+    client.fs.prefetcher().announce(&announcement).unwrap();
+    common::wait_for("the catalogs", || attached() > 2);
+    let many = client.node("/many", Wait::No).unwrap().inode;
     assert!(client.fs.listing(many, true, Wait::No).is_ok());
 }
 

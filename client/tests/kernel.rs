@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use client::remount::Outcome;
 use common::listing::{actual, difference, expected};
-use common::published::{FQRN, Published, meta};
+use common::published::{self, FQRN, Published, meta};
 use common::{Mount, Server, World, client, has_fuse, read};
 use cvmfs::entry::Entry;
 
@@ -177,6 +177,24 @@ fn a_warm_start_asks_for_nothing() {
     assert_eq!(live.requests(&before), BTreeMap::new());
     // Without it being told, it would have to ask again after a while; it is told, so nothing is left to time.
     assert!(before.values().sum::<u64>() > 5, "{before:?}");
+}
+
+#[test]
+fn a_mount_without_attributes_is_asked_for_none() {
+    if !has_fuse() {
+        return;
+    }
+    let live = live(
+        |p| vec![("/file", published::with_xattrs(p.file(0o644, b"x"), &[("user.name", b"value")]))],
+        &["CVMFS_XATTRS=no"],
+    );
+    for _ in 0..10 {
+        let error = xattr::get(live.mount.join("file"), "user.name").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP));
+    }
+    assert_eq!(live.mount.status().requests["getxattr"], 1);
+    let probed = client().arg("probe").arg(&live.mount.path).output().unwrap();
+    assert!(probed.status.success(), "{probed:?}");
 }
 
 #[test]

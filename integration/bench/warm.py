@@ -4,8 +4,8 @@
   make bench-warm [REPEAT=9 JSON=file BEFORE=directory]
 
 The science image of bench/snapshotter.py and a large file are published and mounted. A start mounts an overlay over the image's layers with
-an upper directory in memory, as an engine does, and imports numpy and scipy in it: over the mount, over the mount with passthrough, and over
-copies of the layers on the local disk, in turn; the requests of a start are counted by the kernel. Then the large file is read from its pages,
+an upper directory in memory, as an engine does, and imports numpy and scipy in it: over the mount, over mounts with passthrough and
+without attributes, and over copies of the layers on the local disk, in turn; the requests of a start are counted by the kernel. Then the large file is read from its pages,
 and again when the mount's pages were dropped. At last every file of the image is read with an empty cache, beside the floor: verifying,
 inflating and writing the same objects with one thread. BEFORE is a directory with an older cvmfs-client to compare with. Needs root.
 """
@@ -138,6 +138,7 @@ class Bench:
         point, layers, _ = self.mount("passed", "cache", "-o", "passthrough=auto")
         self.passthrough = json.loads(self.lab.run(self.repository.client, "status", "--json", point).stdout)["passthrough"]
         ways["passthrough"] = (point, layers)
+        ways["no xattrs"] = self.mount("bare", "cache-bare", "-o", "CVMFS_XATTRS=no")[:2]
         if self.args.before:
             point, layers, _ = self.mount("before", "cache-before", client=self.args.before.resolve() / "cvmfs-client")
             ways["before"] = (point, layers)

@@ -5,6 +5,7 @@ use cvmfs::startup::{self, StartupList};
 use serde::{Deserialize, Serialize};
 
 use super::Prefetcher;
+use super::queue::Job;
 use crate::fetch::Wait;
 
 /// A wish for what will be needed soon.
@@ -58,6 +59,8 @@ impl Prefetcher {
         if let Some(name) = &announcement.name {
             shared.learner.lock().name(bases[0].clone(), name.clone());
         }
+        // A stack of directories is a catalog each: they come side by side, and not one when the one before is there.
+        bases.iter().filter(|base| !base.is_root()).for_each(|base| shared.push(Job::Catalog(base.clone())));
         let list = match (&announcement.list, &announcement.file) {
             (Some(list), _) => {
                 let path = parse(list)?;

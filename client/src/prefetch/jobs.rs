@@ -29,6 +29,7 @@ impl Shared {
     pub(super) fn run(self: &Arc<Shared>, job: Job) -> Result<(), Failure> {
         match job {
             Job::Chunk(want) | Job::Part(want) => self.fetch(&want),
+            Job::Catalog(path) => Ok(self.attached(&path, Side::Children, Wait::Ahead).map(drop)?),
             Job::Listed(run, index) => self.listed(&run, index),
             Job::Tree(tree) => self.tree(tree),
             Job::Bundle(path) => self.bundle(&path),
