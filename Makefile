@@ -159,6 +159,11 @@ bench-snapshotter: engines ## from pull to first output, lazily and with overlay
 bench-coldstart: scenarios ## a cold start over a line of 20 ms and 100 Mbit/s, with and without what is fetched ahead (REPEAT=3; SUBJECT=learning; JSON=file)
 	integration/bench/coldstart.py $(BIN) --repeat $(or $(REPEAT),3) $(if $(SUBJECT),--subject $(SUBJECT)) $(if $(JSON),--json $(JSON))
 
+.PHONY: bench-warm
+bench-warm: scenarios ## warm starts, a large file and whole images through a mount, beside the local disk (REPEAT=9; JSON=file; BEFORE=directory of an older client)
+	cargo build --locked --release -p cvmfs --example fetch
+	integration/bench/warm.py $(BIN) --repeat $(or $(REPEAT),9) $(if $(JSON),--json $(JSON)) $(if $(BEFORE),--before $(BEFORE))
+
 .PHONY: bench-collect
 bench-collect: ## time and memory of a garbage collection among millions of objects (OBJECTS=10000000 ORPHANS=1000000)
 	cargo build --locked --release -p cvmfs --example collect

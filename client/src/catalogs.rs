@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use cvmfs::catalog::{Catalog, CatalogError, NestedRef, Row};
 use cvmfs::hash::{ContentHash, ObjectKind};
-use cvmfs::path::RepoPath;
+use cvmfs::path::{PathKey, RepoPath};
 use parking_lot::RwLock;
 
 use crate::fetch::{FetchError, Objects, Source, Wait, Want};
@@ -66,11 +66,21 @@ pub enum AttachError {
     Unregistered(RepoPath),
 }
 
+/// A catalog where it is mounted: the same one may be bound to several places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CatalogId {
+    /// Its hash.
+    pub hash: ContentHash,
+    /// Its mountpoint.
+    pub at: PathKey,
+}
+
 /// One open catalog.
 #[derive(Debug)]
 pub struct Attached {
     catalog: Catalog,
     hash: ContentHash,
+    id: CatalogId,
     mountpoint: RepoPath,
     nested: HashMap<Box<[u8]>, (NestedRef, Binding)>,
     last_used: AtomicU64,
@@ -148,6 +158,7 @@ impl Attached {
         let mut attached = Attached {
             catalog,
             hash,
+            id: CatalogId { hash, at: mountpoint.key() },
             mountpoint,
             nested: HashMap::new(),
             last_used: AtomicU64::new(0),
@@ -164,6 +175,11 @@ impl Attached {
         }
         attached.nested = children;
         Ok(attached)
+    }
+
+    /// Which catalog it is, and where.
+    pub fn id(&self) -> CatalogId {
+        self.id
     }
 
     /// Hash of the catalog object.
@@ -318,9 +334,9 @@ impl Catalogs {
         self.attached.read().len() + 1
     }
 
-    /// Hashes of all attached catalogs.
-    pub fn hashes(&self) -> HashSet<ContentHash> {
-        self.attached.read().values().map(|a| a.hash).chain([self.root.hash]).collect()
+    /// All attached catalogs.
+    pub fn ids(&self) -> HashSet<CatalogId> {
+        self.attached.read().values().map(|a| a.id).chain([self.root.id]).collect()
     }
 
     /// The catalog that has the entry of `path`, or those below it; attaches what is missing on the way.

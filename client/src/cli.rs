@@ -52,14 +52,18 @@ enum Command {
     },
     /// Show the state of a mount
     #[command(
-        after_help = "Examples:\n  cvmfs-client status /cvmfs/images.example.org\n  cvmfs-client status /mnt --json | jq .revision"
+        after_help = "Examples:\n  cvmfs-client status /cvmfs/images.example.org\n  cvmfs-client status /mnt --json | jq .revision\n  cvmfs-client status --metrics > /var/lib/node_exporter/cvmfs.prom.$$ && mv …"
     )]
     Status {
         /// Where it is mounted
-        mountpoint: PathBuf,
+        #[arg(required_unless_present = "metrics")]
+        mountpoint: Option<PathBuf>,
         /// Print everything as JSON
-        #[arg(long)]
+        #[arg(long, conflicts_with = "metrics")]
         json: bool,
+        /// Print numbers as Prometheus reads them: of this mount, or else of all mounts of this user
+        #[arg(long)]
+        metrics: bool,
     },
     /// Look for a new revision now instead of when its time comes
     #[command(after_help = "Examples:\n  cvmfs-client remount /cvmfs/images.example.org")]
@@ -279,7 +283,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Mount(arguments) => mount(cli, arguments),
         Command::Umount { mountpoint, lazy } => Ok(mount::unmount(mountpoint, *lazy)?),
-        Command::Status { mountpoint, json } => status(mountpoint, *json),
+        Command::Status { mountpoint, metrics: true, .. } => metrics(mountpoint.as_deref()),
+        Command::Status { mountpoint, json, .. } => status(mountpoint.as_deref().unwrap_or(Path::new("")), *json),
         Command::Remount { mountpoint } => remount(mountpoint),
         Command::Prefetch { mountpoint, list, base, name } => prefetch(mountpoint, list.as_deref(), base, name.clone()),
         Command::Record(arguments) => record(arguments),
@@ -332,8 +337,20 @@ fn socket(mountpoint: &Path) -> PathBuf {
     control::socket(&path.unwrap_or_else(|_| mountpoint.to_owned()))
 }
 
+fn ask_status(mountpoint: &Path) -> Result<Status, Failure> {
+    control::ask_status(&socket(mountpoint)).map_err(|_| Failure::NotMounted(mountpoint.to_owned()))
+}
+
+fn metrics(mountpoint: Option<&Path>) -> Result<(), Failure> {
+    let mounts = match mountpoint {
+        Some(mountpoint) => vec![ask_status(mountpoint)?],
+        None => control::all(),
+    };
+    Ok(io::stdout().write_all(crate::metrics::print(&mounts).as_bytes())?)
+}
+
 fn status(mountpoint: &Path, json: bool) -> Result<(), Failure> {
-    let status = control::ask_status(&socket(mountpoint)).map_err(|_| Failure::NotMounted(mountpoint.to_owned()))?;
+    let status = ask_status(mountpoint)?;
     let mut out = io::stdout().lock();
     if json {
         let text = serde_json::to_string_pretty(&status).map_err(io::Error::other)?;
@@ -354,7 +371,16 @@ fn describe(status: &Status) -> String {
         ("server", format!("{} through {}", status.host, status.proxy)),
         ("client", format!("{}, process {}, up {} s", status.version, status.pid, status.uptime)),
         ("catalogs", format!("{} attached", status.catalogs)),
-        ("kernel", format!("{} inodes, {} open files", status.inodes, status.open_files)),
+        (
+            "kernel",
+            format!(
+                "{} inodes, {} open files, {} requests, passthrough {}",
+                status.inodes,
+                status.open_files,
+                status.requests.values().sum::<u64>(),
+                status.passthrough
+            ),
+        ),
         (
             "cache",
             format!(
@@ -507,7 +533,9 @@ fn probe(named: &[PathBuf], config_dir: &Path) -> Result<(), Failure> {
 fn is_readable(mountpoint: &Path) -> bool {
     // Listing comes first: it makes an automounter mount.
     let listed = std::fs::read_dir(mountpoint).is_ok_and(|mut entries| entries.all(|entry| entry.is_ok()));
-    listed && xattr::get(mountpoint, "user.fqrn").is_ok_and(|fqrn| fqrn.is_some())
+    // Ours may have no attributes (CVMFS_XATTRS=no), but then it answers.
+    let is_repository = || xattr::get(mountpoint, "user.fqrn").is_ok_and(|fqrn| fqrn.is_some());
+    listed && (is_repository() || ask_status(mountpoint).is_ok())
 }
 
 fn showconfig(fqrn: &str, json: bool, source: &SourceArgs) -> Result<(), Failure> {

@@ -149,8 +149,10 @@ pub struct Config {
     pub prefetch: PrefetchLimits,
     /// Which revision is shown.
     pub snapshot: Snapshot,
-    /// How long the kernel may keep names and attributes.
-    pub kernel_ttl: Duration,
+    /// How long the kernel may keep names and attributes, if that is said.
+    pub kernel_ttl: Option<Duration>,
+    /// Whether the kernel reads files of the cache itself where it can.
+    pub passthrough: bool,
     /// Whether the kernel may keep link targets.
     pub cache_symlinks: bool,
     /// Upper limit of the time between checks for a new revision.
@@ -175,6 +177,8 @@ pub struct Config {
     pub world_readable: bool,
     /// Whether the kernel checks permissions.
     pub check_permissions: bool,
+    /// Whether there are extended attributes.
+    pub xattrs: bool,
     /// Who sees information attributes.
     pub xattr_visibility: Visibility,
     /// Information attributes that only root and `privileged_gids` may read.
@@ -309,7 +313,8 @@ fn build(gathered: Gathered, environment: impl Iterator<Item = (OsString, OsStri
         cache_sharing: if alien.is_some() { Sharing::Group } else { Sharing::Private },
         workspace: workspace.unwrap_or_else(|| usual.clone()),
         cache: alien.unwrap_or(usual),
-        kernel_ttl: p.seconds("CVMFS_KCACHE_TIMEOUT")?,
+        kernel_ttl: p.number_if_set("CVMFS_KCACHE_TIMEOUT")?.map(Duration::from_secs),
+        passthrough: passthrough(p)?,
         cache_symlinks: p.flag("CVMFS_CACHE_SYMLINKS")?,
         max_ttl: (max_ttl > 0).then(|| Duration::from_secs(max_ttl.saturating_mul(60))),
         auto_update: p.flag("CVMFS_AUTO_UPDATE")? && snapshot == Snapshot::Newest,
@@ -323,6 +328,7 @@ fn build(gathered: Gathered, environment: impl Iterator<Item = (OsString, OsStri
         ownership: Ownership::from_parameters(p, &fqrn)?,
         world_readable: p.flag("CVMFS_WORLD_READABLE")?,
         check_permissions: p.flag("CVMFS_CHECK_PERMISSIONS")?,
+        xattrs: p.flag("CVMFS_XATTRS")?,
         xattr_visibility: visibility(p)?,
         protected_xattrs: list(p, "CVMFS_XATTR_PROTECTED_XATTRS", "names separated by commas")?.into_iter().collect(),
         privileged_gids: list(p, "CVMFS_XATTR_PRIVILEGED_GIDS", "numbers of groups, separated by commas")?
@@ -422,6 +428,15 @@ fn visibility(p: &Parameters) -> Result<Visibility, ConfigError> {
     }
 }
 
+fn passthrough(p: &Parameters) -> Result<bool, ConfigError> {
+    const NAME: &str = "CVMFS_PASSTHROUGH";
+    match p.effective(NAME).to_ascii_lowercase().as_str() {
+        "auto" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(p.wrong(NAME, "auto or off")),
+    }
+}
+
 /// What `$(NAME)` in link targets stands for: the environment, over it all parameters, and two of our own.
 /// What was unset has no value, wherever it could come from.
 fn variables(
@@ -460,7 +475,7 @@ mod tests {
         assert_eq!(config.network.servers, ["http://a/cvmfs/images.example.org", "http://b/images"]);
         assert_eq!(config.network.proxies, [[None]]);
         assert_eq!(config.cache_limit, Some(4000 << 20));
-        assert_eq!(config.kernel_ttl, Duration::from_secs(60));
+        assert_eq!((config.kernel_ttl, config.passthrough), (None, false));
         assert!(matches!(config.ownership, Ownership::Catalog { .. }));
         assert!(config.auto_update && !config.noexec);
     }
@@ -483,6 +498,7 @@ mod tests {
             ("CVMFS_AUTO_UPDATE=perhaps", "expected yes or no"),
             ("CVMFS_ROOT_HASH=xyz", "hash of a root catalog"),
             ("CVMFS_MAGIC_XATTRS_VISIBILITY=some", "rootonly, never or always"),
+            ("passthrough=always", "CVMFS_PASSTHROUGH=always (from -o): expected auto or off"),
         ] {
             let error = load(&[option]).unwrap_err().to_string();
             assert!(error.contains(needle), "{error}");

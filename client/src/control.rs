@@ -7,12 +7,13 @@
 //! | `status` | [`Status`] |
 //! | `remount` | [`Outcome`] |
 //! | `prefetch ANNOUNCEMENT` | what is fetched ahead: [`Announced`], for an [`Announcement`] in JSON |
-//! | `record start` | `{}`; what is opened from now on is recorded |
+//! | `record start` | `{}`; what is read from now on is recorded, the kernel's pages are dropped for that |
 //! | `record stop DIRECTORY` | `{"list": TEXT}`: the start-up list of what was touched below a directory of the repository |
 //!
 //! The socket's name follows from the mountpoint,
 //! so commands find it without a registry; a name left over by a killed client is taken over.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
@@ -25,8 +26,10 @@ use cvmfs::path::{PathKey, RepoPath};
 use serde::{Deserialize, Serialize};
 
 use crate::fs::FileSystem;
+use crate::fuse::Kernel;
 use crate::prefetch::{Announced, Announcement, MAX_ANNOUNCEMENT, Summary};
 use crate::remount::{Outcome, Updater};
+use crate::stats::Request;
 use crate::xattr::{current_host, current_proxy};
 
 /// How long a client of the socket is waited for.
@@ -92,6 +95,12 @@ pub struct Status {
     /// Names that the kernel asked for.
     #[serde(default)]
     pub lookups: u64,
+    /// All that the kernel asked for, by kind.
+    #[serde(default)]
+    pub requests: BTreeMap<String, u64>,
+    /// Whether the kernel reads files of the cache itself: `on`, `off`, or why not.
+    #[serde(default)]
+    pub passthrough: String,
     /// Milliseconds of all requests together; divided by the time they took, the number that ran at once.
     #[serde(default)]
     pub transfer_millis: u64,
@@ -152,12 +161,13 @@ impl Control {
     }
 
     /// Answers requests until the process ends.
-    pub fn serve(&self, mountpoint: &Path, fs: &Arc<FileSystem>, updater: &Arc<Updater>) {
+    pub fn serve(&self, mountpoint: &Path, fs: &Arc<FileSystem>, updater: &Arc<Updater>, kernel: &Arc<Kernel>) {
         for stream in self.listener.incoming().flatten() {
-            let (fs, updater, mountpoint) = (fs.clone(), updater.clone(), mountpoint.to_owned());
+            let (fs, updater, kernel, mountpoint) =
+                (fs.clone(), updater.clone(), kernel.clone(), mountpoint.to_owned());
             // A check may take long; others want to ask meanwhile.
             let answer = move || {
-                if let Err(error) = answer(stream, &mountpoint, &fs, &updater) {
+                if let Err(error) = answer(stream, &mountpoint, &fs, &updater, &kernel) {
                     tracing::debug!(%error, "control connection ended");
                 }
             };
@@ -185,16 +195,23 @@ fn fs_thread(run: impl FnOnce() + Send + 'static) {
     }
 }
 
-fn answer(stream: UnixStream, mountpoint: &Path, fs: &FileSystem, updater: &Updater) -> io::Result<()> {
+fn answer(
+    stream: UnixStream,
+    mountpoint: &Path,
+    fs: &FileSystem,
+    updater: &Updater,
+    kernel: &Kernel,
+) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = String::new();
     BufReader::new((&stream).take(MAX_REQUEST)).read_line(&mut line)?;
     let text = match line.trim() {
-        "status" => serde_json::to_string(&status(mountpoint, fs, updater))?,
+        "status" => serde_json::to_string(&status(mountpoint, fs, updater, kernel))?,
         "remount" => serde_json::to_string(&updater.check())?,
         "record start" => {
             fs.prefetcher().record();
+            updater.read_anew();
             "{}".into()
         }
         other => {
@@ -222,7 +239,7 @@ fn recorded(fs: &FileSystem, request: &str) -> Result<String, String> {
     Ok(serde_json::json!({ "list": list.print() }).to_string())
 }
 
-fn status(mountpoint: &Path, fs: &FileSystem, updater: &Updater) -> Status {
+fn status(mountpoint: &Path, fs: &FileSystem, updater: &Updater, kernel: &Kernel) -> Status {
     let view = fs.view();
     let (stats, objects) = (fs.stats(), fs.objects());
     let (inodes, open_files, ..) = fs.held();
@@ -255,7 +272,9 @@ fn status(mountpoint: &Path, fs: &FileSystem, updater: &Updater) -> Status {
         retries: stats.retries.get(),
         failovers: stats.failovers.get(),
         io_errors: stats.io_errors.get(),
-        lookups: stats.lookups.get(),
+        lookups: stats.requests.get(Request::Lookup),
+        requests: stats.requests.made(),
+        passthrough: kernel.describe(),
         transfer_millis: stats.transfer_micros.get() / 1000,
         switched: objects.transport().routes().switched(Instant::now()).map(|time| time.as_secs()),
         prefetch: fs.prefetcher().summary(),

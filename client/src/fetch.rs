@@ -35,6 +35,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::cache::{CacheError, CacheKey, DiskCache, Partial};
 use crate::config::{Config, NetworkLimits};
+use crate::log::Seldom;
 use crate::stats::Stats;
 use http::{Sink, SinkError, Transport, TransportError};
 use lanes::Lane;
@@ -154,8 +155,6 @@ pub enum Wait {
 
 /// A reader who waits longer than this, and a second more for each MB, while others are served ahead is told of.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Time between two such lines of the log.
-const BETWEEN_REMARKS: Duration = Duration::from_secs(60);
 
 /// Result of a fetch, shared by all who asked.
 pub type Fetched = Result<Arc<File>, Arc<FetchError>>;
@@ -170,7 +169,7 @@ pub struct Objects {
     flights: Mutex<HashMap<CacheKey, Arc<Flight>>>,
     throttle: Throttle,
     ledger: Ledger,
-    last_remark: Mutex<Option<Instant>>,
+    remarks: Seldom,
     stats: Arc<Stats>,
 }
 
@@ -188,7 +187,7 @@ impl Objects {
             flights: Mutex::default(),
             throttle: Throttle::default(),
             ledger: Ledger::default(),
-            last_remark: Mutex::default(),
+            remarks: Seldom::default(),
             stats: stats.clone(),
         })
     }
@@ -369,9 +368,7 @@ impl Objects {
             return;
         }
         self.stats.delayed.add(1);
-        let mut last = self.last_remark.lock();
-        if last.is_none_or(|last| last.elapsed() > BETWEEN_REMARKS) {
-            *last = Some(Instant::now());
+        if self.remarks.is_due() {
             let object = want.object;
             tracing::warn!(%object, bytes, ?waited, beside, "a reader waited while objects were fetched ahead; CVMFS_PREFETCH=no ends that");
         }

@@ -12,16 +12,16 @@ pub mod file;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cvmfs::catalog::Row;
+use cvmfs::catalog::counters::Counter;
 use cvmfs::entry::{Entry, FileType};
-use cvmfs::hash::ContentHash;
 use cvmfs::path::{PathKey, RepoPath, is_name};
 use parking_lot::RwLock;
 
-use crate::catalogs::{AttachError, Attached, Side};
+use crate::catalogs::{AttachError, Attached, CatalogId, Side};
 use crate::config::{Config, Ownership};
 use crate::fetch::{FetchError, Objects, Wait};
 use crate::inode::{self, Identity, InodeError, Name, Node, Numbers, Stale, Table};
@@ -32,10 +32,17 @@ use crate::stats::Stats;
 use crate::{variables, xattr};
 
 use directory::Directory;
-use file::OpenFile;
+use file::{OpenFile, Recent};
 
 /// Descriptors that files of the mount leave to the client itself.
 const RESERVED_FILES: u64 = 512;
+
+/// Listings that are being read.
+const LISTINGS: usize = 64;
+
+/// How long the kernel may keep names and attributes: when it can be told what has changed, and when it can't.
+const UNTIL_TOLD: Duration = Duration::from_secs(24 * 3600);
+const UNTOLD: Duration = Duration::from_secs(60);
 
 /// An operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -180,7 +187,7 @@ pub enum Lookup {
     /// Nothing there, by this catalog, in the view of this generation.
     Missing {
         /// Catalog that decided.
-        catalog: ContentHash,
+        catalog: CatalogId,
         /// View that was asked.
         generation: u64,
     },
@@ -194,16 +201,20 @@ pub struct FileSystem {
     numbers: Numbers,
     table: Table,
     files: RwLock<HashMap<u64, Arc<OpenFile>>>,
-    directories: RwLock<HashMap<u64, Arc<Directory>>>,
     next_handle: AtomicU64,
+    recent: Recent,
+    listings: quick_cache::sync::Cache<u32, Arc<Directory>>,
     /// First name of a hard-link group, by catalog, directory and group.
-    groups: quick_cache::sync::Cache<(ContentHash, PathKey, u32), Arc<[u8]>>,
+    groups: quick_cache::sync::Cache<(CatalogId, PathKey, u32), Arc<[u8]>>,
     pool: Pool,
     prefetcher: Prefetcher,
     ownership: Ownership,
     world_readable: bool,
     variables: variables::Variables,
-    kernel_ttl: Duration,
+    /// As configured, if it is.
+    kernel_ttl: Option<Duration>,
+    /// Whether the kernel can be told that a name has expired.
+    is_told: AtomicBool,
     /// Files that may be open at the same time.
     most_files: usize,
     pub(crate) access: xattr::Access,
@@ -242,14 +253,16 @@ impl FileSystem {
             numbers,
             table: Table::default(),
             files: RwLock::default(),
-            directories: RwLock::default(),
             next_handle: AtomicU64::new(1),
+            recent: Recent::default(),
+            listings: quick_cache::sync::Cache::new(LISTINGS),
             groups: quick_cache::sync::Cache::new(1 << 14),
             pool,
             ownership: config.ownership.clone(),
             world_readable: config.world_readable,
             variables: config.variables.clone(),
             kernel_ttl: config.kernel_ttl,
+            is_told: AtomicBool::new(false),
             most_files: usize::try_from(config.open_files.saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX),
             access: xattr::Access::of(config),
             info,
@@ -286,14 +299,25 @@ impl FileSystem {
         &self.info
     }
 
-    /// Inodes held by the kernel, open files, open directories, and the highest inode number so far.
+    /// Inodes held by the kernel, open files, listings being read, and the highest inode number so far.
     pub fn held(&self) -> (usize, usize, usize, u32) {
-        (self.table.len(), self.files.read().len(), self.directories.read().len(), self.numbers.next() - 1)
+        let files = self.files.read().len() + self.recent.len();
+        (self.table.len(), files, self.listings.len(), self.numbers.next() - 1)
+    }
+
+    /// From now on the kernel is told when a name has expired, so it may keep answers until then.
+    pub fn kernel_is_told(&self) {
+        self.is_told.store(true, Ordering::Relaxed);
+    }
+
+    /// How long the kernel may keep an answer.
+    fn ttl(&self) -> Duration {
+        self.kernel_ttl.unwrap_or(if self.is_told.load(Ordering::Relaxed) { UNTIL_TOLD } else { UNTOLD })
     }
 
     /// Shows another revision from now on; gives what the kernel has to forget.
     pub fn switch(&self, revision: Revision) -> Stale {
-        let kept = revision.catalogs.hashes();
+        let kept = revision.catalogs.ids();
         {
             let mut view = self.view.write();
             let generation = view.generation + 1;
@@ -303,12 +327,13 @@ impl FileSystem {
         self.table.stale(&kept)
     }
 
-    /// Calls `reply` with the time for which the kernel may cache an answer from the view `generation`. The
-    /// view does not change before `reply` returns, so a change of revision comes either before the answer,
-    /// which is then not cached, or after it, and then takes it back.
-    pub fn with_ttl<R>(&self, generation: u64, reply: impl FnOnce(Duration) -> R) -> R {
+    /// Calls `reply` with the time for which the kernel may cache an answer from the view `generation`, and whether
+    /// that is the current one. The view does not change before `reply` returns, so a change of revision comes either
+    /// before the answer, which is then not cached, or after it, and then takes it back.
+    pub fn with_ttl<R>(&self, generation: u64, reply: impl FnOnce(Duration, bool) -> R) -> R {
         let view = self.view.read();
-        reply(if view.generation == generation { self.kernel_ttl } else { Duration::ZERO })
+        let is_current = view.generation == generation;
+        reply(if is_current { self.ttl() } else { Duration::ZERO }, is_current)
     }
 
     /// The kernel is about to be told about `node` under this name.
@@ -316,14 +341,22 @@ impl FileSystem {
         self.table.remember(node, name);
     }
 
-    /// The kernel is about to be told that a name does not exist; whether it may cache that.
-    pub fn remember_missing(&self, parent: u32, name: &[u8], catalog: ContentHash) -> bool {
-        self.table.remember_missing((parent, name.into()), catalog, self.kernel_ttl)
+    /// The kernel is about to be told that a name does not exist; for how long it may cache that, if at all.
+    pub fn remember_missing(&self, parent: u32, name: &[u8], catalog: CatalogId) -> Option<Duration> {
+        self.table.remember_missing((parent, name.into()), catalog, self.ttl(), UNTOLD)
     }
 
     /// The kernel dropped references to an inode.
     pub fn forget(&self, inode: u32, lookups: u64) {
-        self.table.forget(inode, lookups);
+        if self.table.forget(inode, lookups) {
+            self.recent.remove(inode);
+        }
+    }
+
+    /// Has everything that is read from now on asked for again; gives what the kernel has to forget for that.
+    pub fn read_anew(&self) -> Stale {
+        self.recent.clear();
+        self.table.files()
     }
 
     /// The entry `name` of a directory.
@@ -341,7 +374,7 @@ impl FileSystem {
         let row = attached.lookup(&path).map_err(|e| failed(&path, e))?;
         Ok(match row {
             Some(row) => Lookup::Found(self.node(&view, &attached, path, row)?),
-            None => Lookup::Missing { catalog: attached.hash(), generation: view.generation },
+            None => Lookup::Missing { catalog: attached.id(), generation: view.generation },
         })
     }
 
@@ -369,6 +402,13 @@ impl FileSystem {
         let counters = view.revision.catalogs.root().catalog().counters();
         let entries = counters.map_or(0, |c| u64::try_from(c.total().entries()).unwrap_or(0));
         StatFs { total, free: total.saturating_sub(used), entries }
+    }
+
+    /// Entries of the repository that have extended attributes, as it says itself.
+    pub fn attributed(&self) -> u64 {
+        let view = self.view();
+        let counters = view.revision.catalogs.root().catalog().counters();
+        counters.map_or(0, |c| u64::try_from(c.total()[Counter::Xattr]).unwrap_or(0))
     }
 
     /// Attributes of a node.
@@ -451,7 +491,7 @@ impl FileSystem {
     }
 
     fn is_in(&self, view: &View, node: &Node) -> bool {
-        view.revision.catalogs.hashes().contains(&node.catalog)
+        view.revision.catalogs.ids().contains(&node.catalog)
     }
 
     fn node(&self, view: &View, attached: &Attached, path: RepoPath, row: Row) -> Result<Arc<Node>, FsError> {
@@ -476,7 +516,7 @@ impl FileSystem {
             let is_linked = row.entry.link_group != 0 && row.entry.links > 1 && !row.entry.is_directory();
             let shared = if is_linked { self.first_name(attached, &path, &row)? } else { None };
             identities.push(Identity::of(shared.as_ref().unwrap_or(&path), &row.entry, &chunks));
-            let (catalog, generation) = (attached.hash(), view.generation);
+            let (catalog, generation) = (attached.id(), view.generation);
             nodes.push(Node { inode: 0, path, entry: row.entry, chunks, catalog, generation });
         }
         let is_root = nodes.first().is_some_and(|node| node.path.is_root());
@@ -487,7 +527,7 @@ impl FileSystem {
     /// Path of the first name of a hard-link group.
     fn first_name(&self, attached: &Attached, path: &RepoPath, row: &Row) -> Result<Option<RepoPath>, FsError> {
         let Some(directory) = path.parent() else { return Ok(None) };
-        let key = |group| (attached.hash(), row.parent, group);
+        let key = |group| (attached.id(), row.parent, group);
         if let Some(name) = self.groups.get(&key(row.entry.link_group)) {
             return Ok(Some(directory.join(&*name)));
         }

@@ -18,10 +18,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cvmfs::entry::{Chunk, Entry, FileType};
-use cvmfs::hash::ContentHash;
 use cvmfs::path::{PathKey, RepoPath};
 use parking_lot::{Mutex, RwLock};
 use rusqlite::{Connection, OptionalExtension as _};
+
+use crate::catalogs::CatalogId;
 
 /// Inode of the root directory.
 pub const ROOT: u32 = 1;
@@ -198,7 +199,7 @@ pub struct Node {
     /// Its chunks, if it has any.
     pub chunks: Arc<[Chunk]>,
     /// Catalog that has the entry.
-    pub catalog: ContentHash,
+    pub catalog: CatalogId,
     /// Number of the view it was looked up in.
     pub generation: u64,
 }
@@ -218,7 +219,7 @@ struct Slot {
 #[derive(Debug, Default)]
 pub struct Table {
     slots: RwLock<HashMap<u32, Slot>>,
-    negative: Mutex<HashMap<Name, (ContentHash, Instant)>>,
+    negative: Mutex<HashMap<Name, (CatalogId, Instant)>>,
 }
 
 /// Negative names that are remembered; further ones are answered without leave to cache them.
@@ -229,6 +230,10 @@ const MAX_NEGATIVE: usize = 1 << 16;
 pub struct Stale {
     /// Inodes whose attributes may have changed.
     pub inodes: Vec<u32>,
+    /// Directories among them: their listings may have changed as well.
+    pub listings: Vec<u32>,
+    /// Files whose pages have to be read again.
+    pub pages: Vec<u32>,
     /// Names that may mean something else, or nothing, or something at last.
     pub names: Vec<Name>,
 }
@@ -258,15 +263,16 @@ impl Table {
         }
     }
 
-    /// The kernel has dropped `lookups` references.
-    pub fn forget(&self, inode: u32, lookups: u64) {
+    /// The kernel has dropped `lookups` references; whether it holds none any more.
+    pub fn forget(&self, inode: u32, lookups: u64) -> bool {
         let mut slots = self.slots.write();
-        if let Some(slot) = slots.get_mut(&inode) {
-            slot.lookups = slot.lookups.saturating_sub(lookups);
-            if slot.lookups == 0 && inode != ROOT {
-                slots.remove(&inode);
-            }
+        let Some(slot) = slots.get_mut(&inode) else { return true };
+        slot.lookups = slot.lookups.saturating_sub(lookups);
+        let is_gone = slot.lookups == 0 && inode != ROOT;
+        if is_gone {
+            slots.remove(&inode);
         }
+        is_gone
     }
 
     /// Number of inodes held.
@@ -279,26 +285,37 @@ impl Table {
         self.len() == 0
     }
 
-    /// The kernel is about to be told that `name` does not exist, by `catalog`, for `ttl`. Tells whether the
-    /// name could be remembered; only then the kernel may cache the answer.
-    pub fn remember_missing(&self, name: Name, catalog: ContentHash, ttl: Duration) -> bool {
+    /// The kernel is about to be told that `name` does not exist, by `catalog`. Gives the time for which it may
+    /// cache the answer: `ttl`, or no longer than `short` when many names are remembered, or none when too many are.
+    pub fn remember_missing(&self, name: Name, catalog: CatalogId, ttl: Duration, short: Duration) -> Option<Duration> {
         let now = Instant::now();
         let mut negative = self.negative.lock();
         if negative.len() >= MAX_NEGATIVE {
             negative.retain(|_, (_, until)| *until > now);
         }
-        let room = negative.len() < MAX_NEGATIVE;
-        if room {
+        // Nobody tells when the kernel forgets such a name, so what is kept long must leave room.
+        let ttl = if negative.len() < MAX_NEGATIVE / 2 { ttl } else { ttl.min(short) };
+        (negative.len() < MAX_NEGATIVE).then(|| {
             negative.insert(name, (catalog, now + ttl));
-        }
-        room
+            ttl
+        })
+    }
+
+    /// The files that the kernel holds, to be read again.
+    pub fn files(&self) -> Stale {
+        let slots = self.slots.read();
+        let files = slots.iter().filter(|(_, slot)| slot.node.entry.file_type() == FileType::Regular);
+        Stale { pages: files.map(|(inode, _)| *inode).collect(), ..Stale::default() }
     }
 
     /// What is not covered by the catalogs that `kept` names.
-    pub fn stale(&self, kept: &HashSet<ContentHash>) -> Stale {
+    pub fn stale(&self, kept: &HashSet<CatalogId>) -> Stale {
         let mut stale = Stale::default();
         for (inode, slot) in self.slots.read().iter().filter(|(_, slot)| !kept.contains(&slot.node.catalog)) {
             stale.inodes.push(*inode);
+            if slot.node.entry.is_directory() {
+                stale.listings.push(*inode);
+            }
             stale.names.extend(slot.names.iter().cloned());
         }
         let mut negative = self.negative.lock();
@@ -311,7 +328,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use cvmfs::entry::Meta;
-    use cvmfs::hash::Algorithm;
+    use cvmfs::hash::{Algorithm, ContentHash};
     use cvmfs::object::Compression;
 
     use super::*;
@@ -382,7 +399,9 @@ mod tests {
     #[test]
     fn only_what_another_catalog_decides_is_stale() {
         let table = Table::default();
-        let (kept, gone) = (ContentHash::of(Algorithm::Sha1, b"kept"), ContentHash::of(Algorithm::Sha1, b"gone"));
+        let hash = ContentHash::of(Algorithm::Sha1, b"catalog");
+        // The same catalog, bound to another place.
+        let (kept, gone) = (CatalogId { hash, at: identity(1).0 }, CatalogId { hash, at: identity(2).0 });
         let node = |inode, catalog| {
             let path = RepoPath::ROOT.join(b"f");
             Arc::new(Node { inode, path, entry: file("f", b""), chunks: Arc::default(), catalog, generation: 1 })
@@ -391,14 +410,30 @@ mod tests {
         table.remember(node(2, kept), Some(name(b"kept")));
         table.remember(node(3, gone), Some(name(b"a")));
         table.remember(node(3, gone), Some(name(b"b")));
-        assert!(table.remember_missing(name(b"missing"), gone, Duration::from_secs(60)));
-        assert!(table.remember_missing(name(b"still-missing"), kept, Duration::from_secs(60)));
+        let (long, short) = (Duration::from_secs(3600), Duration::from_secs(60));
+        assert_eq!(table.remember_missing(name(b"missing"), gone, long, short), Some(long));
+        assert_eq!(table.remember_missing(name(b"still-missing"), kept, long, short), Some(long));
         let stale = table.stale(&HashSet::from([kept]));
-        assert_eq!(stale.inodes, [3]);
+        assert_eq!((stale.inodes, stale.listings), (vec![3], vec![]));
         assert_eq!(stale.names, [name(b"a"), name(b"b"), name(b"missing")]);
         table.forget(3, 1);
         assert!(table.get(3).is_some());
         table.forget(3, 1);
         assert!(table.get(3).is_none());
+    }
+
+    #[test]
+    fn many_missing_names_are_kept_shortly_and_too_many_not_at_all() {
+        let table = Table::default();
+        let catalog = CatalogId { hash: ContentHash::of(Algorithm::Sha1, b""), at: identity(1).0 };
+        let (long, short) = (Duration::from_secs(3600), Duration::from_secs(60));
+        let remember =
+            |number: usize| table.remember_missing((ROOT, Box::from(number.to_le_bytes())), catalog, long, short);
+        let times: Vec<_> = (0..MAX_NEGATIVE + 10).map(remember).collect();
+        let count = |time| times.iter().filter(|t| **t == time).count();
+        assert_eq!((count(Some(long)), count(Some(short)), count(None)), (MAX_NEGATIVE / 2, MAX_NEGATIVE / 2, 10));
+        // A change of revision makes room again.
+        assert_eq!(table.stale(&HashSet::new()).names.len(), MAX_NEGATIVE);
+        assert_eq!(remember(0), Some(long));
     }
 }

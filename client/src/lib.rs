@@ -20,6 +20,7 @@ pub mod fs;
 pub mod fuse;
 pub mod inode;
 pub mod log;
+pub mod metrics;
 pub mod mount;
 pub mod pool;
 pub mod prefetch;

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tracing_subscriber::fmt::MakeWriter;
@@ -31,6 +32,25 @@ pub fn start(filter: &str) {
 /// The last events, one a line, the newest last.
 pub fn recent() -> String {
     RECENT.lock().iter().fold(String::new(), |text, line| text + line)
+}
+
+/// Time between two events of a kind that could come all the time.
+const SELDOM: Duration = Duration::from_secs(60);
+
+/// Lets an event through once in a while.
+#[derive(Debug, Default)]
+pub struct Seldom(Mutex<Option<Instant>>);
+
+impl Seldom {
+    /// Whether it is time for one, which begins the next pause.
+    pub fn is_due(&self) -> bool {
+        let mut last = self.0.lock();
+        let is_due = last.is_none_or(|last| last.elapsed() > SELDOM);
+        if is_due {
+            *last = Some(Instant::now());
+        }
+        is_due
+    }
 }
 
 struct Memory;
@@ -77,5 +97,11 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!((lines.len(), lines[0]), (REMEMBERED, "event 11"));
         assert_eq!(lines[REMEMBERED - 1].len(), LONGEST);
+    }
+
+    #[test]
+    fn what_could_be_said_all_the_time_is_said_once() {
+        let seldom = Seldom::default();
+        assert_eq!([seldom.is_due(), seldom.is_due(), seldom.is_due()], [true, false, false]);
     }
 }

@@ -117,12 +117,19 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
     let numbers = open_numbers(config, &mountpoint)?;
     let fs = FileSystem::new(config, objects, mounted.revision, numbers, repository.master_keys());
     let fs = Arc::new(fs);
+    let hidden = if config.xattrs { 0 } else { fs.attributed() };
+    if hidden > 0 {
+        tracing::warn!(
+            entries = hidden,
+            "CVMFS_XATTRS=no hides attributes of this repository: opaque directories, capabilities"
+        );
+    }
 
-    let fuse = Fuse::new(fs.clone(), config.cache_symlinks);
+    let fuse = Fuse::new(fs.clone(), config);
     let kernel = fuse.kernel();
     let mut session = open_session(fuse, config, &mountpoint)?;
     let device = session.as_fd().try_clone_to_owned().map_err(system("keep the connection to the kernel"))?;
-    let invalidator = Invalidator::new(device, kernel);
+    let invalidator = Invalidator::new(device, kernel.clone());
     let updater = Arc::new(Updater::new(
         fs.clone(),
         repository,
@@ -138,7 +145,7 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
     let (listener, served, place) =
         (control.try_clone().map_err(system("share the control socket"))?, updater.clone(), mountpoint.clone());
     let shown = fs.clone();
-    spawn("control", Box::new(move || listener.serve(&place, &shown, &served)))?;
+    spawn("control", Box::new(move || listener.serve(&place, &shown, &served, &kernel)))?;
     let updating = updater.clone();
     let place = mountpoint.clone();
     let update = move || {

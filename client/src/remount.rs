@@ -3,6 +3,9 @@
 //! Facts: the time is the root catalog's `TTL` property (240 s without it), capped by the configuration;
 //! after a failure it is 180 s. Whatever goes wrong, what is mounted stays mounted, with one exception: a
 //! revision that was blacklisted since, with no newer one to be had, must not be shown any longer.
+//!
+//! The kernel keeps names until it is told that they have expired. It may be looking one up again at that very moment, with
+//! an answer from before in its hands; so it is told once more at the next check.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -68,8 +71,9 @@ pub struct Updater {
     automatic: bool,
     max_ttl: Option<Duration>,
     forget: Forget,
-    /// One check at a time; the last failure, if the last check failed.
-    checking: Mutex<()>,
+    /// One check at a time. What the kernel was told by the last one, to be told again.
+    checking: Mutex<Stale>,
+    /// The last failure, if the last check failed.
     offline: Mutex<Option<String>>,
     ended: Mutex<Option<Ended>>,
     wake: Condvar,
@@ -117,7 +121,8 @@ impl Updater {
 
     /// Checks for a newer revision now and shows it.
     pub fn check(&self) -> Outcome {
-        let _one_at_a_time = self.checking.lock();
+        let mut told = self.checking.lock();
+        (self.forget)(&std::mem::take(&mut *told));
         let view = self.fs.view();
         let revision = view.revision.number;
         if !self.automatic {
@@ -142,6 +147,7 @@ impl Updater {
                 let stale = self.fs.switch(newer);
                 tracing::info!(from, revision, inodes = stale.inodes.len(), names = stale.names.len(), "new revision");
                 (self.forget)(&stale);
+                *told = stale;
                 (Outcome::Applied { from, revision }, None)
             }
             Err(error) => {
@@ -153,6 +159,11 @@ impl Updater {
         *self.offline.lock() = offline;
         self.plan();
         outcome
+    }
+
+    /// Has the kernel ask again for everything that is read from now on, and not only for what it has no pages of.
+    pub fn read_anew(&self) {
+        (self.forget)(&self.fs.read_anew());
     }
 
     /// Sets the time of the next check.

@@ -70,6 +70,7 @@ fn sample(parameter: &Parameter, directory: &Path) -> (String, &'static [&'stati
         "CVMFS_REPOSITORY_TAG" => "v1".into(),
         "CVMFS_REPOSITORY_DATE" => "2026-11-21T20:12:10Z".into(),
         "CVMFS_MAGIC_XATTRS_VISIBILITY" => "always".into(),
+        "CVMFS_PASSTHROUGH" => "auto".into(),
         "CVMFS_HIDE_MAGIC_XATTRS" => "yes".into(),
         "CVMFS_XATTR_PROTECTED_XATTRS" => "user.proxy,user.host".into(),
         "CVMFS_XATTR_PRIVILEGED_GIDS" => "100,101".into(),

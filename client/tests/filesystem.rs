@@ -10,6 +10,7 @@ use client::config::{Config, Flags};
 use client::fetch::{Objects, Wait};
 use client::fs::{FileSystem, FsError, Lookup};
 use client::inode::{Node, Numbers, ROOT};
+use client::prefetch::Announcement;
 use client::remount::{Outcome, Updater};
 use client::revision::{Chain, Repository, RevisionError};
 use client::stats::Stats;
@@ -19,6 +20,7 @@ use common::{Fault, Server, World};
 use cvmfs::entry::{Chunk, Entry, Flags as EntryFlags};
 use cvmfs::hash::{Algorithm, ContentHash};
 use cvmfs::object::Compression;
+use cvmfs::startup::StartupList;
 
 /// A file system in this process.
 struct Client {
@@ -124,13 +126,32 @@ fn what_is_not_here_is_said_not_waited_for() {
     let inode = client.node(FILE, Wait::No).unwrap().inode;
     assert!(matches!(client.fs.open(inode, Wait::No), Err(FsError::WouldBlock)));
     let many = client.node("/many", Wait::No).unwrap().inode;
-    assert!(matches!(client.fs.open_directory(many, Wait::No), Err(FsError::WouldBlock)));
+    assert!(matches!(client.fs.listing(many, true, Wait::No), Err(FsError::WouldBlock)));
     assert!(matches!(client.fs.lookup(many, b"x", Wait::No), Err(FsError::WouldBlock)));
     assert_eq!(world.server.requests(""), before);
     client.read_inode(inode).unwrap();
-    client.fs.open_directory(many, Wait::Yes).unwrap();
+    client.fs.listing(many, true, Wait::Yes).unwrap();
     assert!(client.fs.open(inode, Wait::No).is_ok());
-    assert!(client.fs.open_directory(many, Wait::No).is_ok());
+    assert!(client.fs.listing(many, true, Wait::No).is_ok());
+}
+
+#[test]
+fn catalogs_of_announced_directories_are_attached_ahead() {
+    let world = World::new("basic");
+    let client = Client::open(&world, &[]).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), StartupList::default().print()).unwrap();
+    let announcement = Announcement {
+        file: Some(file.path().display().to_string()),
+        bases: ["/many", "/nested/two", "/missing"].map(String::from).into(),
+        ..Announcement::default()
+    };
+    let attached = || client.fs.view().revision.catalogs.count();
+    assert_eq!(attached(), 1);
+    client.fs.prefetcher().announce(&announcement).unwrap();
+    common::wait_for("the catalogs", || attached() > 2);
+    let many = client.node("/many", Wait::No).unwrap().inode;
+    assert!(client.fs.listing(many, true, Wait::No).is_ok());
 }
 
 #[test]
@@ -145,8 +166,7 @@ fn many_files_share_few_connections() {
 fn many_files(options: &[&str], most: usize) {
     let world = World::new("basic");
     let client = Client::open(&world, options).unwrap();
-    let handle = client.fs.open_directory(client.node("/many", Wait::Yes).unwrap().inode, Wait::Yes).unwrap();
-    let directory = client.fs.directory(handle).unwrap();
+    let directory = client.fs.listing(client.node("/many", Wait::Yes).unwrap().inode, true, Wait::Yes).unwrap();
     for item in directory.items.iter().filter_map(|item| item.node.clone()) {
         client.fs.remember(item.clone(), None);
         client.read_inode(item.inode).unwrap();
@@ -256,7 +276,7 @@ fn a_mount_without_servers_shows_what_the_cache_has() {
     let mut world = World::new("basic");
     let client = Client::open(&world, &[]).unwrap();
     client.read(FILE).unwrap();
-    client.fs.open_directory(client.node("/many", Wait::Yes).unwrap().inode, Wait::Yes).unwrap();
+    client.fs.listing(client.node("/many", Wait::Yes).unwrap().inode, true, Wait::Yes).unwrap();
     drop(client);
     world.server.stop();
     let client = Client::open(&world, &["CVMFS_MAX_RETRIES=0"]).unwrap();
@@ -455,8 +475,8 @@ fn all_catalogs_can_be_walked_with_the_least_number_attached() {
     let mut waiting = vec![ROOT];
     let mut seen = 0;
     while let Some(inode) = waiting.pop() {
-        let handle = client.fs.open_directory(inode, Wait::Yes).unwrap();
-        for node in client.fs.directory(handle).unwrap().items.iter().filter_map(|item| item.node.clone()) {
+        for node in client.fs.listing(inode, true, Wait::Yes).unwrap().items.iter().filter_map(|item| item.node.clone())
+        {
             client.fs.remember(node.clone(), None);
             seen += 1;
             if node.entry.is_directory() {

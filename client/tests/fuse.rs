@@ -88,6 +88,13 @@ fn status_probe_and_information_attributes_describe_the_mount() {
     let json: serde_json::Value = serde_json::from_slice(&run(&["status", "--json"]).stdout).unwrap();
     assert_eq!(json["revision"], 6);
     assert!(String::from_utf8(run(&["status"]).stdout).unwrap().contains("revision    6 ("));
+    let metrics = String::from_utf8(run(&["status", "--metrics"]).stdout).unwrap();
+    let at = mount.path.canonicalize().unwrap();
+    let labels = format!("repository=\"basic.fixture.example.org\",mountpoint=\"{}\"", at.display());
+    for line in [format!("revision{{{labels}}} 6"), format!("kernel_requests_total{{{labels},kind=\"statfs\"}} 1")] {
+        assert!(metrics.lines().any(|found| found == format!("cvmfs_client_{line}")), "{line}\n{metrics}");
+    }
+    assert_eq!(json["requests"]["statfs"], 1);
     assert!(String::from_utf8(run(&["probe"]).stdout).unwrap().ends_with("... OK\n"));
     assert!(String::from_utf8(run(&["remount"]).stdout).unwrap().contains("up to date: revision 6"));
     let twice = world.try_mount(&[]).err().unwrap();

@@ -1,7 +1,7 @@
 //! What `-o` takes: parameters, symlink variables, mount options.
 //!
 //! `NAME=value` with an upper-case name sets a parameter or a variable of links, `unset=NAME` takes either
-//! away. Everything else is a mount option of fstab, systemd or the mount helper.
+//! away, `passthrough=` is short for `CVMFS_PASSTHROUGH=`. Everything else is a mount option of fstab, systemd or the mount helper.
 
 use super::{ConfigError, Origin, Parameters};
 
@@ -56,6 +56,10 @@ pub(super) fn apply(options: &[String], parameters: &mut Parameters) -> Result<b
                 Some(value) if is_parameter => {
                     set(&mut current, parameters);
                     current = Some((name.to_owned(), value.to_owned()));
+                }
+                Some(value) if name == "passthrough" => {
+                    set(&mut current, parameters);
+                    parameters.set("CVMFS_PASSTHROUGH", value.to_owned(), Origin::Option);
                 }
                 Some(value) if name == "unset" && is_parameter_name(value) => {
                     set(&mut current, parameters);

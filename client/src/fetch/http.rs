@@ -30,6 +30,7 @@ use super::route::{Attempts, Fault, Member, Next, Place, Proxy, Route, Routes};
 use super::selection::Selection;
 use super::{random_below, tls};
 use crate::config::{Network, NetworkLimits};
+use crate::log::Seldom;
 use crate::stats::Stats;
 
 /// What a timeout of 0 means: as good as none.
@@ -117,6 +118,7 @@ pub struct Transport {
     prepared: OnceCell<()>,
     clients: Mutex<HashMap<Member, reqwest::Client>>,
     lanes: Lanes,
+    remarks: Seldom,
     stats: Arc<Stats>,
 }
 
@@ -140,6 +142,7 @@ impl Transport {
             prepared: OnceCell::new(),
             clients: Mutex::default(),
             lanes,
+            remarks: Seldom::default(),
             stats,
         }
     }
@@ -263,6 +266,16 @@ impl Transport {
             match attempts.failed(&route, fault, Instant::now()) {
                 Next::Retry(pause) => {
                     self.stats.retries.add(1);
+                    if self.remarks.is_due() {
+                        let (proxy, retries) = (route.proxy_name(), self.stats.retries.get());
+                        tracing::warn!(
+                            url,
+                            proxy,
+                            reason,
+                            retries,
+                            "a request has to be sent again; more of them are only counted for a while"
+                        );
+                    }
                     let wish = after.unwrap_or_default().min(self.routes.limits().backoff_max);
                     tokio::time::sleep(pause.max(wish)).await;
                 }

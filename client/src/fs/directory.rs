@@ -1,10 +1,13 @@
-//! Open directories: a listing taken when the directory was opened, which a change of revision leaves alone.
+//! Listings of directories. The kernel opens none: it asks for the names of an inode piece by piece and keeps them.
+//!
+//! A listing is taken when the first piece is asked for, and given to the end even when the revision changes meanwhile. A
+//! first piece is always of the current view: what the kernel keeps of it, it is told to forget at the next change.
 
 use std::sync::Arc;
 
 use cvmfs::entry::FileType;
 
-use super::{FileSystem, FsError};
+use super::{FileSystem, FsError, View};
 use crate::fetch::Wait;
 use crate::inode::{self, Node};
 
@@ -33,44 +36,46 @@ pub struct Directory {
 }
 
 impl FileSystem {
-    /// Takes the listing of a directory; gives a handle for it.
-    pub fn open_directory(&self, inode: u32, wait: Wait) -> Result<u64, FsError> {
+    /// The listing of a directory, for a reader that begins or goes on with it.
+    pub fn listing(&self, inode: u32, begins: bool, wait: Wait) -> Result<Arc<Directory>, FsError> {
         let view = self.view();
-        let directory = self.current(&view, inode, wait)?;
+        let begun = self.listings.get(&inode).filter(|begun| !begins || begun.generation == view.generation);
+        if let Some(directory) = begun {
+            return Ok(directory);
+        }
+        let directory = Arc::new(self.list(&view, inode, wait)?);
+        self.listings.insert(inode, directory.clone());
+        Ok(directory)
+    }
+
+    /// A reader has seen all of a listing.
+    pub fn listed(&self, inode: u32) {
+        self.listings.remove(&inode);
+    }
+
+    fn list(&self, view: &View, inode: u32, wait: Wait) -> Result<Directory, FsError> {
+        let directory = self.current(view, inode, wait)?;
         if !directory.entry.is_directory() {
             return Err(FsError::NotDirectory);
         }
         let parent = match directory.path.parent() {
-            Some(path) => self.find(&view, path, wait)?.map_or(inode::ROOT, |node| node.inode),
+            Some(path) => self.find(view, path, wait)?.map_or(inode::ROOT, |node| node.inode),
             None => inode::ROOT,
         };
         let dots = |name: &[u8], inode| Item { name: name.into(), inode, kind: FileType::Directory, node: None };
         let mut items = vec![dots(b".", inode), dots(b"..", parent)];
-        let attached = self.children(&view, &directory, wait)?;
+        let attached = self.children(view, &directory, wait)?;
         let rows = attached.list(&directory.path).map_err(|e| super::failed(&directory.path, e))?;
         // The root entry of the repository has the null parent, so it cannot be its own child.
         let shown = rows.into_iter().filter(|row| !row.entry.flags.is_hidden() && !row.entry.name.is_empty());
         let rows = shown.map(|row| (directory.path.join(&row.entry.name), row)).collect();
-        items.extend(self.nodes(&view, &attached, rows)?.into_iter().map(|node| Item {
+        items.extend(self.nodes(view, &attached, rows)?.into_iter().map(|node| Item {
             name: node.entry.name.as_slice().into(),
             inode: node.inode,
             kind: node.entry.file_type(),
             node: Some(node),
         }));
         self.stats().directory_opens.add(1);
-        let handle = self.handle();
-        let directory = Arc::new(Directory { inode, items, generation: view.generation });
-        self.directories.write().insert(handle, directory);
-        Ok(handle)
-    }
-
-    /// The listing behind a handle.
-    pub fn directory(&self, handle: u64) -> Result<Arc<Directory>, FsError> {
-        self.directories.read().get(&handle).cloned().ok_or(FsError::Stale)
-    }
-
-    /// Closes a directory.
-    pub fn release_directory(&self, handle: u64) {
-        self.directories.write().remove(&handle);
+        Ok(Directory { inode, items, generation: view.generation })
     }
 }

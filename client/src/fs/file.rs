@@ -1,5 +1,8 @@
 //! Open files. What a file was when it was opened, it is until it is closed.
 //!
+//! Where the kernel need not open files ([`FileSystem::recent`]), it reads inodes, which stand for one content each: the
+//! files it reads stay open for a while, so that they are found at the next read.
+//!
 //! A file kept as one object is downloaded completely by `open`, so that failures show there; a chunked one
 //! chunk by chunk, as it is read. While a chunked file is read in order, the next chunks are fetched ahead: one, then two,
 //! and so on, up to a bound.
@@ -7,7 +10,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use cvmfs::entry::{Chunk, Entry, FileType};
 use cvmfs::hash::ObjectKind;
@@ -20,6 +23,9 @@ use crate::inode::Node;
 
 /// Chunk files kept open per handle: concurrent readers of one file rarely touch more.
 const OPEN_CHUNKS: usize = 4;
+
+/// Files that stay open after the kernel has read them.
+const RECENT: usize = 128;
 
 /// Chunks, and bytes of them, that are fetched ahead of somebody who reads a file in order.
 const MOST_AHEAD: usize = 8;
@@ -50,6 +56,57 @@ impl OpenFile {
     /// Whether the page cache is to be bypassed.
     pub fn is_direct(&self) -> bool {
         self.node.entry.flags.is_direct_io()
+    }
+
+    /// The cache's file with all of the content, if there is one.
+    pub fn whole(&self) -> Option<&File> {
+        match &self.body {
+            Body::Whole(file) => Some(file),
+            Body::Empty | Body::Chunked { .. } => None,
+        }
+    }
+}
+
+/// Files that the kernel reads without opening them, those read last.
+#[derive(Debug)]
+pub struct Recent {
+    files: quick_cache::sync::Cache<u32, Arc<OpenFile>>,
+    /// Clean-ups of the cache that they have seen.
+    cleaned: AtomicU64,
+}
+
+impl Default for Recent {
+    fn default() -> Recent {
+        Recent { files: quick_cache::sync::Cache::new(RECENT), cleaned: AtomicU64::new(0) }
+    }
+}
+
+impl Recent {
+    /// How many are open.
+    pub fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Closes that of an inode.
+    pub fn remove(&self, inode: u32) {
+        self.files.remove(&inode);
+    }
+
+    /// Closes all.
+    pub fn clear(&self) {
+        self.files.clear();
+    }
+
+    /// Closes all if the cache was cleaned up since: what it has removed takes room as long as it is open.
+    fn follow(&self, clean_ups: u64) {
+        if self.cleaned.swap(clean_ups, Ordering::Relaxed) != clean_ups {
+            self.clear();
+        }
     }
 }
 
@@ -98,14 +155,32 @@ fn check_chunks(node: &Node) -> Result<(), FsError> {
 impl FileSystem {
     /// Opens a file; gives a handle for it.
     pub fn open(&self, inode: u32, wait: Wait) -> Result<u64, FsError> {
+        if self.files.read().len() >= self.most_files {
+            return Err(FsError::TooManyFiles);
+        }
+        let file = Arc::new(self.opened(inode, wait)?);
+        let handle = self.handle();
+        self.files.write().insert(handle, file);
+        Ok(handle)
+    }
+
+    /// The file of an inode that the kernel reads without having opened it.
+    pub fn recent(&self, inode: u32, wait: Wait) -> Result<Arc<OpenFile>, FsError> {
+        self.recent.follow(self.objects().cache().evictions());
+        if let Some(file) = self.recent.files.get(&inode) {
+            return Ok(file);
+        }
+        let file = Arc::new(self.opened(inode, wait)?);
+        self.recent.files.insert(inode, file.clone());
+        Ok(file)
+    }
+
+    fn opened(&self, inode: u32, wait: Wait) -> Result<OpenFile, FsError> {
         let node = self.current(&self.view(), inode, wait)?;
         match node.entry.file_type() {
             FileType::Regular => {}
             FileType::Directory => return Err(FsError::IsDirectory),
             _ => return Err(FsError::WrongType),
-        }
-        if self.files.read().len() >= self.most_files {
-            return Err(FsError::TooManyFiles);
         }
         let body = if node.entry.flags.is_chunked() && !node.chunks.is_empty() {
             check_chunks(&node)?;
@@ -119,9 +194,7 @@ impl FileSystem {
         };
         self.stats().opens.add(1);
         self.prefetcher().opened(&node.path, &node.entry);
-        let handle = self.handle();
-        self.files.write().insert(handle, Arc::new(OpenFile { node, body }));
-        Ok(handle)
+        Ok(OpenFile { node, body })
     }
 
     /// The file behind a handle.
@@ -136,7 +209,11 @@ impl FileSystem {
 
     /// Reads at `offset` into `buffer`; fewer bytes than fit only at the end of the file.
     pub fn read(&self, handle: u64, offset: u64, buffer: &mut [u8], wait: Wait) -> Result<usize, FsError> {
-        let file = self.file(handle)?;
+        self.read_from(&*self.file(handle)?, offset, buffer, wait)
+    }
+
+    /// The same from an open file.
+    pub fn read_from(&self, file: &OpenFile, offset: u64, buffer: &mut [u8], wait: Wait) -> Result<usize, FsError> {
         let size = file.node.entry.size;
         let length = buffer.len().min(usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX));
         let buffer = &mut buffer[..length];
@@ -154,7 +231,7 @@ impl FileSystem {
                     let index = chunks.partition_point(|chunk| chunk.offset <= at) - 1;
                     let within = at - chunks[index].offset;
                     let count = (length - done).min((chunks[index].size - within) as usize);
-                    let content = self.chunk(&file, index, wait)?;
+                    let content = self.chunk(file, index, wait)?;
                     exact(&content, within, &mut buffer[done..done + count])?;
                     done += count;
                 }
@@ -163,7 +240,7 @@ impl FileSystem {
         Ok(length)
     }
 
-    fn chunk(&self, file: &Arc<OpenFile>, index: usize, wait: Wait) -> Result<Arc<File>, FsError> {
+    fn chunk(&self, file: &OpenFile, index: usize, wait: Wait) -> Result<Arc<File>, FsError> {
         let Body::Chunked { open, last, ahead } = &file.body else { return Err(FsError::Stale) };
         let node = &file.node;
         let before = last.swap(index, Ordering::Relaxed);

@@ -52,6 +52,8 @@ impl Run {
 pub enum Job {
     /// Fetch the next object of a file that is read in order.
     Chunk(Want),
+    /// Attach the catalog that has what is in this directory.
+    Catalog(RepoPath),
     /// Fetch an object of a listed file.
     Part(Want),
     /// Look up a file of a list and fetch it.
@@ -81,7 +83,7 @@ impl Queue {
     pub fn push(&mut self, job: Job) -> bool {
         let (queue, most) = match job {
             Job::Chunk(_) => (&mut self.chunks, MAX_CHUNKS),
-            Job::Part(_) | Job::Listed(..) => (&mut self.parts, MAX_PARTS),
+            Job::Catalog(_) | Job::Part(_) | Job::Listed(..) => (&mut self.parts, MAX_PARTS),
             Job::Tree(_) | Job::Bundle(_) | Job::Neighbours(..) | Job::Guess(_) => (&mut self.guesses, MAX_GUESSES),
         };
         let fits = queue.len() < most;
@@ -154,7 +156,7 @@ mod tests {
             Job::Chunk(want) => format!("chunk{}", want.limit),
             Job::Part(want) => format!("part{}", want.limit),
             Job::Guess(want) => format!("guess{}", want.limit),
-            Job::Neighbours(path, _) | Job::Tree(path) | Job::Bundle(path) => path.to_string(),
+            Job::Neighbours(path, _) | Job::Tree(path) | Job::Bundle(path) | Job::Catalog(path) => path.to_string(),
         }
     }
 

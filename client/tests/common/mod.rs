@@ -445,3 +445,9 @@ pub fn read(path: &Path) -> Result<Vec<u8>, i32> {
     let result = std::fs::File::open(path).and_then(|mut file| file.read_to_end(&mut bytes));
     result.map(|_| bytes).map_err(|e| e.raw_os_error().unwrap_or(0))
 }
+
+/// Whether a directory can be listed, or the number of the error.
+pub fn list(path: &Path) -> Result<(), i32> {
+    let result = std::fs::read_dir(path).and_then(|mut entries| entries.next().transpose().map(drop));
+    result.map_err(|e| e.raw_os_error().unwrap_or(0))
+}

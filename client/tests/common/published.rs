@@ -77,14 +77,25 @@ impl Published {
 
     /// The same for chunked files.
     pub fn publish_with_chunks(&mut self, entries: Vec<(&str, Entry, &[Chunk])>) {
+        self.transaction(|transaction| {
+            for (path, entry, chunks) in entries {
+                transaction.put(&RepoPath::parse(path).unwrap(), entry, chunks).unwrap();
+            }
+        });
+    }
+
+    /// Publishes without this path and what is below it.
+    pub fn remove(&mut self, path: &str) {
+        self.transaction(|transaction| transaction.remove(&RepoPath::parse(path).unwrap()).unwrap());
+    }
+
+    fn transaction(&mut self, edit: impl FnOnce(&mut Transaction)) {
         let marker = self.file(0o644, b"");
         let marker = Entry { flags: marker.flags.with(Flags::HIDDEN), ..marker };
         let scratch: &Path = self.directory.path();
         let options = TransactionOptions { now: UtcDateTime::now(), scratch: scratch.to_owned(), marker };
         let mut transaction = Transaction::begin(self.repository.take().unwrap(), options).unwrap();
-        for (path, entry, chunks) in entries {
-            transaction.put(&RepoPath::parse(path).unwrap(), entry, chunks).unwrap();
-        }
+        edit(&mut transaction);
         let commit = Commit { signer: &self.signer, reflog_checksum: None, tags: &[], ttl: None };
         self.repository = Some(transaction.commit(&commit).unwrap().repository);
     }

@@ -1,0 +1,231 @@
+#!/usr/bin/env python3
+"""Warm starts, large files and whole images through a mount, beside the same files on the local disk.
+
+  make bench-warm [REPEAT=9 JSON=file BEFORE=directory]
+
+The science image of bench/snapshotter.py and a large file are published and mounted. A start mounts an overlay over the image's layers with
+an upper directory in memory, as an engine does, and imports numpy and scipy in it: over the mount, over mounts with passthrough and
+without attributes, and over copies of the layers on the local disk, in turn; the requests of a start are counted by the kernel. Then the large file is read from its pages,
+and again when the mount's pages were dropped. At last every file of the image is read with an empty cache, beside the floor: verifying,
+inflating and writing the same objects with one thread. BEFORE is a directory with an older cvmfs-client to compare with. Needs root.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import images
+import lab as laboratory
+from lab import Failure, Lab, tail
+from products import Repository
+from snapshotter import COMMAND, OUTPUT, image
+from tracing import Requests
+
+FQRN = "warm.example.org"
+LARGE = "opt/large"
+BLOCK = 1 << 20
+
+
+def with_large_file(home, science, megabytes):
+    """The science image below a layer with one large file."""
+    def make(directory):
+        print(f"making a layer with a file of {megabytes} MB (once)", flush=True)
+        layout = images.Layout(directory)
+        layout.begin_with(science)
+        with layout.layer(level=1) as layer:
+            layer.directory("opt")
+            layer.add(LARGE, content=(images.Content(7).read(megabytes * 1_000_000), megabytes * 1_000_000))
+        layout.finish("1", Env=["PATH=/usr/bin:/bin"], Cmd=COMMAND)
+
+    return images.cached(home, "warm-image", [megabytes, str(science)], make)
+
+
+class Stack:
+    """Layer directories, and overlays over them."""
+
+    def __init__(self, lab, name, layers):
+        self.lab, self.layers, self.starts = lab, layers, 0
+        self.scratch = lab.path(f"scratch-{name}")
+        lab.mount(self.scratch, "mount", "-t", "tmpfs", "none", self.scratch)
+
+    def start(self):
+        """Seconds of one start of a new container."""
+        self.starts += 1
+        place = self.scratch / str(self.starts)
+        upper, work, merged = (place / name for name in ("upper", "work", "merged"))
+        for directory in (upper, work, merged):
+            directory.mkdir(parents=True)
+        lower = ":".join(str(layer) for layer in reversed(self.layers))
+        begin = time.monotonic()
+        self.lab.run("mount", "-t", "overlay", "overlay", "-o", f"lowerdir={lower},upperdir={upper},workdir={work}", merged)
+        done = subprocess.run(["chroot", merged, *COMMAND], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        seconds = time.monotonic() - begin
+        self.lab.run("umount", merged)
+        if done.returncode != 0:
+            raise Failure(f"status {done.returncode} from {' '.join(COMMAND)}\n{tail(done.stderr)}")
+        self.lab.equal("the output", done.stdout, OUTPUT)
+        return seconds
+
+
+def read(file, drop=False):
+    """Seconds to read a file in order, without the pages that its own file system keeps if they are to be dropped."""
+    buffer = bytearray(BLOCK)
+    with open(file, "rb", buffering=0) as content:
+        if drop:
+            os.posix_fadvise(content.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        begin = time.monotonic()
+        while content.readinto(buffer):
+            pass
+        return time.monotonic() - begin
+
+
+def read_all(directories):
+    """(seconds, files, bytes) of reading every regular file below directories, one after another."""
+    begin, files, size = time.monotonic(), 0, 0
+    buffer = bytearray(BLOCK)
+    for directory in directories:
+        for base, _, names in os.walk(directory):
+            for name in names:
+                path = os.path.join(base, name)
+                if os.path.islink(path) or not os.path.isfile(path):
+                    continue
+                with open(path, "rb", buffering=0) as content:
+                    files += 1
+                    while count := content.readinto(buffer):
+                        size += count
+    return time.monotonic() - begin, files, size
+
+
+class Bench:
+    """A repository with one image."""
+
+    def __init__(self, lab, args):
+        self.lab, self.args = lab, args
+        science = image(lab.home, args.megabytes)
+        layout = with_large_file(lab.home, science, args.large)
+        manifest, _ = images.read_layout(layout)
+        digests = [layer["digest"].split(":")[1] for layer in manifest["layers"]]
+        self.layers = [f".layers/{digest[:2]}/{digest}/layerfs" for digest in digests]
+        self.repository = Repository(lab, args.bin, FQRN)
+        self.repository.create()
+        lab.run(*self.repository.publisher, "convert-image", f"oci:{layout}:1", FQRN, "--as", "bench/warm:1")
+        self.port = self.repository.serve()
+        self.requests = Requests(lab)
+        self.mounts = {}
+
+    def mount(self, name, cache, *options, client=None):
+        """A mount and the directories of the image's layers in it."""
+        repository = self.repository
+        used, repository.client = repository.client, client or repository.client
+        point, unmount = repository.mount(name, cache, self.port, None, "--cache-limit", "0", *options)
+        repository.client = used
+        return point, [point / layer for layer in self.layers], unmount
+
+    def ways(self):
+        """{name: (mount point, layers)} of everything that is started from."""
+        point, layers, _ = self.mount("mount", "cache")
+        local = [self.lab.dir / "local" / str(number) for number in range(len(layers))]
+        (self.lab.dir / "local").mkdir()
+        for source, target in zip(layers, local):
+            self.lab.run("cp", "--archive", "--no-target-directory", source, target)
+        ways = {"local disk": (None, local), "mount": (point, layers)}
+        point, layers, _ = self.mount("passed", "cache", "-o", "passthrough=auto")
+        self.passthrough = json.loads(self.lab.run(self.repository.client, "status", "--json", point).stdout)["passthrough"]
+        ways["passthrough"] = (point, layers)
+        ways["no xattrs"] = self.mount("bare", "cache-bare", "-o", "CVMFS_XATTRS=no")[:2]
+        if self.args.before:
+            point, layers, _ = self.mount("before", "cache-before", client=self.args.before.resolve() / "cvmfs-client")
+            ways["before"] = (point, layers)
+        return ways
+
+    def starts(self, ways):
+        """{way: (median seconds, requests of a start)}."""
+        stacks = {name: Stack(self.lab, name.replace(" ", "-"), layers) for name, (_, layers) in ways.items()}
+        times, counts = {name: [] for name in ways}, {}
+        for name, (point, _) in ways.items():
+            for _ in range(2):
+                stacks[name].start()
+            if point:
+                counts[name], _ = self.requests.counted(point, stacks[name].start)
+        for _ in range(self.args.repeat):
+            for name in ways:
+                times[name].append(stacks[name].start())
+        return {name: (statistics.median(times[name]), counts.get(name)) for name in ways}
+
+    def large(self, ways):
+        """{way: (seconds from pages, seconds without the mount's own pages)}."""
+        found = {}
+        for name, (_, layers) in ways.items():
+            file = layers[-1] / LARGE
+            read(file)
+            from_pages = statistics.median(read(file) for _ in range(self.args.repeat))
+            found[name] = (from_pages, min(read(file, drop=True) for _ in range(3)) if name != "local disk" else None)
+        return found
+
+    def cold(self):
+        """(seconds, files, bytes, requests) of reading the whole image with an empty cache, and the floor in seconds."""
+        point, layers, unmount = self.mount("cold", "cache-cold")
+        counts, (seconds, files, size) = self.requests.counted(point, lambda: read_all(layers[:-1]))
+        status = json.loads(self.lab.run(self.repository.client, "status", "--json", point).stdout)
+        unmount()
+        objects = self.lab.dir / "cache-cold"
+        floor = json.loads(self.lab.run(Path(self.args.bin) / "examples/fetch", self.repository.storage, objects, self.lab.path("floor")).stdout)
+        return {"seconds": seconds, "files": files, "bytes": size, "requests": counts, "downloads": status["downloads"], "floor": floor}
+
+
+def table(bench, starts, large, cold):
+    """What was measured, with ratios."""
+    local, _ = starts["local disk"]
+    yield f"a warm start, overlay of {len(bench.layers)} layers (passthrough: {bench.passthrough})"
+    for name, (seconds, counts) in starts.items():
+        kinds = "".join(f", {count} {kind}" for kind, count in sorted((counts or {}).items(), key=lambda item: -item[1]))
+        asked = f"{sum(counts.values()):>7} requests{kinds.replace(',', ':', 1)}" if counts is not None else ""
+        yield f"  {name:12}{seconds:8.3f} s   of local {seconds / local:5.2f}   {asked}"
+    size = bench.args.large
+    yield f"a file of {size} MB, read in order"
+    pages, _ = large["local disk"]
+    for name, (warm, dropped) in large.items():
+        again = f"   {size / dropped:7.0f} MB/s when the mount's pages are dropped" if dropped else ""
+        yield f"  {name:12}{size / warm:8.0f} MB/s  of local {pages / warm:5.2f}{again}"
+    floor = cold["floor"]
+    yield f"all {cold['files']} files of the image, {cold['bytes'] / 1e6:.0f} MB, with an empty cache"
+    yield f"  {'mount':12}{cold['seconds']:8.2f} s   of floor {cold['seconds'] / floor['seconds']:5.2f}   {cold['downloads']} objects"
+    yield f"  {'floor':12}{floor['seconds']:8.2f} s   verify, inflate, write {floor['objects']} objects, {floor['bytes'] / 1e6:.0f} MB, one thread"
+
+
+def scenario():
+    args = arguments()
+    for program in ("examples/fetch",):
+        if not (Path(args.bin) / program).exists():
+            raise Failure(f"{args.bin}/{program} is missing: cargo build --release -p cvmfs --example fetch")
+    with Lab(os.environ.get("DEMO_DIR", "target/demo")) as lab:
+        bench = Bench(lab, args)
+        ways = bench.ways()
+        starts = bench.starts(ways)
+        large = bench.large(ways)
+        cold = bench.cold()
+        print("\n" + "\n".join(table(bench, starts, large, cold)))
+        if args.json:
+            args.json.write_text(json.dumps({"starts": starts, "large": large, "cold": cold}, indent=1) + "\n")
+    return lab.verdict()
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bin", default="target/release", help="directory of cvmfs-publisher and cvmfs-client")
+    parser.add_argument("--before", type=Path, help="directory of an older cvmfs-client to compare with")
+    parser.add_argument("--megabytes", type=int, default=1600, help="size of the image, plain")
+    parser.add_argument("--large", type=int, default=1000, help="size of the large file in MB")
+    parser.add_argument("--repeat", type=int, default=9, help="how often each is measured; the median counts")
+    parser.add_argument("--json", type=Path, help="a file for all figures")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    laboratory.main(scenario)
