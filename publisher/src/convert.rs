@@ -33,6 +33,7 @@ use crate::publish::{ReadyImage, publish};
 use crate::raw_index::RawIndex;
 use crate::report::{Outcome, Report, WishOutcome};
 use crate::source::Sources;
+use crate::startup::GivenList;
 use crate::target::{Preparation, Target};
 
 /// Tags resolved at the same time.
@@ -72,6 +73,8 @@ pub struct Request {
     pub source: WishSource,
     /// A name of the operator's choice.
     pub name: Option<PublicName>,
+    /// What a start of the image touches, if somebody says so.
+    pub startup: Option<Arc<GivenList>>,
     /// Whose it is. The images of several owners take turns.
     pub owner: Option<String>,
     /// Images of a higher priority are fetched before those of a lower one, whoever owns them.
@@ -81,7 +84,7 @@ pub struct Request {
 impl Request {
     /// A wish of nobody in particular, from the command line.
     pub fn new(text: impl Into<String>, source: WishSource) -> Self {
-        Self { text: text.into(), line: None, source, name: None, owner: None, priority: 0 }
+        Self { text: text.into(), line: None, source, name: None, startup: None, owner: None, priority: 0 }
     }
 }
 
@@ -144,7 +147,8 @@ impl Converter<'_> {
                 Some(name) => Ok(name.clone()),
                 None => source.public_path(None).map_err(|e| refuse(e.into())),
             };
-            Ok(Wanted { wish: request.text.clone(), line: request.line, name: name?, source })
+            let (wish, line, startup) = (request.text.clone(), request.line, request.startup.clone());
+            Ok(Wanted { wish, line, name: name?, source, startup })
         };
         match &request.source {
             WishSource::Image(source) => vec![make(source.clone())],

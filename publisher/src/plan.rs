@@ -4,6 +4,7 @@
 //! `.index/config`) are read from there.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use cvmfs::catalog::NestedRef;
 use cvmfs::entry::Entry;
@@ -26,6 +27,7 @@ use crate::podman::{InStore, PodmanState, Stock};
 use crate::repair::damaged::Damaged;
 use crate::report::Outcome;
 use crate::source::{RawDocument, Sources};
+use crate::startup::GivenList;
 use crate::target::Target;
 
 /// One image that somebody wants published.
@@ -39,6 +41,8 @@ pub struct Wanted {
     pub source: ImageSource,
     /// Where it is to appear.
     pub name: PublicName,
+    /// What a start of it touches, if somebody says so.
+    pub startup: Option<Arc<GivenList>>,
 }
 
 /// Where a layer is.
@@ -372,7 +376,11 @@ impl<'a> Planner<'a> {
                 // Of an image that the existing tool has published, the parts are known and not the manifest.
                 None => record.is_some_and(|r| is_record_of(&r, manifest)),
             };
-        if !(is_same && is_complete) {
+        let is_listed = wanted
+            .startup
+            .as_ref()
+            .is_none_or(|given| status.as_ref().is_some_and(|status| status.startup == Some(given.digest())));
+        if !(is_same && is_complete && is_listed) {
             return Ok((Outcome::Updated, false));
         }
         Ok((Outcome::Unchanged, status.is_none()))

@@ -27,7 +27,7 @@ use crate::failure::Failure;
 use crate::flat::PreparedFlat;
 use crate::layer::{PreparedLayer, graft_of, repo_path};
 use crate::plan::{ImagePlan, LayerState, is_record_of};
-use crate::removal::Reason;
+use crate::removal::{Owner, Reason};
 use crate::repair::damaged::Damaged;
 use crate::target::{Preparation, Target, directory_meta, file_meta, until_first};
 
@@ -148,6 +148,7 @@ impl Hand<'_> {
         for layer in plan.distinct_layers().filter(|l| l.state == LayerState::Legacy) {
             self.mark_legacy(&layer.layer)?;
         }
+        let startup = self.startup_of(plan)?;
         let layers = plan.layers.iter().map(|l| l.layer.descriptor.digest);
         self.in_use_again(plan.manifest.config, layers)?;
         if self.leads_elsewhere(plan)? {
@@ -166,9 +167,14 @@ impl Hand<'_> {
             published: timestamp(self.now.unix_timestamp()),
             revision: self.revision,
             generator: GENERATOR.to_owned(),
+            startup: startup.as_ref().and_then(|list| list.given),
         };
         self.file(&record(ImageFile::Status), &status.to_bytes())?;
         self.file(&record(ImageFile::Manifest), &plan.manifest.record().to_bytes())?;
+        if let Some(list) = startup {
+            let owner = Owner { platform: None, name: plan.name.clone() };
+            self.put_startup(&owner, plan.manifest.config, &plan.config.diff_ids, &list)?;
+        }
         let public = OwnedPath::Public { platform: None, name: plan.name.clone() };
         self.link(&public, &OwnedPath::Flat(plan.manifest.config))
     }
@@ -264,7 +270,7 @@ impl Hand<'_> {
     }
 
     /// A link whose first writer stays, as long as it leads somewhere.
-    fn first_link(&mut self, path: &OwnedPath, to: &OwnedPath) -> Result<(), Failure> {
+    pub(crate) fn first_link(&mut self, path: &OwnedPath, to: &OwnedPath) -> Result<(), Failure> {
         let at = repo_path(&self.layout, path);
         if let Some(entry) = self.transaction.lookup(&at)? {
             let leads_to = std::str::from_utf8(&entry.symlink).ok().and_then(|t| self.layout.parse_link(path, t));
@@ -301,11 +307,15 @@ impl Hand<'_> {
     }
 
     pub(crate) fn read(&mut self, path: &OwnedPath) -> Result<Option<Vec<u8>>, Failure> {
+        self.read_up_to(path, RECORD_LIMIT)
+    }
+
+    pub(crate) fn read_up_to(&mut self, path: &OwnedPath, most: u64) -> Result<Option<Vec<u8>>, Failure> {
         let Some(entry) = self.transaction.lookup(&repo_path(&self.layout, path))? else { return Ok(None) };
         let Some(hash) = entry.content else { return Ok(None) };
         let mut bytes = Vec::new();
         let id = hash.object(ObjectKind::File);
-        fetch(&*self.target.store, id, entry.compression(), RECORD_LIMIT, &mut bytes)?;
+        fetch(&*self.target.store, id, entry.compression(), most, &mut bytes)?;
         Ok(Some(bytes))
     }
 

@@ -145,7 +145,11 @@ fn apply(target: &Target, lock: &Lock, plan: &WholePlan) -> Result<Published, Fa
         hand.transaction.remove(&repo_path(&hand.layout, &unit.condemned()))?;
     }
     for sentence in &plan.plan.sweep {
-        for path in [sentence.unit.condemned(), sentence.unit.path()] {
+        let list = match sentence.unit {
+            Unit::Flat(flat) => Some(OwnedPath::FlatStartup(flat)),
+            Unit::Layer(_) => None,
+        };
+        for path in [sentence.unit.condemned(), sentence.unit.path()].into_iter().chain(list) {
             hand.transaction.remove(&repo_path(&hand.layout, &path))?;
         }
     }

@@ -4,6 +4,7 @@
 //! REGISTRY/REPO/NAME:TAG                 → relative link to .flat/xx/<config hex>
 //! .multiarch/<arch>[:variant]/REGISTRY/… the same for platforms other than the default one
 //! .flat/xx/<config hex>                  complete root, Apptainer files included
+//! .flat/xx/.cvmfsstartup-<config hex>    what a start of the image touches: clients fetch it when one begins there
 //! .layers/xx/<layer hex>/layerfs         content of a layer
 //! .layers/xx/<layer hex>/.metadata/      layers.json, format.json
 //! .layers/xx/<layer hex>/.overlay/       beside a layer of the existing tool: the same as we write it, layerfs and .metadata
@@ -12,6 +13,7 @@
 //! .metadata/.versions/[.multiarch/…/]REGISTRY/REPO/NAME:TAG/<hex>/   the same of what the name led to before, and version.json
 //! .metadata/.condemned/{layer,flat}/xx/<hex>.json
 //! .index/{diff-id,chain-id}/xx/<hex>     → ../../../.layers/xx/<hex>
+//! .index/image/xx/<chain ID hex>         → ../../../.flat/xx/<hex> of an image that is this whole stack
 //! .index/{config,manifest}/xx/<hex>      raw bytes
 //! .index/users/xx/<layer hex>.json
 //! podmanStore/…                          additional image store, see [`crate::podman`]
@@ -44,6 +46,9 @@ pub use records::{
     Condemned, DescriptorRecord, FormatRecord, IMPLICIT_MAX, LayersJson, LostRecord, ManifestRecord, PinRecord,
     RecordError, StatusRecord, UsersRecord, VersionRecord, timestamp, unix_seconds,
 };
+
+/// What clients put before the name of a directory to find its start-up list beside it.
+const STARTUP_PREFIX: &str = ".cvmfsstartup-";
 
 /// Kinds of things that can wait for their removal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -96,6 +101,8 @@ pub enum IndexKey {
     DiffId(DiffId),
     /// link to the topmost layer of this stack
     ChainId(ChainId),
+    /// link to the flat of an image with this stack
+    Image(ChainId),
     /// raw config
     Config(ImageId),
     /// raw manifest or index
@@ -109,6 +116,7 @@ impl IndexKey {
         match self {
             Self::DiffId(_) => "diff-id",
             Self::ChainId(_) => "chain-id",
+            Self::Image(_) => "image",
             Self::Config(_) => "config",
             Self::Manifest(_) => "manifest",
             Self::Users(_) => "users",
@@ -118,7 +126,7 @@ impl IndexKey {
     const fn digest(self) -> Digest {
         match self {
             Self::DiffId(digest) => digest.digest(),
-            Self::ChainId(digest) => digest.digest(),
+            Self::ChainId(digest) | Self::Image(digest) => digest.digest(),
             Self::Config(digest) => digest.digest(),
             Self::Manifest(digest) => digest.digest(),
             Self::Users(digest) => digest.digest(),
@@ -131,6 +139,7 @@ impl IndexKey {
         Some(match kind {
             "diff-id" => Self::DiffId(DiffId::from_digest(digest)),
             "chain-id" => Self::ChainId(ChainId::from_digest(digest)),
+            "image" => Self::Image(ChainId::from_digest(digest)),
             "config" => Self::Config(ImageId::from_digest(digest)),
             "manifest" => Self::Manifest(ManifestDigest::from_digest(digest)),
             "users" => Self::Users(LayerDigest::from_digest(digest)),
@@ -151,6 +160,8 @@ pub enum OwnedPath {
     },
     /// `.flat/xx/<hex>`: the complete root of an image
     Flat(ImageId),
+    /// `.flat/xx/.cvmfsstartup-<hex>`: the start-up list of an image, under the name by which clients find it
+    FlatStartup(ImageId),
     /// `.layers/xx/<hex>`: the directory of a layer
     Layer(LayerDigest),
     /// `.layers/xx/<hex>/layerfs`: its content
@@ -254,6 +265,9 @@ impl Layout {
                 text.push_str(name.as_str());
             }
             OwnedPath::Flat(image) => push(&mut text, format_args!(".flat/{}/{}", image.bucket(), image.hex())),
+            OwnedPath::FlatStartup(image) => {
+                push(&mut text, format_args!(".flat/{}/{STARTUP_PREFIX}{}", image.bucket(), image.hex()));
+            }
             OwnedPath::Layer(digest) => layer(&mut text, digest, ""),
             OwnedPath::LayerContent(digest) => layer(&mut text, digest, "/layerfs"),
             OwnedPath::LayerOverlay(digest) => layer(&mut text, digest, "/.overlay"),
@@ -296,8 +310,11 @@ impl Layout {
         let (top, rest) = path.split_once('/').unwrap_or((path, ""));
         match top {
             ".flat" => {
-                let (bucket, hex) = rest.split_once('/')?;
-                Some(OwnedPath::Flat(ImageId::from_digest(bucketed(bucket, hex)?)))
+                let (bucket, name) = rest.split_once('/')?;
+                match name.strip_prefix(STARTUP_PREFIX) {
+                    Some(hex) => Some(OwnedPath::FlatStartup(ImageId::from_digest(bucketed(bucket, hex)?))),
+                    None => Some(OwnedPath::Flat(ImageId::from_digest(bucketed(bucket, name)?))),
+                }
             }
             ".layers" => {
                 let (bucket, rest) = rest.split_once('/')?;

@@ -7,6 +7,7 @@ mod layout;
 mod passes;
 mod podman;
 mod rows;
+mod startup;
 mod thin;
 
 use std::collections::BTreeMap;
