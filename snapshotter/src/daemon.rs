@@ -12,7 +12,9 @@
 //! *Already exists* makes containerd look for the snapshot and skip the download. The daemon mounts nothing and holds nothing that
 //! a container needs: whoever stops it, or kills it, stops the making of snapshots and nothing else.
 
+mod downloads;
 mod layer;
+mod startup;
 mod thin;
 
 use std::collections::{HashMap, HashSet};
@@ -25,6 +27,9 @@ use futures_util::future::join_all;
 use image::digest::{ChainId, LayerDigest};
 use parking_lot::Mutex;
 
+pub use self::downloads::Downloaded;
+use self::downloads::Downloads;
+use self::startup::Announced;
 use crate::config::{Config, UsageReport};
 use crate::error::Error;
 use crate::labels::{Labels, SNAPSHOT_REF, Wanted};
@@ -52,6 +57,8 @@ pub struct Daemon {
     warmed: Mutex<HashSet<LayerDigest>>,
     /// layers that are being filled in, by the names of their snapshots
     filling: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    announced: Announced,
+    downloads: Downloads,
     started: Instant,
 }
 
@@ -67,6 +74,8 @@ impl Daemon {
             seen: Mutex::default(),
             warmed: Mutex::default(),
             filling: Mutex::default(),
+            announced: Announced::default(),
+            downloads: Downloads::default(),
             started: Instant::now(),
         }
     }
@@ -119,15 +128,36 @@ impl Daemon {
                 let asked = layer::Asked { key, parent, labels: &labels, wanted: &wanted, start: Instant::now() };
                 self.prepare_layer(&asked).await
             }
-            None => self.create(kind, key, parent, labels).await,
+            None => {
+                let lineage = self.lineage(parent).await?;
+                if kind == Kind::Active {
+                    self.announce(&lineage);
+                }
+                self.create_on(&lineage, kind, key, parent, labels).await
+            }
         }
     }
 
     /// Makes a snapshot with files of its own, once all that it stands on is there.
     async fn create(&self, kind: Kind, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>, Error> {
-        let owned = parent.map(str::to_owned);
-        let lineage = self.blocking(move |snapshots| snapshots.lineage(owned.as_deref())).await?;
-        let root = self.gather(&lineage).await?;
+        let lineage = self.lineage(parent).await?;
+        self.create_on(&lineage, kind, key, parent, labels).await
+    }
+
+    async fn lineage(&self, parent: Option<&str>) -> Result<Vec<Snapshot>, Error> {
+        let parent = parent.map(str::to_owned);
+        self.blocking(move |snapshots| snapshots.lineage(parent.as_deref())).await
+    }
+
+    async fn create_on(
+        &self,
+        lineage: &[Snapshot],
+        kind: Kind,
+        key: &str,
+        parent: Option<&str>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, Error> {
+        let root = self.gather(lineage).await?;
         let (key, parent) = (key.to_owned(), parent.map(str::to_owned));
         self.blocking(move |snapshots| {
             let (snapshot, ancestors) = snapshots.create(kind, &key, parent.as_deref(), &labels, root)?;
@@ -262,7 +292,24 @@ impl Daemon {
             }
         };
         let (name, key, parent) = (name.to_owned(), key.to_owned(), parent.map(str::to_owned));
-        self.blocking(move |snapshots| snapshots.commit(&name, &key, parent.as_deref(), &labels, found).map(drop)).await
+        let committed = {
+            let key = key.clone();
+            self.blocking(move |snapshots| snapshots.commit(&name, &key, parent.as_deref(), &labels, found)).await?
+        };
+        self.downloaded(&key, &committed);
+        Ok(())
+    }
+
+    /// `Remove`.
+    pub async fn remove(&self, key: &str) -> Result<(), Error> {
+        self.downloads.forget(key);
+        let key = key.to_owned();
+        self.blocking(move |snapshots| snapshots.remove(&key)).await
+    }
+
+    /// What was downloaded since the start, the last images first.
+    pub fn downloads(&self) -> Vec<Downloaded> {
+        self.downloads.last()
     }
 
     /// `Usage`.

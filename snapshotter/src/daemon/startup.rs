@@ -1,0 +1,95 @@
+//! Tells the client of a repository when an image starts whose start-up list is published.
+//!
+//! A container does not wait for this and does not fail by it. Of many containers of one image that start together the
+//! client is told once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use image::digest::ChainId;
+use parking_lot::Mutex;
+
+use super::{Daemon, chain_of};
+use crate::metrics::Metrics;
+use crate::repository::Repository;
+use crate::snapshots::Snapshot;
+use crate::startup::{Announcement, announce, find};
+
+/// How long an image counts as started: what it touches is in the cache then.
+const RECENTLY: Duration = Duration::from_secs(60);
+/// Directories that an announcement names: the client takes no longer ones than 64 KiB.
+const MAX_BASES: usize = 400;
+
+/// Images that were announced a moment ago.
+#[derive(Debug, Default)]
+pub(super) struct Announced(Mutex<HashMap<ChainId, Instant>>);
+
+impl Announced {
+    /// Whether an image has not been announced recently; from now on it has been.
+    fn is_new(&self, stack: ChainId) -> bool {
+        let mut announced = self.0.lock();
+        announced.retain(|_, when| when.elapsed() < RECENTLY);
+        announced.insert(stack, Instant::now()).is_none()
+    }
+}
+
+impl Daemon {
+    /// A container is going to start on these snapshots, the nearest first.
+    pub(super) fn announce(&self, ancestors: &[Snapshot]) {
+        let Some(stack) = ancestors.first().and_then(chain_of) else { return };
+        let mut published =
+            ancestors.iter().flat_map(|ancestor| &ancestor.lowers).filter(|lower| lower.part.is_published());
+        let Some(first) = published.clone().next() else { return };
+        let repository = self.repository(&first.repository);
+        let bases: Vec<String> = published
+            .by_ref()
+            .filter(|lower| lower.repository == first.repository)
+            .filter_map(|lower| {
+                let path = self.snapshots.directories().target(lower);
+                Some(format!("/{}", path.strip_prefix(repository.mountpoint()).ok()?.to_str()?))
+            })
+            .take(MAX_BASES)
+            .collect();
+        if !bases.is_empty() && self.announced.is_new(stack) {
+            let metrics = Arc::clone(&self.metrics);
+            tokio::spawn(async move { tell(&repository, stack, bases, &metrics).await });
+        }
+    }
+}
+
+async fn tell(repository: &Repository, stack: ChainId, bases: Vec<String>, metrics: &Metrics) {
+    let place = match repository.look(move |mountpoint| find(mountpoint, stack)).await {
+        Ok(Some(place)) => place,
+        Ok(None) => return,
+        Err(down) => {
+            metrics.announced("failed");
+            tracing::info!(image = %stack, %down, "start-up list not announced");
+            return;
+        }
+    };
+    let announcement = Announcement { list: place.list, bases };
+    match announce(&place.socket, &announcement).await {
+        Ok(fetching) => {
+            metrics.announced("fetching");
+            tracing::info!(
+                image = %stack,
+                repository = repository.name(),
+                list = announcement.list,
+                files = fetching.files,
+                bytes = fetching.bytes,
+                "start-up list announced"
+            );
+        }
+        Err(error) => {
+            metrics.announced("failed");
+            tracing::info!(
+                image = %stack,
+                repository = repository.name(),
+                list = announcement.list,
+                error = format!("{error:#}"),
+                "start-up list not announced"
+            );
+        }
+    }
+}
