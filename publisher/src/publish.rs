@@ -143,6 +143,7 @@ impl Hand<'_> {
         }
         if let Some(flat) = &image.flat {
             self.graft(&OwnedPath::Flat(plan.manifest.config), &flat.graft, plan.flat_damaged)?;
+            self.cover(plan, flat)?;
         }
         self.hang_back(image)?;
         for layer in plan.distinct_layers().filter(|l| l.state == LayerState::Legacy) {
@@ -177,6 +178,24 @@ impl Hand<'_> {
         }
         let public = OwnedPath::Public { platform: None, name: plan.name.clone() };
         self.link(&public, &OwnedPath::Flat(plan.manifest.config))
+    }
+
+    /// Hangs in what makes the image of its flat, and says of which stack of layers.
+    fn cover(&mut self, plan: &ImagePlan, flat: &PreparedFlat) -> Result<(), Failure> {
+        let image = plan.manifest.config;
+        let path = OwnedPath::FlatCover(image);
+        let at = repo_path(&self.layout, &path);
+        self.transaction.remove(&at)?;
+        let (Some(rows), Some(stack)) = (&flat.cover, ChainId::stack(&plan.config.diff_ids).last().copied()) else {
+            return Ok(());
+        };
+        self.directories(&path, &at)?;
+        for (below, entry) in rows {
+            let place = if below.is_root() { Ok(at.clone()) } else { at.join_path(below.as_bytes()) };
+            let place = place.map_err(|e| Failure::Content(format!("{at}: {e}")))?;
+            self.transaction.put(&place, entry.clone(), &[])?;
+        }
+        self.first_link(&OwnedPath::Index(IndexKey::Image(stack)), &OwnedPath::Flat(image))
     }
 
     /// What was published when the plan was made, and was swept since, is hung in again: its objects are there as long

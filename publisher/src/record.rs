@@ -13,6 +13,7 @@
 mod inside;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -100,7 +101,9 @@ fn run(arguments: &Record, target: &Target) -> Result<Vec<u8>, CommandError> {
     let mut command = Command::new(&client);
     command.arg("record").arg(&mount.point).arg("--base").arg(&root).arg("--output").arg(&list);
     command.arg("--").arg(own).arg("record-inside").arg(&order);
-    let status = command.stdin(Stdio::null()).status().map_err(io("start", &client))?;
+    // Results are on the standard output, and what the image prints is none.
+    let talk = std::io::stderr().as_fd().try_clone_to_owned().map_err(CommandError::failed)?;
+    let status = command.stdin(Stdio::null()).stdout(talk).status().map_err(io("start", &client))?;
     if !status.success() {
         return Err(CommandError::failed(std::io::Error::other("the command failed, so it shows no start"))
             .hint("what it printed is above; a command that does not end by itself needs --for"));

@@ -145,11 +145,11 @@ fn apply(target: &Target, lock: &Lock, plan: &WholePlan) -> Result<Published, Fa
         hand.transaction.remove(&repo_path(&hand.layout, &unit.condemned()))?;
     }
     for sentence in &plan.plan.sweep {
-        let list = match sentence.unit {
-            Unit::Flat(flat) => Some(OwnedPath::FlatStartup(flat)),
-            Unit::Layer(_) => None,
+        let beside = match sentence.unit {
+            Unit::Flat(flat) => vec![OwnedPath::FlatStartup(flat), OwnedPath::FlatCover(flat)],
+            Unit::Layer(_) => Vec::new(),
         };
-        for path in [sentence.unit.condemned(), sentence.unit.path()].into_iter().chain(list) {
+        for path in [sentence.unit.condemned(), sentence.unit.path()].into_iter().chain(beside) {
             hand.transaction.remove(&repo_path(&hand.layout, &path))?;
         }
     }

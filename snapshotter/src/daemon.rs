@@ -13,6 +13,7 @@
 //! a container needs: whoever stops it, or kills it, stops the making of snapshots and nothing else.
 
 mod downloads;
+mod flat;
 mod layer;
 mod startup;
 mod thin;
@@ -29,14 +30,14 @@ use parking_lot::Mutex;
 
 pub use self::downloads::Downloaded;
 use self::downloads::Downloads;
-use self::startup::Announced;
+use self::startup::Recent;
 use crate::config::{Config, UsageReport};
 use crate::error::Error;
 use crate::labels::{Labels, SNAPSHOT_REF, Wanted};
 use crate::metrics::Metrics;
 use crate::overlay::{self, Mount};
 use crate::repository::{Down, Repository};
-use crate::snapshots::{Kind, Lower, RootAttributes, Snapshot, Snapshots};
+use crate::snapshots::{Kind, Lower, RootAttributes, Snapshot, Snapshots, used};
 use crate::usage::Usage;
 
 /// How long a layer that was seen counts as there.
@@ -57,7 +58,9 @@ pub struct Daemon {
     warmed: Mutex<HashSet<LayerDigest>>,
     /// layers that are being filled in, by the names of their snapshots
     filling: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
-    announced: Announced,
+    announced: Recent,
+    /// images of which it is known whether their flat can stand for them
+    flats: Recent,
     downloads: Downloads,
     started: Instant,
 }
@@ -74,7 +77,8 @@ impl Daemon {
             seen: Mutex::default(),
             warmed: Mutex::default(),
             filling: Mutex::default(),
-            announced: Announced::default(),
+            announced: Recent::default(),
+            flats: Recent::default(),
             downloads: Downloads::default(),
             started: Instant::now(),
         }
@@ -129,7 +133,7 @@ impl Daemon {
                 self.prepare_layer(&asked).await
             }
             None => {
-                let lineage = self.lineage(parent).await?;
+                let lineage = self.prefer_flat(self.lineage(parent).await?).await?;
                 if kind == Kind::Active {
                     self.announce(&lineage);
                 }
@@ -179,7 +183,7 @@ impl Daemon {
     async fn gather(&self, ancestors: &[Snapshot]) -> Result<Option<RootAttributes>, Error> {
         // A layer that was seen a moment ago may be in the kernel's cache while its client is dead; this question is not answered from there.
         let names: HashSet<&str> =
-            ancestors.iter().flat_map(|ancestor| &ancestor.lowers).map(|lower| lower.repository.as_str()).collect();
+            used(ancestors).map(|lower| lower.repository.as_str()).collect();
         let answers = join_all(names.into_iter().map(|name| self.ask_client(name))).await;
         if let Some(down) = answers.into_iter().flatten().next() {
             return Err(Error::Unavailable(format!("{down}. Mount the repository and start the container again")));
@@ -187,8 +191,7 @@ impl Daemon {
         let wanted: HashSet<Lower> = {
             let mut seen = self.seen.lock();
             seen.retain(|_, when| when.elapsed() < SEEN);
-            let lowers =
-                ancestors.iter().flat_map(|ancestor| &ancestor.lowers).filter(|lower| lower.part.is_published());
+            let lowers = used(ancestors).filter(|lower| lower.part.is_published());
             lowers.filter(|lower| !seen.contains_key(lower)).cloned().collect()
         };
         let checks = wanted.into_iter().map(|lower| async move {
@@ -215,13 +218,12 @@ impl Daemon {
         })?
         .into_iter()
         .collect::<Result<(), Error>>()?;
-        let Some(nearest) =
-            ancestors.first().and_then(|nearest| self.snapshots.directories().layers(nearest).into_iter().next())
-        else {
+        let Some(nearest) = self.snapshots.directories().stack(ancestors).into_iter().next() else {
             return Ok(None);
         };
         let path = nearest.target.unwrap_or(nearest.path);
-        self.root_attributes(ancestors[0].lowers.first(), path).await
+        let lower = ancestors[0].whole().first().or(ancestors[0].lowers.first());
+        self.root_attributes(lower, path).await
     }
 
     /// Does the client of a repository answer?

@@ -4,17 +4,18 @@
 //! (`cvmfs-client`: the attribute `user.control` of the mountpoint names its control socket; one line
 //! `prefetch ANNOUNCEMENT`, one line of JSON in answer). Other clients have no such attribute and are left alone.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use image::digest::ChainId;
-use image::layout::{IndexKey, Layout, OwnedPath};
+use image::layout::{Layout, OwnedPath};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
+
+use crate::resolve::image_of;
 
 /// Where a mounted repository says how its client is asked.
 const CONTROL: &str = "user.control";
@@ -53,16 +54,8 @@ pub struct Place {
 /// Finds the list of the image that is the whole stack `stack`; nothing if there is none, or nobody to be told.
 pub fn find(repository: &Path, stack: ChainId) -> io::Result<Option<Place>> {
     let Some(socket) = xattr::get(repository, CONTROL)? else { return Ok(None) };
-    let (layout, from) = (Layout::new(), OwnedPath::Index(IndexKey::Image(stack)));
-    let target = match fs::read_link(repository.join(layout.print(&from))) {
-        Ok(target) => target,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let Some(OwnedPath::Flat(flat)) = target.to_str().and_then(|target| layout.parse_link(&from, target)) else {
-        return Ok(None);
-    };
-    let list = layout.print(&OwnedPath::FlatStartup(flat));
+    let Some(image) = image_of(repository, stack)? else { return Ok(None) };
+    let list = Layout::new().print(&OwnedPath::FlatStartup(image));
     let is_file = match repository.join(&list).symlink_metadata() {
         Ok(found) => found.is_file(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,

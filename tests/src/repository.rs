@@ -26,7 +26,7 @@ use tempfile::TempDir;
 use time::UtcDateTime;
 use tokio::runtime::Runtime;
 
-use crate::tree::{self, Tree};
+use crate::tree::{self, Tree, What};
 
 /// Name of the repositories.
 pub const FQRN: &str = "images.example.org";
@@ -301,8 +301,32 @@ pub fn assert_outcome(wish: &WishOutcome, outcome: Outcome) {
 pub fn assert_flat(site: &Site, image: ImageId, expected: &Tree, what: &str) {
     let mut flat = site.tree(&flat_path(image));
     assert!(!flat.is_empty(), "{what} has no flat");
+    let whole = flat.clone();
     flat.retain(|path, _| expected.contains_key(path) || !is_addition(path));
     tree::assert_same(&flat, expected, what);
+    if let Some(cover) = cover(site, image) {
+        tree::assert_same(&covered(whole, &cover), expected, &format!("{what}, covered,"));
+    }
+}
+
+/// What lies over the flat of an image.
+pub fn cover(site: &Site, image: ImageId) -> Option<Tree> {
+    let cover = site.tree(&format!(".flat/{}/.cover-{}", &image.hex()[..2], image.hex()));
+    Some(cover).filter(|cover| !cover.is_empty())
+}
+
+/// What overlayfs shows of a tree under another one.
+fn covered(mut tree: Tree, cover: &Tree) -> Tree {
+    for (path, node) in cover {
+        let below = [&path[..], b"/"].concat();
+        if node.what != What::Directory {
+            tree.retain(|other, _| other != path && !other.starts_with(&below));
+        }
+        if node.what != What::Char(0) {
+            tree.insert(path.clone(), node.clone());
+        }
+    }
+    tree
 }
 
 /// Names that a flat has for the sake of Apptainer.

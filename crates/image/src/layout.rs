@@ -5,6 +5,7 @@
 //! .multiarch/<arch>[:variant]/REGISTRY/… the same for platforms other than the default one
 //! .flat/xx/<config hex>                  complete root, Apptainer files included
 //! .flat/xx/.cvmfsstartup-<config hex>    what a start of the image touches: clients fetch it when one begins there
+//! .flat/xx/.cover-<config hex>/          lies over the flat where a container has to see the image and nothing else
 //! .layers/xx/<layer hex>/layerfs         content of a layer
 //! .layers/xx/<layer hex>/.metadata/      layers.json, format.json
 //! .layers/xx/<layer hex>/.overlay/       beside a layer of the existing tool: the same as we write it, layerfs and .metadata
@@ -49,6 +50,7 @@ pub use records::{
 
 /// What clients put before the name of a directory to find its start-up list beside it.
 const STARTUP_PREFIX: &str = ".cvmfsstartup-";
+const COVER_PREFIX: &str = ".cover-";
 
 /// Kinds of things that can wait for their removal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -162,6 +164,8 @@ pub enum OwnedPath {
     Flat(ImageId),
     /// `.flat/xx/.cvmfsstartup-<hex>`: the start-up list of an image, under the name by which clients find it
     FlatStartup(ImageId),
+    /// `.flat/xx/.cover-<hex>`: hides what the flat has beside the image; as an upper layer on the flat it makes the image
+    FlatCover(ImageId),
     /// `.layers/xx/<hex>`: the directory of a layer
     Layer(LayerDigest),
     /// `.layers/xx/<hex>/layerfs`: its content
@@ -268,6 +272,9 @@ impl Layout {
             OwnedPath::FlatStartup(image) => {
                 push(&mut text, format_args!(".flat/{}/{STARTUP_PREFIX}{}", image.bucket(), image.hex()));
             }
+            OwnedPath::FlatCover(image) => {
+                push(&mut text, format_args!(".flat/{}/{COVER_PREFIX}{}", image.bucket(), image.hex()));
+            }
             OwnedPath::Layer(digest) => layer(&mut text, digest, ""),
             OwnedPath::LayerContent(digest) => layer(&mut text, digest, "/layerfs"),
             OwnedPath::LayerOverlay(digest) => layer(&mut text, digest, "/.overlay"),
@@ -311,9 +318,11 @@ impl Layout {
         match top {
             ".flat" => {
                 let (bucket, name) = rest.split_once('/')?;
-                match name.strip_prefix(STARTUP_PREFIX) {
-                    Some(hex) => Some(OwnedPath::FlatStartup(ImageId::from_digest(bucketed(bucket, hex)?))),
-                    None => Some(OwnedPath::Flat(ImageId::from_digest(bucketed(bucket, name)?))),
+                let image = |hex: &str| bucketed(bucket, hex).map(ImageId::from_digest);
+                match (name.strip_prefix(STARTUP_PREFIX), name.strip_prefix(COVER_PREFIX)) {
+                    (Some(hex), _) => image(hex).map(OwnedPath::FlatStartup),
+                    (_, Some(hex)) => image(hex).map(OwnedPath::FlatCover),
+                    _ => image(name).map(OwnedPath::Flat),
                 }
             }
             ".layers" => {

@@ -111,7 +111,7 @@ impl Daemon {
 
     /// Has a repository said that it has not any more what stands for this snapshot? Whether it can be asked does not matter here.
     async fn is_gone(&self, snapshot: &Snapshot) -> bool {
-        for lower in snapshot.lowers.iter().filter(|lower| lower.part.is_published()) {
+        for lower in snapshot.lowers[..snapshot.alone()].iter().filter(|lower| lower.part.is_published()) {
             let path = self.snapshots.directories().target(lower);
             let look = move |_: &Path| path.symlink_metadata().map(Some);
             if matches!(self.repository(&lower.repository).look(look).await, Ok(None)) {

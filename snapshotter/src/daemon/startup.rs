@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::{Daemon, chain_of};
 use crate::metrics::Metrics;
 use crate::repository::Repository;
-use crate::snapshots::Snapshot;
+use crate::snapshots::{Snapshot, used};
 use crate::startup::{Announcement, announce, find};
 
 /// How long an image counts as started: what it touches is in the cache then.
@@ -21,16 +21,16 @@ const RECENTLY: Duration = Duration::from_secs(60);
 /// Directories that an announcement names: the client takes no longer ones than 64 KiB.
 const MAX_BASES: usize = 400;
 
-/// Images that were announced a moment ago.
+/// Images that were looked at a moment ago.
 #[derive(Debug, Default)]
-pub(super) struct Announced(Mutex<HashMap<ChainId, Instant>>);
+pub(super) struct Recent(Mutex<HashMap<ChainId, Instant>>);
 
-impl Announced {
-    /// Whether an image has not been announced recently; from now on it has been.
-    fn is_new(&self, stack: ChainId) -> bool {
-        let mut announced = self.0.lock();
-        announced.retain(|_, when| when.elapsed() < RECENTLY);
-        announced.insert(stack, Instant::now()).is_none()
+impl Recent {
+    /// Whether an image was not looked at recently; from now on it was.
+    pub(super) fn is_new(&self, stack: ChainId) -> bool {
+        let mut recent = self.0.lock();
+        recent.retain(|_, when| when.elapsed() < RECENTLY);
+        recent.insert(stack, Instant::now()).is_none()
     }
 }
 
@@ -38,12 +38,10 @@ impl Daemon {
     /// A container is going to start on these snapshots, the nearest first.
     pub(super) fn announce(&self, ancestors: &[Snapshot]) {
         let Some(stack) = ancestors.first().and_then(chain_of) else { return };
-        let mut published =
-            ancestors.iter().flat_map(|ancestor| &ancestor.lowers).filter(|lower| lower.part.is_published());
+        let published = used(ancestors).filter(|lower| lower.part.is_published());
         let Some(first) = published.clone().next() else { return };
         let repository = self.repository(&first.repository);
         let bases: Vec<String> = published
-            .by_ref()
             .filter(|lower| lower.repository == first.repository)
             .filter_map(|lower| {
                 let path = self.snapshots.directories().target(lower);

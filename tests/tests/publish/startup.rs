@@ -7,6 +7,7 @@ use cvmfs::startup::StartupList;
 use image::digest::{ChainId, Digest, ImageId};
 use image::layout::StatusRecord;
 use image::reference::Wish;
+use publisher::cli::FlatPermissions;
 use publisher::convert::Request;
 use publisher::images;
 use publisher::removal::{self, Options, Usage};
@@ -14,7 +15,8 @@ use publisher::report::Outcome::{Added, Unchanged, Updated};
 use publisher::startup::{GivenList, ListSize, publish_list};
 use registry::testing::TestRegistry;
 use scenarios::image_builder::{Image, dir, file, noise, symlink};
-use scenarios::repository::{Site, flat_path, outcomes, public, wish};
+use scenarios::naive;
+use scenarios::repository::{Site, assert_flat, cover, flat_path, outcomes, public, wish};
 use scenarios::tree::Tree;
 
 use crate::{content, target};
@@ -93,6 +95,30 @@ fn a_list_is_published_with_its_image_and_goes_on_with_the_name() {
         assert!(!tree.contains_key(gone.as_bytes()), "{gone}");
     }
     assert!(tree.contains_key(list_path(new.config).as_bytes()));
+    site.assert_sound();
+}
+
+#[test]
+fn a_flat_has_a_cover_that_makes_the_image_of_it_where_that_can_be() {
+    let (registry, mut site) = (TestRegistry::spawn(), Site::new());
+    let resolv = symlink("etc/resolv.conf", "../run/resolv.conf");
+    let plain = [dir("").mode(0o751).owner(1, 2), dir("etc").mode(0o711), resolv, dir("var").owner(3, 4)];
+    let own = [dir(".singularity.d"), dir(".singularity.d/env"), file(".singularity.d/env/01-base.sh", "mine")];
+    for (tag, members, expected) in [("plain", &plain[..], true), ("own", &own[..], false)] {
+        let pushed = Image::of(&[members]).push(&registry, "lab/x", tag);
+        site.convert(&[wish(&registry, &format!("lab/x:{tag}"))]);
+        let stack = *ChainId::stack(&pushed.diff_ids).last().unwrap();
+        let tree = site.tree("");
+        let is_indexed = tree.contains_key(format!(".index/image/{}/{}", &stack.hex()[..2], stack.hex()).as_bytes());
+        assert_eq!((cover(&site, pushed.config).is_some(), is_indexed), (expected, expected), "{tag}");
+        if expected {
+            assert_flat(&site, pushed.config, &naive::unpack([members]), tag);
+        }
+    }
+    site.options.permissions = FlatPermissions::Readable;
+    let readable = Image::of(&[&[dir("d").mode(0o700)]]).push(&registry, "lab/x", "readable");
+    site.convert(&[wish(&registry, "lab/x:readable")]);
+    assert_eq!(cover(&site, readable.config), None, "other modes can't be covered");
     site.assert_sound();
 }
 

@@ -31,6 +31,7 @@ fn every_path() -> Vec<(OwnedPath, String)> {
         ),
         (OwnedPath::Public { platform: arm(), name: name("r.io/a/b:1") }, ".multiarch/arm64:v8/r.io/a/b:1".to_owned()),
         (OwnedPath::Flat(image()), format!(".flat/75/{flat}")),
+        (OwnedPath::FlatCover(image()), format!(".flat/75/.cover-{flat}")),
         (OwnedPath::FlatStartup(image()), format!(".flat/75/.cvmfsstartup-{flat}")),
         (OwnedPath::Layer(layer()), format!(".layers/ab/{digits}")),
         (OwnedPath::LayerContent(layer()), format!(".layers/ab/{digits}/layerfs")),
