@@ -390,6 +390,7 @@ def start_up_list(case):
         said = json.loads(case.lab.run(*repository.publisher, "--json", *command).stdout)["startup"]
         case.unmount()
         case.mount_repository("startup")
+        case.configure()  # the snapshotter tells a client once a minute, and does not know that this one is new
         case.pull("twelve")
         case.lazy("twelve")
         digest = case.stack.layers("twelve")[-1].removeprefix("sha256:")

@@ -58,8 +58,8 @@ pub struct Daemon {
     warmed: Mutex<HashSet<LayerDigest>>,
     /// layers that are being filled in, by the names of their snapshots
     filling: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
-    announced: Recent,
-    /// images of which it is known whether their flat can stand for them
+    announced: Arc<Recent>,
+    /// images whose flat can't stand for them
     flats: Recent,
     downloads: Downloads,
     started: Instant,
@@ -77,7 +77,7 @@ impl Daemon {
             seen: Mutex::default(),
             warmed: Mutex::default(),
             filling: Mutex::default(),
-            announced: Recent::default(),
+            announced: Arc::default(),
             flats: Recent::default(),
             downloads: Downloads::default(),
             started: Instant::now(),

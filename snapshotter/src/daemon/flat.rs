@@ -27,11 +27,14 @@ impl Daemon {
         let Some(top) = stack.first().filter(|top| is_wanted && top.is_remote() && top.whole().is_empty()) else {
             return Ok(stack);
         };
-        let Some(chain) = chain_of(top).filter(|chain| self.flats.is_new(*chain)) else { return Ok(stack) };
+        let Some(chain) = chain_of(top).filter(|chain| !self.flats.has(*chain)) else { return Ok(stack) };
         let repository = self.repository(&top.lowers[0].repository);
         let image = match repository.look(move |mountpoint| resolve::flat(mountpoint, chain)).await {
             Ok(Some(image)) => image,
-            Ok(None) => return Ok(stack),
+            Ok(None) => {
+                self.flats.add(chain);
+                return Ok(stack);
+            }
             Err(down) => {
                 tracing::debug!(image = %chain, %down, "it is not known whether there is a flat");
                 return Ok(stack);

@@ -21,16 +21,25 @@ const RECENTLY: Duration = Duration::from_secs(60);
 /// Directories that an announcement names: the client takes no longer ones than 64 KiB.
 const MAX_BASES: usize = 400;
 
-/// Images that were looked at a moment ago.
+/// Images about which something was learned a moment ago.
 #[derive(Debug, Default)]
 pub(super) struct Recent(Mutex<HashMap<ChainId, Instant>>);
 
 impl Recent {
-    /// Whether an image was not looked at recently; from now on it was.
-    pub(super) fn is_new(&self, stack: ChainId) -> bool {
+    /// Adds an image; whether it was not there.
+    pub(super) fn add(&self, stack: ChainId) -> bool {
         let mut recent = self.0.lock();
         recent.retain(|_, when| when.elapsed() < RECENTLY);
         recent.insert(stack, Instant::now()).is_none()
+    }
+
+    /// Whether an image is there.
+    pub(super) fn has(&self, stack: ChainId) -> bool {
+        self.0.lock().get(&stack).is_some_and(|when| when.elapsed() < RECENTLY)
+    }
+
+    fn forget(&self, stack: ChainId) {
+        self.0.lock().remove(&stack);
     }
 }
 
@@ -49,21 +58,27 @@ impl Daemon {
             })
             .take(MAX_BASES)
             .collect();
-        if !bases.is_empty() && self.announced.is_new(stack) {
-            let metrics = Arc::clone(&self.metrics);
-            tokio::spawn(async move { tell(&repository, stack, bases, &metrics).await });
+        if !bases.is_empty() && self.announced.add(stack) {
+            let (metrics, announced) = (Arc::clone(&self.metrics), Arc::clone(&self.announced));
+            tokio::spawn(async move {
+                if !tell(&repository, stack, bases, &metrics).await {
+                    // The next start may find one.
+                    announced.forget(stack);
+                }
+            });
         }
     }
 }
 
-async fn tell(repository: &Repository, stack: ChainId, bases: Vec<String>, metrics: &Metrics) {
+/// Whether there is a list, or may be one.
+async fn tell(repository: &Repository, stack: ChainId, bases: Vec<String>, metrics: &Metrics) -> bool {
     let place = match repository.look(move |mountpoint| find(mountpoint, stack)).await {
         Ok(Some(place)) => place,
-        Ok(None) => return,
+        Ok(None) => return false,
         Err(down) => {
             metrics.announced("failed");
             tracing::info!(image = %stack, %down, "start-up list not announced");
-            return;
+            return true;
         }
     };
     let announcement = Announcement { list: place.list, bases };
@@ -90,4 +105,5 @@ async fn tell(repository: &Repository, stack: ChainId, bases: Vec<String>, metri
             );
         }
     }
+    true
 }

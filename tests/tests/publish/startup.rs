@@ -16,7 +16,7 @@ use publisher::startup::{GivenList, ListSize, publish_list};
 use registry::testing::TestRegistry;
 use scenarios::image_builder::{Image, dir, file, noise, symlink};
 use scenarios::naive;
-use scenarios::repository::{Site, assert_flat, cover, flat_path, outcomes, public, wish};
+use scenarios::repository::{Site, assert_covered, cover, flat_path, outcomes, public, wish};
 use scenarios::tree::Tree;
 
 use crate::{content, target};
@@ -112,7 +112,7 @@ fn a_flat_has_a_cover_that_makes_the_image_of_it_where_that_can_be() {
         let is_indexed = tree.contains_key(format!(".index/image/{}/{}", &stack.hex()[..2], stack.hex()).as_bytes());
         assert_eq!((cover(&site, pushed.config).is_some(), is_indexed), (expected, expected), "{tag}");
         if expected {
-            assert_flat(&site, pushed.config, &naive::unpack([members]), tag);
+            assert_covered(&site, pushed.config, &naive::unpack([members]), tag);
         }
     }
     site.options.permissions = FlatPermissions::Readable;
