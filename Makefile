@@ -66,6 +66,7 @@ smoke-engines: scenarios ## one test an engine: the demo with every result check
 	@$(MAKE) --no-print-directory test-second-reader PROFILE=$(PROFILE)
 	@$(MAKE) --no-print-directory test-s3 PROFILE=$(PROFILE) ROUNDS=3
 	@$(MAKE) --no-print-directory test-watch PROFILE=$(PROFILE) KILLS=5
+	@$(MAKE) --no-print-directory test-crowd PROFILE=$(PROFILE) SAMPLE=1
 
 .PHONY: engines
 engines: scenarios
@@ -123,6 +124,12 @@ test-proxies: PROFILE = dev
 test-proxies: scenarios ## cvmfs-client behind real Squids and nginx servers that fail one after another
 	@integration/setup proxies
 	integration/proxies/proxies.py $(BIN)
+
+.PHONY: test-crowd
+test-crowd: PROFILE = dev
+test-crowd: engines ## 1, 10 and 100 containers of an image at once, and 20 cold nodes behind a real Squid: each object once (SAMPLE=1 fewer)
+	@integration/setup proxies
+	integration/crowd/crowd.py $(BIN) $(if $(SAMPLE),--containers 1 10 --nodes 4)
 
 .PHONY: test-watch
 test-watch: PROFILE = dev

@@ -10,8 +10,8 @@
 //! | `record start` | `{}`; what is read from now on is recorded, the kernel's pages are dropped for that |
 //! | `record stop DIRECTORY` | `{"list": TEXT}`: the start-up list of what was touched below a directory of the repository |
 //!
-//! The socket's name follows from the mountpoint,
-//! so commands find it without a registry; a name left over by a killed client is taken over.
+//! The socket's name follows from the mountpoint, so commands find it without a registry; other programs find it in the
+//! attribute `user.control` of the mountpoint; a name left over by a killed client is taken over.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -158,6 +158,11 @@ impl Control {
             std::fs::remove_file(&path)?;
         }
         Ok(Control { listener: UnixListener::bind(&path)?, path })
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Answers requests until the process ends.

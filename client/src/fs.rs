@@ -11,8 +11,9 @@ pub mod directory;
 pub mod file;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use cvmfs::catalog::Row;
@@ -232,6 +233,8 @@ pub struct Info {
     pub since: Instant,
     /// When the next check for a new revision is due; set by the updater.
     pub next_check: Arc<RwLock<Option<Instant>>>,
+    /// Control socket of the mount, once there is one.
+    pub control: OnceLock<PathBuf>,
 }
 
 impl FileSystem {
@@ -243,7 +246,13 @@ impl FileSystem {
         numbers: Numbers,
         master_keys: String,
     ) -> FileSystem {
-        let info = Info { fqrn: config.fqrn.clone(), master_keys, since: Instant::now(), next_check: Arc::default() };
+        let info = Info {
+            fqrn: config.fqrn.clone(),
+            master_keys,
+            since: Instant::now(),
+            next_check: Arc::default(),
+            control: OnceLock::new(),
+        };
         let view = Arc::new(RwLock::new(Arc::new(View { generation: 1, revision })));
         let pool = Pool::default();
         FileSystem {

@@ -139,6 +139,7 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
         Box::new(move |stale| invalidator.forget(stale)),
     ));
     let control = Control::listen(&mountpoint).map_err(system("listen on the control socket"))?;
+    fs.info().control.get_or_init(|| control.path().to_owned());
     let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
         std::thread::Builder::new().name(name.into()).spawn(run).map_err(system("start a thread"))
     };

@@ -280,8 +280,10 @@ impl FileSystem {
             "user.speed" => stats.speed().to_string(),
             "user.pubkeys" => info.master_keys.clone(),
             "user.repo_counters" => counters(view.revision.catalogs.root()),
-            // Not among the names of the reference client: what the kernel holds.
+            // Not among the names of the reference client: what the kernel holds, and where programs find the control
+            // socket of a mount whose process they do not know.
             "user.inodes" => inodes.to_string(),
+            "user.control" => info.control.get()?.display().to_string(),
             _ => return None,
         })
     }

@@ -382,6 +382,43 @@ def plain_directory(case):
         cell.text = "lazy"
 
 
+def start_up_list(case):
+    """The start of a container makes the client fetch what the list of its image names, before anybody asks for it."""
+    with case.step("start-up list") as cell:
+        repository, wish = case.site.repository, f"http://{case.reference('twelve')}"
+        command = ["record", wish, FQRN, "--client", repository.client, "--", "cat", "/opt/layers/11", "/etc/group"]
+        said = json.loads(case.lab.run(*repository.publisher, "--json", *command).stdout)["startup"]
+        case.unmount()
+        case.mount_repository("startup")
+        case.configure()  # the snapshotter tells a client once a minute, and does not know that this one is new
+        case.pull("twelve")
+        case.lazy("twelve")
+        digest = case.stack.layers("twelve")[-1].removeprefix("sha256:")
+        listed = case.mount / ".layers" / digest[:2] / digest / "layerfs/opt/layers/11"
+        cached = lambda: os.getxattr(listed, "user.lhash") != b"Not in cache"
+        case.check("the file is not in the cache", not cached())
+        case.run("twelve", "true")
+        case.check("a start that does not read it brings it into the cache", within(10, cached), case.node.snapshotter.log()[-1000:])
+        status = json.loads(case.lab.run(repository.client, "status", case.mount, "--json").stdout)
+        status = status[0] if isinstance(status, list) else status
+        case.check("the client counts it", status["prefetch"]["fetched"] > 0, status["prefetch"])
+        _, metrics = case.node.ask("/metrics")
+        case.check("the snapshotter counts it", 'cvmfs_snapshotter_announced_total{result="fetching"}' in metrics, metrics)
+        cell.text = f"{said['files']} files"
+
+
+def downloads_are_visible(case):
+    """What had to be downloaded is counted, with its size and the reason."""
+    with case.step("downloads are visible"):
+        case.node.pull_ourselves(case.reference("gap"))
+        status = json.loads(case.node.ask("/status")[1])
+        shown = [image for image in status["downloads"] if image["image"].endswith("/lab/gap:1")]
+        case.check("status shows image, layers, bytes and why", shown and shown[0]["layers"] and shown[0]["bytes"] and shown[0]["reason"], status)
+        _, metrics = case.node.ask("/metrics")
+        case.check("metrics count the bytes", "cvmfs_snapshotter_downloaded_bytes_total{reason=" in metrics, metrics)
+        case.check("the log has a line", "a layer was downloaded in full" in case.node.snapshotter.log())
+
+
 def collected(case):
     """After all of that, nothing is left; the snapshotter says so as well."""
     with case.step("remove, garbage collection"):
@@ -421,9 +458,9 @@ def first_output(case):
         cell.text = f"{mine:.2f} s; overlayfs {ordinary:.2f} s"
 
 
-SMOKE = (ctr_pull, own_pull, run_and_exec, thin, lambda case: cri(case, "CRI"), mirrored.registry_is_down, collected)
+SMOKE = (ctr_pull, own_pull, run_and_exec, start_up_list, downloads_are_visible, thin, lambda case: cri(case, "CRI"), mirrored.registry_is_down, collected)
 ALL = (
-    *(overlayfs, ctr_pull, ctr_pull_local, own_pull, run_and_exec, many_layers, two_namespaces, usage, commit, gap, gap_filled, thin, both),
+    *(overlayfs, ctr_pull, ctr_pull_local, own_pull, run_and_exec, start_up_list, downloads_are_visible, many_layers, two_namespaces, usage, commit, gap, gap_filled, thin, both),
     *mirrored.ALL,
     *hostile.ALL,
     *(first_output, restarts, restarts_in_pulls, containerd_restarts, not_mounted, plain_directory, client_dies, collected),

@@ -91,13 +91,16 @@ def nginx(lab, name, root):
     return Server(lab, name, port, ["nginx", "-p", home, "-c", home / "nginx.conf", "-e", home / "error.log"], home / "access.log")
 
 
-def squid(lab, name):
-    """A Squid with an empty cache on disk. Its own user has to get at it, so it is not in the lab's directory."""
+def squid(lab, name, address="127.0.0.1", workers="127.0.0.1"):
+    """A Squid with an empty cache on disk. Its own user has to get at it, so it is not in the lab's directory.
+
+    Without `workers` its clients are those of the configuration file.
+    """
     home, port = Path("/var/spool/squid") / name, free_port()
     home.mkdir()
     replacements = {
-        "http_port 3128": f"http_port 127.0.0.1:{port}\nvisible_hostname {name}\npinger_enable off",
-        "src 10.0.0.0/8": "src 127.0.0.1",
+        "http_port 3128": f"http_port {address}:{port}\nvisible_hostname {name}\npinger_enable off",
+        "src 10.0.0.0/8": f"src {workers or '10.0.0.0/8'}",
         "ufs /var/spool/squid 50000 16 256": f"ufs {home}/cache 500 4 16",
         "coredump_dir /var/spool/squid": f"coredump_dir {home}",
         "/var/log/squid": home,

@@ -176,6 +176,7 @@ impl Hand<'_> {
             published: timestamp(self.now.unix_timestamp()),
             revision: 1,
             generator: "many-images".to_owned(),
+            startup: None,
         };
         let file = |file| OwnedPath::ImageFile { platform: None, name: name.clone(), file };
         self.file(&file(ImageFile::Manifest), &manifest_bytes)?;

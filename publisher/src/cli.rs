@@ -7,11 +7,12 @@
 // The comments on commands and options are help texts for a terminal, not documentation in Markdown.
 #![allow(rustdoc::bare_urls, rustdoc::broken_intra_doc_links)]
 
-mod history;
+pub(crate) mod history;
 mod limits;
 mod lint;
 mod notify;
 mod paths;
+mod record;
 mod removal;
 pub(crate) mod values;
 mod verify;
@@ -31,6 +32,7 @@ pub use self::limits::{ArchiveLimits, ImageLimits};
 pub use self::lint::Lint;
 pub use self::notify::Notifications;
 pub use self::paths::{Environment, NoDefault, PathOptions, Paths, Unresolved};
+pub use self::record::{Inside, Record};
 pub use self::removal::{Pin, Prune, Remove, Undelete};
 pub use self::values::fqrn;
 pub use self::verify::Verify;
@@ -253,6 +255,32 @@ Examples:
   Digests only:
     cvmfs-publisher --json images images.example.org | jq -r '.[].digest'")]
     Images(Images),
+
+    /// Publish what a start of an image touches, so that clients fetch it ahead
+    ///
+    /// Runs a command from the published image and keeps the list of the files that it reads, in their order: the start-up
+    /// list of the image. The image is mounted by cvmfs-client with an empty cache and started in namespaces of its own,
+    /// with few capabilities and nothing of this machine but its network. Without a command it is the image's own. Needs
+    /// root. A list that was made elsewhere is taken with --list.
+    ///
+    /// The list is published at once. It stays with the name of the image: when its tag moves, what is still there is
+    /// kept, with new sizes. Clients fetch it when something starts in the flat image, and the snapshotter announces it.
+    #[command(after_long_help = "\
+Examples:
+  Until the command ends:
+    cvmfs-publisher record quay.io/tools/app:1 images.example.org -- app --version
+
+  A server, for half a minute:
+    cvmfs-publisher record quay.io/tools/server:2 images.example.org --for 30s
+
+  A list that was made elsewhere, and none any more:
+    cvmfs-publisher record quay.io/tools/app:1 images.example.org --list startup.json
+    cvmfs-publisher record quay.io/tools/app:1 images.example.org --remove")]
+    Record(Record),
+
+    /// Starts what record records; not for people
+    #[command(hide = true)]
+    RecordInside(Inside),
 
     /// Check that a repository is sound
     ///
@@ -607,6 +635,12 @@ pub struct ConvertImage {
     /// Without it, the name is that of the image: REGISTRY/REPOSITORY:TAG; an image on disk is local/NAME:TAG.
     #[arg(long = "as", value_name = "NAME:TAG", value_parser = PublicName::parse)]
     pub name: Option<PublicName>,
+
+    /// Publish this start-up list beside the image
+    ///
+    /// What a start touches, for clients that fetch it ahead. Without it, an image keeps the list that its name has.
+    #[arg(long, value_name = "FILE")]
+    pub startup: Option<PathBuf>,
 
     /// Put the image into the store for Podman, too: podmanStore in the repository
     #[arg(long)]

@@ -25,11 +25,13 @@ use crate::pass::{Thin, Workshop, asking};
 use crate::podman::{InStore, PodmanState};
 use crate::progress::{Event, Progress};
 use crate::quota::Held;
+use crate::record;
 use crate::removal::{self, Wanted};
 use crate::repair::fix;
 use crate::replicate;
 use crate::report::WishOutcome;
 use crate::serve::serve;
+use crate::startup::GivenList;
 use crate::status;
 use crate::tags::{self, Retagged};
 use crate::target::{InitOptions, Target, sign_whitelist_file};
@@ -107,7 +109,10 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
         cli::Command::ConvertImage(arguments) => {
             let target = open(&arguments.fqrn)?;
             let source = arguments.image.clone();
-            let request = Request { name: arguments.name.clone(), ..Request::new(source.to_string(), source) };
+            let startup =
+                arguments.startup.as_deref().map(GivenList::read).transpose().map_err(CommandError::config)?;
+            let (name, startup) = (arguments.name.clone(), startup.map(Arc::new));
+            let request = Request { name, startup, ..Request::new(source.to_string(), source) };
             convert(
                 &target,
                 &[request],
@@ -134,6 +139,8 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
             print_result(&if global.json { images::to_json(&list) } else { images::to_text(&list) })?;
             Ok(ExitStatus::Success)
         }
+        cli::Command::Record(arguments) => record::record(arguments, &open(&arguments.fqrn)?, global.json),
+        cli::Command::RecordInside(arguments) => record::inside(arguments),
         cli::Command::Check(arguments) if arguments.fix => fix(arguments, &open(&arguments.fqrn)?, global.json),
         cli::Command::Check(arguments) => check_repository(arguments, &paths(&arguments.fqrn)?, global.json),
         cli::Command::Verify(arguments) => {

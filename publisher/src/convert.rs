@@ -31,6 +31,7 @@ use crate::raw_index::RawIndex;
 use crate::report::{Report, WishOutcome};
 use crate::signature::Policy;
 use crate::source::{Asked, Sources};
+use crate::startup::GivenList;
 use crate::target::Target;
 use crate::wishlist::{ImageOptions, TagSelection};
 
@@ -69,6 +70,8 @@ pub struct Request {
     pub source: WishSource,
     /// A name of the operator's choice.
     pub name: Option<PublicName>,
+    /// What a start of the image touches, if somebody says so.
+    pub startup: Option<Arc<GivenList>>,
     /// Whose it is. The images of several owners take turns.
     pub owner: Option<String>,
     /// Images of a higher priority are fetched before those of a lower one, whoever owns them.
@@ -83,7 +86,7 @@ impl Request {
     /// A wish of nobody in particular, from the command line.
     pub fn new(text: impl Into<String>, source: WishSource) -> Self {
         let (options, tags) = (Arc::default(), TagSelection::default());
-        Self { text: text.into(), line: None, source, name: None, owner: None, priority: 0, options, tags }
+        Self { text: text.into(), line: None, source, name: None, startup: None, owner: None, priority: 0, options, tags }
     }
 }
 

@@ -3,6 +3,8 @@
 //! No content is read, whatever the size of the image: rows name objects, and the objects are there. Reading and
 //! merging, encoding, and filling catalogs are three steps that run at the same time.
 
+mod cover;
+
 use std::collections::{BTreeMap, btree_map};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
@@ -45,6 +47,8 @@ pub struct PreparedFlat {
     pub unreadable: u64,
     /// The first of them.
     pub first_unreadable: Option<TreePath>,
+    /// Rows that make the image of it, in tree order; none where it differs from the image in more than can be hidden.
+    pub cover: Option<Vec<(TreePath, Entry)>>,
 }
 
 impl PreparedFlat {
@@ -68,7 +72,7 @@ pub fn flatten(
 ) -> Result<PreparedFlat, Failure> {
     let now = UtcDateTime::now();
     let loader = Loader::new(&*target.store, target.scratch());
-    let additions = additions(target, pool, loader, config, layers)?;
+    let (additions, cover) = additions(target, pool, loader, config, layers)?;
     let mut writing = Writing {
         target,
         path: repo_path(&Layout::new(), &OwnedPath::Flat(image)),
@@ -87,7 +91,9 @@ pub fn flatten(
     })?;
     let Writing { writer, unreadable, first_unreadable, .. } = writing;
     let writer = writer.expect("the merge always gives a root");
-    Ok(PreparedFlat { graft: writer.finish()?, unreadable, first_unreadable })
+    // Modes of files can't be covered.
+    let cover = cover.filter(|_| permissions == FlatPermissions::Keep);
+    Ok(PreparedFlat { graft: writer.finish()?, unreadable, first_unreadable, cover })
 }
 
 /// Sends the rows of the flat, in tree order. A receiver that went away has failed and says so itself.
@@ -178,18 +184,22 @@ fn merge_failure(error: MergeError<Failure>) -> Failure {
     }
 }
 
-/// The files for Apptainer as the topmost layer, their content stored.
+type Additions = BTreeMap<TreePath, Node<FileContent>>;
+
+/// The files for Apptainer as the topmost layer, their content stored; and what covers them.
 fn additions(
     target: &Target,
     pool: &Pool,
     loader: Loader<'_>,
     config: &Config,
     layers: &[NestedRef],
-) -> Result<BTreeMap<TreePath, Node<FileContent>>, Failure> {
+) -> Result<(Additions, Option<Vec<(TreePath, Entry)>>), Failure> {
     let lower: Vec<Lower<'_>> = layers.iter().map(|l| Lower::new(loader, l.clone())).collect();
     let points = apptainer::MOUNT_POINTS.map(|name| TreePath::new(name).expect("plain names"));
-    let nodes = apptainer::additions(config, &merged(&lower), &points)
-        .map_err(|e| Failure::Content(format!("the layers cannot be read: {e}")))?;
+    let unreadable = |e| Failure::Content(format!("the layers cannot be read: {e}"));
+    let image = merged(&lower);
+    let nodes = apptainer::additions(config, &image, &points).map_err(unreadable)?;
+    let cover = cover::cover(nodes.iter().map(|(path, _)| path), &image).map_err(unreadable)?;
     let mut encoder = Encoder::new(pool.algorithm(), target.codec);
     let mut stored = Vec::with_capacity(nodes.len());
     for (path, node) in nodes {
@@ -202,5 +212,5 @@ fn additions(
         };
         stored.push((path, node.map_content(|_| content.expect("set for every file"))));
     }
-    Ok(as_layer(stored))
+    Ok((as_layer(stored), cover))
 }

@@ -7,12 +7,14 @@ use cvmfs::entry::Entry;
 use cvmfs::hash::ObjectKind;
 use cvmfs::history::Tag;
 use cvmfs::path::RepoPath;
+use cvmfs::startup;
 use cvmfs::store::fetch;
 use cvmfs::transaction::Transaction;
 use image::layout::{ImageFile, Layout, OwnedPath, StatusRecord};
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::startup::ListSize;
 use crate::target::Target;
 
 const RECORD_LIMIT: u64 = 4 << 20;
@@ -36,6 +38,8 @@ pub struct PublishedImage {
     pub revision: Option<u64>,
     /// Whether the existing tool published it: there is a link, and none of our records.
     pub legacy: bool,
+    /// What its start-up list asks for, if it has one.
+    pub startup: Option<ListSize>,
 }
 
 /// All published images, by path. An image with an unreadable record is an error, not left out.
@@ -43,12 +47,16 @@ pub fn list(target: &Target) -> Result<Vec<PublishedImage>, Failure> {
     let mut view = target.view(time::UtcDateTime::now())?;
     let layout = Layout::new();
     let mut found = BTreeMap::new();
+    let mut lists = BTreeMap::new();
     let top = RepoPath::parse("/.metadata").expect("a normal path");
     walk(&mut view, &top, &mut |path, entry| {
         let text = String::from_utf8_lossy(path.as_bytes());
-        if let Some(OwnedPath::ImageFile { platform, name, file: ImageFile::Status }) = layout.parse(&text) {
-            let status = StatusRecord::parse(&read(target, entry)?)?;
-            let path = layout.print(&OwnedPath::Public { platform, name });
+        let Some(OwnedPath::ImageFile { platform, name, file }) = layout.parse(&text) else { return Ok(()) };
+        let path = layout.print(&OwnedPath::Public { platform, name });
+        if file == ImageFile::Startup {
+            lists.insert(path, ListSize::of(&read(target, entry, startup::MAX_BYTES)?));
+        } else if file == ImageFile::Status {
+            let status = StatusRecord::parse(&read(target, entry, RECORD_LIMIT)?)?;
             let image = PublishedImage {
                 path: path.clone(),
                 image: status.image,
@@ -58,6 +66,7 @@ pub fn list(target: &Target) -> Result<Vec<PublishedImage>, Failure> {
                 published: status.published,
                 revision: Some(status.revision),
                 legacy: false,
+                startup: None,
             };
             found.insert(path, image);
         }
@@ -76,6 +85,11 @@ pub fn list(target: &Target) -> Result<Vec<PublishedImage>, Failure> {
         match top.is_directory() {
             true => walk(&mut view, &path, &mut visit)?,
             false => visit(&path, &top)?,
+        }
+    }
+    for (path, size) in lists {
+        if let Some(image) = found.get_mut(&path) {
+            image.startup = size;
         }
     }
     Ok(found.into_values().collect())
@@ -102,6 +116,7 @@ fn legacy_image(layout: &Layout, path: &RepoPath, entry: &Entry) -> Option<Publi
         published: image::layout::timestamp(entry.mtime),
         revision: None,
         legacy: true,
+        startup: None,
     })
 }
 
@@ -133,23 +148,28 @@ pub(crate) fn walk(
     Ok(())
 }
 
-fn read(target: &Target, entry: &Entry) -> Result<Vec<u8>, Failure> {
+fn read(target: &Target, entry: &Entry, most: u64) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     if let Some(hash) = entry.content {
         let id = hash.object(ObjectKind::File);
-        fetch(&*target.store, id, entry.compression(), RECORD_LIMIT, &mut bytes)?;
+        fetch(&*target.store, id, entry.compression(), most, &mut bytes)?;
     }
     Ok(bytes)
 }
 
 /// One line an image.
 pub fn to_text(images: &[PublishedImage]) -> String {
-    let line = |i: &PublishedImage| match (&i.digest, i.revision) {
-        (Some(digest), Some(revision)) => {
-            let platform = i.platform.as_deref().unwrap_or("-");
-            format!("{}  {digest}  {platform}  {}  revision {revision}\n", i.path, i.published)
+    let line = |i: &PublishedImage| {
+        let startup = i
+            .startup
+            .map_or_else(String::new, |list| format!("  start-up list of {} files, {} bytes", list.files, list.bytes));
+        match (&i.digest, i.revision) {
+            (Some(digest), Some(revision)) => {
+                let platform = i.platform.as_deref().unwrap_or("-");
+                format!("{}  {digest}  {platform}  {}  revision {revision}{startup}\n", i.path, i.published)
+            }
+            _ => format!("{}  legacy, config {}  {}{startup}\n", i.path, i.config, i.published),
         }
-        _ => format!("{}  legacy, config {}  {}\n", i.path, i.config, i.published),
     };
     images.iter().map(line).collect()
 }

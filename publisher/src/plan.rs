@@ -27,9 +27,11 @@ use crate::failure::Failure;
 use crate::layer::{LayerPlace, PreparedLayer, repo_path};
 use crate::podman::{InStore, PodmanState, Stock};
 use crate::repair::damaged::Damaged;
+use crate::removal::Owner;
 use crate::report::Outcome;
 use crate::signature::{Fingerprint, Gate, Policy};
 use crate::source::{Asked, RawDocument, Sources};
+use crate::startup::GivenList;
 use crate::target::Target;
 use crate::wishlist::{ImageOptions, PlainPath};
 
@@ -56,12 +58,19 @@ pub struct Wanted {
     pub several: bool,
     /// What else the list says of it.
     pub options: Arc<ImageOptions>,
+    /// What a start of it touches, if somebody says so.
+    pub startup: Option<Arc<GivenList>>,
 }
 
 impl Wanted {
     /// How sources are asked for it.
     pub fn asked(&self) -> Asked<'_> {
         Asked::new(&self.source, self.options.credentials.as_deref())
+    }
+
+    /// Who has its records.
+    pub fn owner(&self) -> Owner {
+        Owner { platform: self.place.clone(), name: self.name.clone() }
     }
 
     /// One of its records.
@@ -494,7 +503,11 @@ impl<'a> Planner<'a> {
                 // Of an image that the existing tool has published, the parts are known and not the manifest.
                 None => record.as_ref().is_some_and(is_recorded),
             };
-        if !(is_same && is_complete) {
+        let is_listed = wanted
+            .startup
+            .as_ref()
+            .is_none_or(|given| status.as_ref().is_some_and(|status| status.startup == Some(given.digest())));
+        if !(is_same && is_complete && is_listed) {
             return Ok((Outcome::Updated, false));
         }
         Ok((Outcome::Unchanged, status.is_none()))

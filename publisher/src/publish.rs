@@ -28,7 +28,7 @@ use crate::failure::Failure;
 use crate::flat::PreparedFlat;
 use crate::layer::{PreparedLayer, graft_of, repo_path};
 use crate::plan::{ImagePlan, LayerState, is_record_of};
-use crate::removal::Reason;
+use crate::removal::{Owner, Reason};
 use crate::repair::damaged::Damaged;
 use crate::target::{Preparation, Target, directory_meta, file_meta, until_first};
 
@@ -152,11 +152,13 @@ impl Hand<'_> {
         }
         if let Some(flat) = &image.flat {
             self.graft(&OwnedPath::Flat(plan.manifest.config), &flat.graft, plan.flat_damaged)?;
+            self.cover(plan, flat)?;
         }
         self.hang_back(image)?;
         for layer in plan.distinct_layers().filter(|l| has_layers && l.state == LayerState::Legacy) {
             self.mark_legacy(&layer.layer)?;
         }
+        let startup = self.startup_of(plan)?;
         let layers = plan.layers.iter().filter(|_| has_layers).map(|l| l.layer.descriptor.digest);
         self.in_use_again(plan.manifest.config, layers)?;
         if self.leads_elsewhere(plan)? {
@@ -176,10 +178,32 @@ impl Hand<'_> {
             published: timestamp(self.now.unix_timestamp()),
             revision: self.revision,
             generator: GENERATOR.to_owned(),
+            startup: startup.as_ref().and_then(|list| list.given),
         };
         self.file(&wanted.file(ImageFile::Status), &status.to_bytes())?;
         self.file(&wanted.file(ImageFile::Manifest), &wanted.record(&plan.manifest).to_bytes())?;
+        if let Some(list) = startup {
+            self.put_startup(&wanted.owner(), plan.manifest.config, &plan.config.diff_ids, &list)?;
+        }
         self.public_links(wanted, plan.manifest.config)
+    }
+
+    /// Hangs in what makes the image of its flat, and says of which stack of layers.
+    fn cover(&mut self, plan: &ImagePlan, flat: &PreparedFlat) -> Result<(), Failure> {
+        let image = plan.manifest.config;
+        let path = OwnedPath::FlatCover(image);
+        let at = repo_path(&self.layout, &path);
+        self.transaction.remove(&at)?;
+        let (Some(rows), Some(stack)) = (&flat.cover, ChainId::stack(&plan.config.diff_ids).last().copied()) else {
+            return Ok(());
+        };
+        self.directories(&path, &at)?;
+        for (below, entry) in rows {
+            let place = if below.is_root() { Ok(at.clone()) } else { at.join_path(below.as_bytes()) };
+            let place = place.map_err(|e| Failure::Content(format!("{at}: {e}")))?;
+            self.transaction.put(&place, entry.clone(), &[])?;
+        }
+        self.first_link(&OwnedPath::Index(IndexKey::Image(stack)), &OwnedPath::Flat(image))
     }
 
     /// What was published when the plan was made, and was swept since, is hung in again: its objects are there as long
@@ -276,7 +300,7 @@ impl Hand<'_> {
     }
 
     /// A link whose first writer stays, as long as it leads somewhere.
-    fn first_link(&mut self, path: &OwnedPath, to: &OwnedPath) -> Result<(), Failure> {
+    pub(crate) fn first_link(&mut self, path: &OwnedPath, to: &OwnedPath) -> Result<(), Failure> {
         let at = repo_path(&self.layout, path);
         if let Some(entry) = self.transaction.lookup(&at)? {
             let leads_to = std::str::from_utf8(&entry.symlink).ok().and_then(|t| self.layout.parse_link(path, t));
@@ -313,11 +337,15 @@ impl Hand<'_> {
     }
 
     pub(crate) fn read(&mut self, path: &OwnedPath) -> Result<Option<Vec<u8>>, Failure> {
+        self.read_up_to(path, RECORD_LIMIT)
+    }
+
+    pub(crate) fn read_up_to(&mut self, path: &OwnedPath, most: u64) -> Result<Option<Vec<u8>>, Failure> {
         let Some(entry) = self.transaction.lookup(&repo_path(&self.layout, path))? else { return Ok(None) };
         let Some(hash) = entry.content else { return Ok(None) };
         let mut bytes = Vec::new();
         let id = hash.object(ObjectKind::File);
-        fetch(&*self.target.store, id, entry.compression(), RECORD_LIMIT, &mut bytes)?;
+        fetch(&*self.target.store, id, entry.compression(), most, &mut bytes)?;
         Ok(Some(bytes))
     }
 

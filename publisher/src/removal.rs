@@ -149,7 +149,11 @@ fn apply(target: &Target, lock: &Lock, plan: &WholePlan) -> Result<Published, Fa
         hand.transaction.remove(&repo_path(&hand.layout, &unit.condemned()))?;
     }
     for sentence in &plan.plan.sweep {
-        for path in [sentence.unit.condemned(), sentence.unit.path()] {
+        let beside = match sentence.unit {
+            Unit::Flat(flat) => vec![OwnedPath::FlatStartup(flat), OwnedPath::FlatCover(flat)],
+            Unit::Layer(_) => Vec::new(),
+        };
+        for path in [sentence.unit.condemned(), sentence.unit.path()].into_iter().chain(beside) {
             hand.transaction.remove(&repo_path(&hand.layout, &path))?;
         }
     }

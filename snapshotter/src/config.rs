@@ -103,6 +103,8 @@ pub struct Config {
     pub resolve: Vec<Way>,
     /// what to do about a layer that is absent below layers that are there
     pub fill_missing: FillMissing,
+    /// whether containers get the flat root of an image in place of its layers
+    pub prefer_flat: Auto,
     /// what `Usage` answers
     pub usage: UsageReport,
     /// repositories, the first one that has a layer serves it
@@ -131,6 +133,7 @@ impl Default for Config {
             log_format: LogFormat::Text,
             resolve: Way::ALL.to_vec(),
             fill_missing: FillMissing::default(),
+            prefer_flat: Auto::default(),
             usage: UsageReport::default(),
             repositories: Vec::new(),
             overlay: OverlayConfig::default(),

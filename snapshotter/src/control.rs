@@ -22,7 +22,7 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 
 use crate::convert_local::{self, Converted};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Downloaded};
 use crate::metadata::Counts;
 
 /// State of a daemon.
@@ -46,6 +46,9 @@ pub struct Status {
     pub layers: std::collections::BTreeMap<String, u64>,
     /// repositories in order
     pub repositories: Vec<RepositoryStatus>,
+    /// images of which layers had to be downloaded since the start, the last ones first
+    #[serde(default)]
+    pub downloads: Vec<Downloaded>,
 }
 
 /// State of a repository.
@@ -135,6 +138,7 @@ async fn status(daemon: &Daemon) -> anyhow::Result<Status> {
         snapshots: counts,
         layers: daemon.metrics().results().into_iter().map(|(result, count)| (result.to_owned(), count)).collect(),
         repositories: repositories(daemon).await,
+        downloads: daemon.downloads(),
     })
 }
 

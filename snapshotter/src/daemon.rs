@@ -12,7 +12,10 @@
 //! *Already exists* makes containerd look for the snapshot and skip the download. The daemon mounts nothing and holds nothing that
 //! a container needs: whoever stops it, or kills it, stops the making of snapshots and nothing else.
 
+mod downloads;
+mod flat;
 mod layer;
+mod startup;
 mod thin;
 
 use std::collections::{HashMap, HashSet};
@@ -25,13 +28,16 @@ use futures_util::future::join_all;
 use image::digest::{ChainId, LayerDigest};
 use parking_lot::Mutex;
 
+pub use self::downloads::Downloaded;
+use self::downloads::Downloads;
+use self::startup::Recent;
 use crate::config::{Config, UsageReport};
 use crate::error::Error;
 use crate::labels::{Labels, SNAPSHOT_REF, Wanted};
 use crate::metrics::Metrics;
 use crate::overlay::{self, Mount};
 use crate::repository::{Down, Repository};
-use crate::snapshots::{Kind, Lower, RootAttributes, Snapshot, Snapshots};
+use crate::snapshots::{Kind, Lower, RootAttributes, Snapshot, Snapshots, used};
 use crate::usage::Usage;
 
 /// How long a layer that was seen counts as there.
@@ -52,6 +58,10 @@ pub struct Daemon {
     warmed: Mutex<HashSet<LayerDigest>>,
     /// layers that are being filled in, by the names of their snapshots
     filling: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    announced: Arc<Recent>,
+    /// images whose flat can't stand for them
+    flats: Recent,
+    downloads: Downloads,
     started: Instant,
 }
 
@@ -67,6 +77,9 @@ impl Daemon {
             seen: Mutex::default(),
             warmed: Mutex::default(),
             filling: Mutex::default(),
+            announced: Arc::default(),
+            flats: Recent::default(),
+            downloads: Downloads::default(),
             started: Instant::now(),
         }
     }
@@ -119,15 +132,36 @@ impl Daemon {
                 let asked = layer::Asked { key, parent, labels: &labels, wanted: &wanted, start: Instant::now() };
                 self.prepare_layer(&asked).await
             }
-            None => self.create(kind, key, parent, labels).await,
+            None => {
+                let lineage = self.prefer_flat(self.lineage(parent).await?).await?;
+                if kind == Kind::Active {
+                    self.announce(&lineage);
+                }
+                self.create_on(&lineage, kind, key, parent, labels).await
+            }
         }
     }
 
     /// Makes a snapshot with files of its own, once all that it stands on is there.
     async fn create(&self, kind: Kind, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>, Error> {
-        let owned = parent.map(str::to_owned);
-        let lineage = self.blocking(move |snapshots| snapshots.lineage(owned.as_deref())).await?;
-        let root = self.gather(&lineage).await?;
+        let lineage = self.lineage(parent).await?;
+        self.create_on(&lineage, kind, key, parent, labels).await
+    }
+
+    async fn lineage(&self, parent: Option<&str>) -> Result<Vec<Snapshot>, Error> {
+        let parent = parent.map(str::to_owned);
+        self.blocking(move |snapshots| snapshots.lineage(parent.as_deref())).await
+    }
+
+    async fn create_on(
+        &self,
+        lineage: &[Snapshot],
+        kind: Kind,
+        key: &str,
+        parent: Option<&str>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, Error> {
+        let root = self.gather(lineage).await?;
         let (key, parent) = (key.to_owned(), parent.map(str::to_owned));
         self.blocking(move |snapshots| {
             let (snapshot, ancestors) = snapshots.create(kind, &key, parent.as_deref(), &labels, root)?;
@@ -149,7 +183,7 @@ impl Daemon {
     async fn gather(&self, ancestors: &[Snapshot]) -> Result<Option<RootAttributes>, Error> {
         // A layer that was seen a moment ago may be in the kernel's cache while its client is dead; this question is not answered from there.
         let names: HashSet<&str> =
-            ancestors.iter().flat_map(|ancestor| &ancestor.lowers).map(|lower| lower.repository.as_str()).collect();
+            used(ancestors).map(|lower| lower.repository.as_str()).collect();
         let answers = join_all(names.into_iter().map(|name| self.ask_client(name))).await;
         if let Some(down) = answers.into_iter().flatten().next() {
             return Err(Error::Unavailable(format!("{down}. Mount the repository and start the container again")));
@@ -157,8 +191,7 @@ impl Daemon {
         let wanted: HashSet<Lower> = {
             let mut seen = self.seen.lock();
             seen.retain(|_, when| when.elapsed() < SEEN);
-            let lowers =
-                ancestors.iter().flat_map(|ancestor| &ancestor.lowers).filter(|lower| lower.part.is_published());
+            let lowers = used(ancestors).filter(|lower| lower.part.is_published());
             lowers.filter(|lower| !seen.contains_key(lower)).cloned().collect()
         };
         let checks = wanted.into_iter().map(|lower| async move {
@@ -185,13 +218,12 @@ impl Daemon {
         })?
         .into_iter()
         .collect::<Result<(), Error>>()?;
-        let Some(nearest) =
-            ancestors.first().and_then(|nearest| self.snapshots.directories().layers(nearest).into_iter().next())
-        else {
+        let Some(nearest) = self.snapshots.directories().stack(ancestors).into_iter().next() else {
             return Ok(None);
         };
         let path = nearest.target.unwrap_or(nearest.path);
-        self.root_attributes(ancestors[0].lowers.first(), path).await
+        let lower = ancestors[0].whole().first().or(ancestors[0].lowers.first());
+        self.root_attributes(lower, path).await
     }
 
     /// Does the client of a repository answer?
@@ -262,7 +294,24 @@ impl Daemon {
             }
         };
         let (name, key, parent) = (name.to_owned(), key.to_owned(), parent.map(str::to_owned));
-        self.blocking(move |snapshots| snapshots.commit(&name, &key, parent.as_deref(), &labels, found).map(drop)).await
+        let committed = {
+            let key = key.clone();
+            self.blocking(move |snapshots| snapshots.commit(&name, &key, parent.as_deref(), &labels, found)).await?
+        };
+        self.downloaded(&key, &committed);
+        Ok(())
+    }
+
+    /// `Remove`.
+    pub async fn remove(&self, key: &str) -> Result<(), Error> {
+        self.downloads.forget(key);
+        let key = key.to_owned();
+        self.blocking(move |snapshots| snapshots.remove(&key)).await
+    }
+
+    /// What was downloaded since the start, the last images first.
+    pub fn downloads(&self) -> Vec<Downloaded> {
+        self.downloads.last()
     }
 
     /// `Usage`.

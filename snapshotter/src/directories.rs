@@ -22,7 +22,7 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown, symlink}
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use image::digest::LayerDigest;
+use image::digest::{ImageId, LayerDigest};
 use image::layout::{Layout, OwnedPath};
 use serde::{Deserialize, Serialize};
 
@@ -147,7 +147,21 @@ impl Directories {
         Own { content: directory.join("fs"), work: directory.join("work") }
     }
 
-    /// What a committed snapshot puts into a stack, the top one first.
+    /// The directories of a stack of committed snapshots, the nearest first: down to one that stands for all below it.
+    pub fn stack(&self, snapshots: &[Snapshot]) -> Vec<Layer> {
+        let mut layers = Vec::new();
+        for snapshot in snapshots {
+            let mut all = self.layers(snapshot);
+            if !snapshot.whole().is_empty() {
+                layers.extend(all.split_off(snapshot.alone()));
+                break;
+            }
+            layers.append(&mut all);
+        }
+        layers
+    }
+
+    /// All that stands for a committed snapshot, the top one first.
     pub fn layers(&self, snapshot: &Snapshot) -> Vec<Layer> {
         let directory = self.of(snapshot.id);
         if !snapshot.is_remote() {
@@ -172,6 +186,11 @@ impl Directories {
         match lower.part {
             Part::Content => repository().join(layout.print(&OwnedPath::LayerContent(lower.layer))),
             Part::Overlay => repository().join(layout.print(&OwnedPath::LayerOverlay(lower.layer))).join("layerfs"),
+            Part::Cover | Part::Flat => {
+                let image = ImageId::from_digest(lower.layer.digest());
+                let path = if lower.part == Part::Flat { OwnedPath::Flat(image) } else { OwnedPath::FlatCover(image) };
+                repository().join(layout.print(&path))
+            }
             Part::Above => self.shadow(&lower.repository, &lower.layer).join("above"),
             Part::Below => self.shadow(&lower.repository, &lower.layer).join("below"),
         }

@@ -35,6 +35,7 @@ pub mod resolve;
 pub mod serve;
 pub mod service;
 pub mod snapshots;
+pub mod startup;
 pub mod thin;
 pub mod usage;
 

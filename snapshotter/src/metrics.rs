@@ -39,6 +39,11 @@ struct ByKind {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByResult {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByMethod {
     method: &'static str,
 }
@@ -52,6 +57,8 @@ pub struct Metrics {
     seconds: Family<ByMethod, Histogram>,
     fallback: Family<Reason, Counter>,
     avoided: Counter<u64, AtomicU64>,
+    downloaded: Family<Reason, Counter<u64, AtomicU64>>,
+    announced: Family<ByResult, Counter>,
     legacy: Counter,
     up: Family<ByRepository, Gauge>,
     snapshots: Family<ByKind, Gauge>,
@@ -71,6 +78,8 @@ impl Default for Metrics {
             seconds,
             fallback: Family::default(),
             avoided: Counter::default(),
+            downloaded: Family::default(),
+            announced: Family::default(),
             legacy: Counter::default(),
             up: Family::default(),
             snapshots: Family::default(),
@@ -84,6 +93,17 @@ impl Default for Metrics {
             "Unpacked size of layers that were not downloaded",
             Unit::Bytes,
             metrics.avoided.clone(),
+        );
+        registry.register_with_unit(
+            "downloaded",
+            "Unpacked size of layers that had to be downloaded",
+            Unit::Bytes,
+            metrics.downloaded.clone(),
+        );
+        registry.register(
+            "announced",
+            "Start-up lists that the client of a repository was told of",
+            metrics.announced.clone(),
         );
         registry.register("legacy_layers", "Uses of layers with literal whiteouts", metrics.legacy.clone());
         registry.register(
@@ -119,6 +139,16 @@ impl Metrics {
     /// Bytes that were not unpacked.
     pub fn avoided(&self, bytes: u64) {
         self.avoided.inc_by(bytes);
+    }
+
+    /// A layer was downloaded and unpacked.
+    pub fn downloaded(&self, reason: &'static str, bytes: u64) {
+        self.downloaded.get_or_create(&Reason { reason }).inc_by(bytes);
+    }
+
+    /// A client was told of a start-up list, or could not be.
+    pub fn announced(&self, result: &'static str) {
+        self.announced.get_or_create(&ByResult { result }).inc();
     }
 
     /// A layer with literal whiteouts was used.

@@ -20,8 +20,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use image::digest::{ChainId, DiffId, LayerDigest};
+use image::digest::{ChainId, DiffId, ImageId, LayerDigest};
 use image::layout::{FormatRecord, IndexKey, LayersJson, Layout, OwnedPath};
+use image::manifest::Config;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use serde::{Deserialize, Serialize};
 
@@ -266,6 +267,40 @@ fn by_index(repository: &Path, key: Option<IndexKey>) -> io::Result<Option<Candi
             Ok(None)
         }
     }
+}
+
+/// The image that is a whole stack of layers, by the index.
+pub fn image_of(repository: &Path, stack: ChainId) -> io::Result<Option<ImageId>> {
+    let (layout, from) = (Layout::new(), OwnedPath::Index(IndexKey::Image(stack)));
+    let target = match fs::read_link(repository.join(layout.print(&from))) {
+        Ok(target) => target,
+        Err(error) if is_absence(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(target.to_str().and_then(|target| layout.parse_link(&from, target)).and_then(|path| match path {
+        OwnedPath::Flat(image) => Some(image),
+        _ => None,
+    }))
+}
+
+/// The image whose flat stands for a whole stack of layers. Its config has to make that stack, and a cover has to be there:
+/// without one the flat shows more than the image.
+pub fn flat(repository: &Path, stack: ChainId) -> io::Result<Option<ImageId>> {
+    let Some(image) = image_of(repository, stack)? else { return Ok(None) };
+    let layout = Layout::new();
+    let Some(bytes) = record(repository, &layout.print(&OwnedPath::Index(IndexKey::Config(image))))? else {
+        return Ok(None);
+    };
+    let config = Config::parse(&bytes).ok().filter(|_| ImageId::of(&bytes) == image);
+    if config.and_then(|config| ChainId::stack(&config.diff_ids).last().copied()) != Some(stack) {
+        return Ok(None);
+    }
+    for path in [OwnedPath::FlatCover(image), OwnedPath::Flat(image)] {
+        if !is_directory(repository, &layout.print(&path))? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(image))
 }
 
 /// Longest record that is read, in bytes.

@@ -93,7 +93,7 @@ impl SnapshotsService for Service {
 
     async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Answer<()> {
         let key = request.into_inner().key;
-        self.timed("Remove", self.0.blocking(move |snapshots| snapshots.remove(&key))).await
+        self.timed("Remove", self.0.remove(&key)).await
     }
 
     async fn stat(&self, request: Request<StatSnapshotRequest>) -> Answer<StatSnapshotResponse> {

@@ -114,6 +114,10 @@ pub enum Part {
     Above,
     /// a local directory below it: deletes what they say
     Below,
+    /// `.flat/xx/.cover-<hex>`; the digest is that of an image's config, as with the next
+    Cover,
+    /// `.flat/xx/<hex>`: with the cover over it the whole image
+    Flat,
 }
 
 impl Part {
@@ -124,17 +128,19 @@ impl Part {
             Self::Overlay => "overlay",
             Self::Above => "above",
             Self::Below => "below",
+            Self::Cover => "cover",
+            Self::Flat => "flat",
         }
     }
 
     /// Is it in a repository, and not local?
     pub const fn is_published(self) -> bool {
-        matches!(self, Self::Content | Self::Overlay)
+        !matches!(self, Self::Above | Self::Below)
     }
 
     /// Reads that word.
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Content, Self::Overlay, Self::Above, Self::Below].into_iter().find(|part| part.as_str() == text)
+        [Self::Content, Self::Overlay, Self::Above, Self::Below, Self::Cover, Self::Flat].into_iter().find(|part| part.as_str() == text)
     }
 }
 
@@ -147,7 +153,8 @@ pub struct Snapshot {
     pub parent: Option<Id>,
     /// what containerd sees
     pub info: Info,
-    /// what stands for it, the top one first; empty for a snapshot with files of its own
+    /// what stands for it, the top one first; empty for a snapshot with files of its own. After that perhaps cover and flat,
+    /// which stand for it and all below it
     pub lowers: Vec<Lower>,
     /// which way it was found, for people; nothing for a snapshot with files of its own
     pub how: Option<String>,
@@ -160,6 +167,26 @@ impl Snapshot {
     pub fn is_remote(&self) -> bool {
         !self.lowers.is_empty()
     }
+
+    /// How many of its lowers stand for it alone.
+    pub fn alone(&self) -> usize {
+        self.lowers.iter().position(|lower| lower.part == Part::Cover).unwrap_or(self.lowers.len())
+    }
+
+    /// The directories that stand for it and all below it; none if there are none.
+    pub fn whole(&self) -> &[Lower] {
+        &self.lowers[self.alone()..]
+    }
+}
+
+/// Those directories of repositories that a stack of snapshots, the nearest first, is mounted from.
+pub fn used(stack: &[Snapshot]) -> impl Iterator<Item = &Lower> + Clone {
+    let last = stack.iter().position(|snapshot| !snapshot.whole().is_empty());
+    let (above, whole) = match last {
+        Some(place) => (&stack[..place], stack[place].whole()),
+        None => (stack, &[][..]),
+    };
+    above.iter().flat_map(|snapshot| &snapshot.lowers).chain(whole)
 }
 
 /// A layer that was found in a repository, ready to become a snapshot.
@@ -364,7 +391,7 @@ impl Snapshots {
                 snapshot.info.name
             )));
         }
-        let layers: Vec<Layer> = ancestors.iter().flat_map(|ancestor| self.directories.layers(ancestor)).collect();
+        let layers: Vec<Layer> = self.directories.stack(ancestors);
         let own = self.directories.own(snapshot.id);
         Ok(overlay::mounts(&self.overlay, snapshot.info.kind, &own, &layers))
     }
@@ -535,6 +562,21 @@ impl Snapshots {
                 Ok(usage)
             }
         }
+    }
+
+    /// Lets a snapshot stand for all below it as well, by cover and flat of its image. Mounts that exist stay as they are.
+    pub fn adopt(&self, id: Id, whole: [Lower; 2]) -> Result<(), Error> {
+        let directories = Arc::clone(&self.directories);
+        self.metadata.write(move |table| {
+            let mut snapshot = table.by_id(id)?;
+            if !snapshot.is_remote() || !snapshot.whole().is_empty() {
+                return Ok(());
+            }
+            snapshot.lowers.extend(whole);
+            table.replace(&mut snapshot)?;
+            directories.record(&Record::of(&snapshot))?;
+            directories.link(id, &snapshot.lowers)
+        })
     }
 
     /// Lets a local committed snapshot stand for directories of a repository instead; its own files go.

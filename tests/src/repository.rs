@@ -28,7 +28,7 @@ use tempfile::TempDir;
 use time::UtcDateTime;
 use tokio::runtime::Runtime;
 
-use crate::tree::{self, Tree};
+use crate::tree::{self, Tree, What};
 
 /// Name of the repositories.
 pub const FQRN: &str = "images.example.org";
@@ -326,6 +326,36 @@ pub fn assert_flat(site: &Site, image: ImageId, expected: &Tree, what: &str) {
     assert!(!flat.is_empty(), "{what} has no flat");
     flat.retain(|path, _| expected.contains_key(path) || !is_addition(path));
     tree::assert_same(&flat, expected, what);
+    if cover(site, image).is_some() {
+        assert_covered(site, image, expected, what);
+    }
+}
+
+/// Fails unless the flat of an image with its cover shows exactly this tree.
+#[track_caller]
+pub fn assert_covered(site: &Site, image: ImageId, expected: &Tree, what: &str) {
+    let cover = cover(site, image).unwrap_or_else(|| panic!("{what} has no cover"));
+    tree::assert_same(&covered(site.tree(&flat_path(image)), &cover), expected, &format!("{what}, covered,"));
+}
+
+/// What lies over the flat of an image.
+pub fn cover(site: &Site, image: ImageId) -> Option<Tree> {
+    let cover = site.tree(&format!(".flat/{}/.cover-{}", &image.hex()[..2], image.hex()));
+    Some(cover).filter(|cover| !cover.is_empty())
+}
+
+/// What overlayfs shows of a tree under another one.
+fn covered(mut tree: Tree, cover: &Tree) -> Tree {
+    for (path, node) in cover {
+        let below = [&path[..], b"/"].concat();
+        if node.what != What::Directory {
+            tree.retain(|other, _| other != path && !other.starts_with(&below));
+        }
+        if node.what != What::Char(0) {
+            tree.insert(path.clone(), node.clone());
+        }
+    }
+    tree
 }
 
 /// Names that a flat has for the sake of Apptainer.

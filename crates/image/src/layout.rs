@@ -5,6 +5,8 @@
 //! .multiarch/<arch>[:variant]/REGISTRY/… the same for each platform of an image of several
 //! .multiarch/<alias>                     → <arch>[:variant]: what else the architecture is called
 //! .flat/xx/<config hex>                  complete root, Apptainer files included
+//! .flat/xx/.cvmfsstartup-<config hex>    what a start of the image touches: clients fetch it when one begins there
+//! .flat/xx/.cover-<config hex>/          lies over the flat where a container has to see the image and nothing else
 //! .layers/xx/<layer hex>/layerfs         content of a layer
 //! .layers/xx/<layer hex>/.metadata/      layers.json, format.json
 //! .layers/xx/<layer hex>/.overlay/       beside a layer of the existing tool: the same as we write it, layerfs and .metadata
@@ -13,6 +15,7 @@
 //! .metadata/.versions/[.multiarch/…/]REGISTRY/REPO/NAME:TAG/<hex>/   the same of what the name led to before, and version.json
 //! .metadata/.condemned/{layer,flat}/xx/<hex>.json
 //! .index/{diff-id,chain-id}/xx/<hex>     → ../../../.layers/xx/<hex>
+//! .index/image/xx/<chain ID hex>         → ../../../.flat/xx/<hex> of an image that is this whole stack
 //! .index/{config,manifest}/xx/<hex>      raw bytes
 //! .index/users/xx/<layer hex>.json
 //! podmanStore/…                          additional image store, see [`crate::podman`]
@@ -48,6 +51,10 @@ pub use records::{
     Condemned, DescriptorRecord, FormatRecord, IMPLICIT_MAX, LayersJson, LostRecord, ManifestRecord, PinRecord,
     RecordError, StatusRecord, UsersRecord, VersionRecord, timestamp, unix_seconds,
 };
+
+/// What clients put before the name of a directory to find its start-up list beside it.
+const STARTUP_PREFIX: &str = ".cvmfsstartup-";
+const COVER_PREFIX: &str = ".cover-";
 
 /// Kinds of things that can wait for their removal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -100,6 +107,8 @@ pub enum IndexKey {
     DiffId(DiffId),
     /// link to the topmost layer of this stack
     ChainId(ChainId),
+    /// link to the flat of an image with this stack
+    Image(ChainId),
     /// raw config
     Config(ImageId),
     /// raw manifest or index
@@ -113,6 +122,7 @@ impl IndexKey {
         match self {
             Self::DiffId(_) => "diff-id",
             Self::ChainId(_) => "chain-id",
+            Self::Image(_) => "image",
             Self::Config(_) => "config",
             Self::Manifest(_) => "manifest",
             Self::Users(_) => "users",
@@ -122,7 +132,7 @@ impl IndexKey {
     const fn digest(self) -> Digest {
         match self {
             Self::DiffId(digest) => digest.digest(),
-            Self::ChainId(digest) => digest.digest(),
+            Self::ChainId(digest) | Self::Image(digest) => digest.digest(),
             Self::Config(digest) => digest.digest(),
             Self::Manifest(digest) => digest.digest(),
             Self::Users(digest) => digest.digest(),
@@ -135,6 +145,7 @@ impl IndexKey {
         Some(match kind {
             "diff-id" => Self::DiffId(DiffId::from_digest(digest)),
             "chain-id" => Self::ChainId(ChainId::from_digest(digest)),
+            "image" => Self::Image(ChainId::from_digest(digest)),
             "config" => Self::Config(ImageId::from_digest(digest)),
             "manifest" => Self::Manifest(ManifestDigest::from_digest(digest)),
             "users" => Self::Users(LayerDigest::from_digest(digest)),
@@ -155,6 +166,10 @@ pub enum OwnedPath {
     },
     /// `.flat/xx/<hex>`: the complete root of an image
     Flat(ImageId),
+    /// `.flat/xx/.cvmfsstartup-<hex>`: the start-up list of an image, under the name by which clients find it
+    FlatStartup(ImageId),
+    /// `.flat/xx/.cover-<hex>`: hides what the flat has beside the image; as an upper layer on the flat it makes the image
+    FlatCover(ImageId),
     /// `.layers/xx/<hex>`: the directory of a layer
     Layer(LayerDigest),
     /// `.layers/xx/<hex>/layerfs`: its content
@@ -260,6 +275,12 @@ impl Layout {
                 text.push_str(name.as_str());
             }
             OwnedPath::Flat(image) => push(&mut text, format_args!(".flat/{}/{}", image.bucket(), image.hex())),
+            OwnedPath::FlatStartup(image) => {
+                push(&mut text, format_args!(".flat/{}/{STARTUP_PREFIX}{}", image.bucket(), image.hex()));
+            }
+            OwnedPath::FlatCover(image) => {
+                push(&mut text, format_args!(".flat/{}/{COVER_PREFIX}{}", image.bucket(), image.hex()));
+            }
             OwnedPath::Layer(digest) => layer(&mut text, digest, ""),
             OwnedPath::LayerContent(digest) => layer(&mut text, digest, "/layerfs"),
             OwnedPath::LayerOverlay(digest) => layer(&mut text, digest, "/.overlay"),
@@ -303,8 +324,13 @@ impl Layout {
         let (top, rest) = path.split_once('/').unwrap_or((path, ""));
         match top {
             ".flat" => {
-                let (bucket, hex) = rest.split_once('/')?;
-                Some(OwnedPath::Flat(ImageId::from_digest(bucketed(bucket, hex)?)))
+                let (bucket, name) = rest.split_once('/')?;
+                let image = |hex: &str| bucketed(bucket, hex).map(ImageId::from_digest);
+                match (name.strip_prefix(STARTUP_PREFIX), name.strip_prefix(COVER_PREFIX)) {
+                    (Some(hex), _) => image(hex).map(OwnedPath::FlatStartup),
+                    (_, Some(hex)) => image(hex).map(OwnedPath::FlatCover),
+                    _ => image(name).map(OwnedPath::Flat),
+                }
             }
             ".layers" => {
                 let (bucket, rest) = rest.split_once('/')?;

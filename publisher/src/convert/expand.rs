@@ -12,6 +12,7 @@ use crate::failure::Failure;
 use crate::plan::{Planner, Wanted};
 use crate::report::WishOutcome;
 use crate::source::Asked;
+use crate::startup::GivenList;
 use crate::wishlist::{ImageOptions, PlainPath};
 
 /// Images of a wish whose age is looked at, the newest first: each costs up to three requests.
@@ -56,11 +57,26 @@ impl Converter<'_> {
             Some(name) => Ok(name.clone()),
             None => source.public_path(None).map_err(|e| refuse(e.into())),
         };
-        let expanded = sources.into_iter().map(|source| Ok(self.on_platforms(request, &source, &named(&source)?)));
+        let startup = match (&request.startup, &request.options.startup) {
+            (None, Some(path)) => GivenList::read(path).map(|list| Some(Arc::new(list))),
+            (given, _) => Ok(given.clone()),
+        };
+        let startup = match startup {
+            Ok(startup) => startup,
+            Err(e) => return vec![Err(refuse(e))],
+        };
+        let on_platforms = |source: ImageSource| Ok(self.on_platforms(request, &source, &named(&source)?, &startup));
+        let expanded = sources.into_iter().map(on_platforms);
         expanded.flat_map(|images| images.map_or_else(|e| vec![Err(e)], |w| w.into_iter().map(Ok).collect())).collect()
     }
 
-    fn on_platforms(&self, request: &Request, source: &ImageSource, name: &PublicName) -> Vec<Wanted> {
+    fn on_platforms(
+        &self,
+        request: &Request,
+        source: &ImageSource,
+        name: &PublicName,
+        startup: &Option<Arc<GivenList>>,
+    ) -> Vec<Wanted> {
         let options = &request.options;
         let platforms = if options.platforms.is_empty() { &self.options.platforms } else { &options.platforms };
         let several = platforms.len() > 1 || options.plain_path == Some(PlainPath::Variant);
@@ -75,6 +91,7 @@ impl Converter<'_> {
             place: (n > 0).then(|| platform.directory()),
             several,
             options: Arc::clone(options),
+            startup: startup.clone(),
         };
         platforms.iter().enumerate().map(wanted).collect()
     }

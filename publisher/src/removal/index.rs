@@ -116,14 +116,15 @@ impl IndexReader<'_> {
         let text = std::str::from_utf8(path.as_bytes()).ok();
         let Some(from @ OwnedPath::Index(key)) = text.and_then(|t| self.layout.parse(t)) else { return Ok(()) };
         match key {
-            IndexKey::DiffId(_) | IndexKey::ChainId(_) => {
+            IndexKey::DiffId(_) | IndexKey::ChainId(_) | IndexKey::Image(_) => {
                 let to = std::str::from_utf8(&entry.symlink).ok().and_then(|t| self.layout.parse_link(&from, t));
-                let layer = match to {
+                let unit = match to {
                     Some(OwnedPath::Layer(layer) | OwnedPath::LayerOverlay(layer)) => Unit::Layer(layer),
+                    Some(OwnedPath::Flat(flat)) if matches!(key, IndexKey::Image(_)) => Unit::Flat(flat),
                     // Not written by us: it stays.
                     _ => return Ok(()),
                 };
-                if self.swept.contains(&layer) || !self.seen.units.contains(&layer) {
+                if self.swept.contains(&unit) || !self.seen.units.contains(&unit) {
                     self.broken.push(key);
                 }
             }
@@ -153,6 +154,7 @@ impl IndexReader<'_> {
         }
         let wanted: HashSet<IndexKey> = broken.iter().copied().collect();
         let mut candidates: BTreeMap<IndexKey, BTreeSet<(LayerDigest, Option<ChainId>)>> = BTreeMap::new();
+        let mut flats: BTreeMap<ChainId, BTreeSet<ImageId>> = BTreeMap::new();
         let images: HashMap<ImageId, &Parts> = stay(self.seen, plan).map(|parts| (parts.config, parts)).collect();
         let known = std::mem::take(&mut self.documents);
         let found = known.into_iter().filter(|(config, _)| images.contains_key(config)).collect();
@@ -182,9 +184,16 @@ impl IndexReader<'_> {
                 }
                 below = Some(chain);
             }
+            let unit = Unit::Flat(config);
+            if let Some(stack) = below.filter(|_| self.seen.units.contains(&unit) && !self.swept.contains(&unit)) {
+                flats.entry(stack).or_default().insert(config);
+            }
         }
         for key in broken {
-            let mut target = None;
+            let mut target = match key {
+                IndexKey::Image(stack) => flats.get(&stack).and_then(|f| f.first()).map(|flat| OwnedPath::Flat(*flat)),
+                _ => None,
+            };
             for (layer, below) in candidates.remove(&key).unwrap_or_default() {
                 target = self.stands_for(view, key, layer, below)?;
                 if target.is_some() {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use crate::config::Config;
 use crate::control::{self, Status};
 use crate::convert_local::Converted;
+use crate::daemon::Downloaded;
 
 /// Prints the state of the running daemon; status 1 when no repository can be read.
 pub async fn status(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
@@ -29,6 +30,10 @@ fn text(status: &Status) -> String {
     for repository in &status.repositories {
         let state = repository.down.as_deref().unwrap_or("can be read");
         let _ = writeln!(text, "repository    {} on {}: {state}", repository.name, repository.mountpoint.display());
+    }
+    for Downloaded { image, layers, bytes, reason, .. } in &status.downloads {
+        let size = *bytes as f64 / 1e6;
+        let _ = writeln!(text, "downloaded    {image}: {layers} layers, {size:.1} MB unpacked: {reason}");
     }
     text.trim_end().to_owned()
 }

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt as _;
 use image::digest::LayerDigest;
 
+use super::downloads::Missed;
 use super::{Daemon, chain_of};
 use crate::config::FillMissing;
 use crate::decision::{Action, Decision, Outcome};
@@ -110,7 +111,7 @@ impl Daemon {
 
     /// Has a repository said that it has not any more what stands for this snapshot? Whether it can be asked does not matter here.
     async fn is_gone(&self, snapshot: &Snapshot) -> bool {
-        for lower in snapshot.lowers.iter().filter(|lower| lower.part.is_published()) {
+        for lower in snapshot.lowers[..snapshot.alone()].iter().filter(|lower| lower.part.is_published()) {
             let path = self.snapshots.directories().target(lower);
             let look = move |_: &Path| path.symlink_metadata().map(Some);
             if matches!(self.repository(&lower.repository).look(look).await, Ok(None)) {
@@ -157,8 +158,25 @@ impl Daemon {
         let mounts = self.create(Kind::Active, asked.key, asked.parent, asked.labels.clone()).await?;
         self.metrics.prepared("miss", "", "", asked.start);
         self.metrics.fallback(decision.class());
+        let image = asked.wanted.image.clone().unwrap_or_else(|| asked.wanted.target.clone());
+        self.downloads.begin(asked.key, Missed { image, reason: reason.to_owned(), class: decision.class() });
         asked.log(false, reason);
         Ok(mounts)
+    }
+
+    /// A snapshot was committed: if it is a layer that had to be downloaded, now it is known how large it is.
+    pub(super) fn downloaded(&self, key: &str, committed: &Snapshot) {
+        let bytes = committed.usage.map_or(0, |usage| usage.size);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        let Some(missed) = self.downloads.end(key, bytes, now) else { return };
+        self.metrics.downloaded(missed.class, bytes);
+        tracing::warn!(
+            image = missed.image,
+            layer = committed.info.name,
+            bytes,
+            reason = missed.reason,
+            "a layer was downloaded in full"
+        );
     }
 
     /// Unpacks an absent layer here, so that containerd does not download everything above it; false if that would bring nothing.

@@ -8,5 +8,6 @@ mod crash;
 mod layers;
 mod mounts;
 mod refusals;
+mod startup;
 mod state;
 mod thin;

@@ -29,6 +29,7 @@ fn lays_out_everything_as_documented() {
     let index = |kind: &str, hex: &str| bucketed(&format!(".index/{kind}"), hex);
     let layers: Vec<String> = pushed.layers.iter().map(|l| bucketed(".layers", &l.hex())).collect();
     let flat = bucketed(".flat", &config);
+    let cover = format!("{}/.cover-{config}", &flat[..8]);
 
     // Every path outside of the trees of layers and flat.
     let mut expected: BTreeSet<String> = BTreeSet::new();
@@ -38,6 +39,7 @@ fn lays_out_everything_as_documented() {
     };
     expect(&format!("{host}/lab/x:1"));
     expect(&flat);
+    expect(&cover);
     for layer in &layers {
         expect(&format!("{layer}/layerfs"));
         expect(&format!("{layer}/.metadata/layers.json"));
@@ -50,10 +52,12 @@ fn lays_out_everything_as_documented() {
         expect(&index("diff-id", &diff_id.hex()));
         expect(&index("chain-id", &chain.hex()));
     }
+    expect(&index("image", &chains[1].hex()));
     expect(&index("config", &config));
     expect(&index("manifest", &pushed.manifest.hex()));
     expected.insert(String::new());
-    let is_inside = |path: &str| path.contains("/layerfs/") || path.starts_with(&format!("{flat}/"));
+    let trees = [format!("{flat}/"), format!("{cover}/")];
+    let is_inside = |path: &str| path.contains("/layerfs/") || trees.iter().any(|tree| path.starts_with(tree));
     let found: BTreeSet<String> = published
         .tree
         .keys()

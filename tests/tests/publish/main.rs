@@ -10,6 +10,7 @@ mod platforms;
 mod podman;
 mod rows;
 mod schedule;
+mod startup;
 mod thin;
 
 use std::collections::BTreeMap;

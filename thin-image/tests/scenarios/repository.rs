@@ -203,6 +203,7 @@ impl Fake {
             published: "2026-11-21T20:00:00Z".into(),
             revision: 1,
             generator: "test".into(),
+            startup: None,
         };
         self.put(&file(ImageFile::Status), &status.to_bytes());
         self.put(&OwnedPath::Index(IndexKey::Config(image.id())), &config);

@@ -50,6 +50,7 @@ impl Layout {
             | OwnedPath::LayerContent(_)
             | OwnedPath::LayerRecord(_)
             | OwnedPath::LayerFormat(_) => (&[1, 2, 3], usize::MAX, 0),
+            OwnedPath::FlatStartup(_) | OwnedPath::FlatCover(_) => (&[1, 2], usize::MAX, 0),
             OwnedPath::LayerOverlay(_) => (&[1, 2, 3, 4], usize::MAX, 0),
             OwnedPath::Index(_) => (&[1, 3], usize::MAX, 0),
             OwnedPath::PodmanStore | OwnedPath::PodmanFile(_) => (&[1], usize::MAX, 0),

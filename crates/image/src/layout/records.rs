@@ -200,6 +200,9 @@ pub struct StatusRecord {
     pub revision: u64,
     /// program and version
     pub generator: String,
+    /// digest of the start-up list as somebody gave it; what is published of it has the sizes of this image
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub startup: Option<Digest>,
 }
 record!(StatusRecord, "status.json", schema);
 

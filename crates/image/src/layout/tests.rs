@@ -31,6 +31,8 @@ fn every_path() -> Vec<(OwnedPath, String)> {
         ),
         (OwnedPath::Public { platform: arm(), name: name("r.io/a/b:1") }, ".multiarch/arm64:v8/r.io/a/b:1".to_owned()),
         (OwnedPath::Flat(image()), format!(".flat/75/{flat}")),
+        (OwnedPath::FlatCover(image()), format!(".flat/75/.cover-{flat}")),
+        (OwnedPath::FlatStartup(image()), format!(".flat/75/.cvmfsstartup-{flat}")),
         (OwnedPath::Layer(layer()), format!(".layers/ab/{digits}")),
         (OwnedPath::LayerContent(layer()), format!(".layers/ab/{digits}/layerfs")),
         (OwnedPath::LayerOverlay(layer()), format!(".layers/ab/{digits}/.overlay")),
@@ -61,6 +63,10 @@ fn every_path() -> Vec<(OwnedPath, String)> {
         (
             OwnedPath::Index(IndexKey::ChainId(ChainId::from_digest(layer().digest()))),
             format!(".index/chain-id/ab/{digits}"),
+        ),
+        (
+            OwnedPath::Index(IndexKey::Image(ChainId::from_digest(layer().digest()))),
+            format!(".index/image/ab/{digits}"),
         ),
         (OwnedPath::Index(IndexKey::Config(image())), format!(".index/config/75/{flat}")),
         (
@@ -102,6 +108,8 @@ fn knows_only_its_own_paths() {
         ".flat/ab",
         &format!(".flat/cd/{hex}"),
         &format!(".flat/ab/{hex}/etc"),
+        &format!(".flat/cd/.cvmfsstartup-{hex}"),
+        &format!(".flat/ab/.cvmfsbundle-{hex}"),
         &format!(".flat/a/{hex}"),
         &format!(".flat//{hex}"),
         &format!(".flat/ab/{}", hex.to_uppercase()),
@@ -276,12 +284,14 @@ fn writes_the_records_of_the_design() {
         published: timestamp(1_795_291_200),
         revision: 17,
         generator: "test 1".to_owned(),
+        startup: None,
     };
     let text = String::from_utf8(status.to_bytes()).unwrap();
     assert!(text.starts_with(r#"{"schema":1,"image":"https://r.io/a:1","digest":"sha256:abab"#), "{text}");
     assert!(text.contains(r#""platform":"linux/amd64","published":"2026-11-21T20:00:00Z","revision":17"#), "{text}");
     assert_eq!(StatusRecord::parse(text.as_bytes()).unwrap(), status);
-    let indexed = StatusRecord { index: Some(ManifestDigest::of(b"index")), ..status };
+    let indexed =
+        StatusRecord { index: Some(ManifestDigest::of(b"index")), startup: Some(Digest::of(b"list")), ..status };
     assert_eq!(StatusRecord::parse(&indexed.to_bytes()).unwrap(), indexed);
     let later = text.replace("\"schema\":1", "\"schema\":2");
     assert!(matches!(StatusRecord::parse(later.as_bytes()), Err(RecordError::Schema { found: 2, .. })));

@@ -2,5 +2,6 @@
 
 mod conformance;
 mod convert;
+mod flat;
 mod legacy;
 mod remote;
