@@ -3,7 +3,7 @@
 
   make bench-warm [REPEAT=9 JSON=file BEFORE=directory]
 
-The science image of bench/snapshotter.py and a large file are published and mounted. A start mounts an overlay over the image's layers with
+The science image of bench/subjects.py and a large file are published and mounted. A start mounts an overlay over the image's layers with
 an upper directory in memory, as an engine does, and imports numpy and scipy in it: over the mount, over mounts with passthrough and
 without attributes, and over copies of the layers on the local disk, in turn; the requests of a start are counted by the kernel. Then the large file is read from its pages,
 and again when the mount's pages were dropped. At last every file of the image is read with an empty cache, beside the floor: verifying,
@@ -24,7 +24,7 @@ import images
 import lab as laboratory
 from lab import Failure, Lab, tail
 from products import Repository
-from snapshotter import COMMAND, OUTPUT, image
+from subjects import SCIENCE
 from tracing import Requests
 
 FQRN = "warm.example.org"
@@ -41,7 +41,7 @@ def with_large_file(home, science, megabytes):
         with layout.layer(level=1) as layer:
             layer.directory("opt")
             layer.add(LARGE, content=(images.Content(7).read(megabytes * 1_000_000), megabytes * 1_000_000))
-        layout.finish("1", Env=["PATH=/usr/bin:/bin"], Cmd=COMMAND)
+        layout.finish("1", Env=["PATH=/usr/bin:/bin"], Cmd=SCIENCE.command)
 
     return images.cached(home, "warm-image", [megabytes, str(science)], make)
 
@@ -64,12 +64,12 @@ class Stack:
         lower = ":".join(str(layer) for layer in reversed(self.layers))
         begin = time.monotonic()
         self.lab.run("mount", "-t", "overlay", "overlay", "-o", f"lowerdir={lower},upperdir={upper},workdir={work}", merged)
-        done = subprocess.run(["chroot", merged, *COMMAND], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        done = subprocess.run(["chroot", merged, *SCIENCE.command], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
         seconds = time.monotonic() - begin
         self.lab.run("umount", merged)
         if done.returncode != 0:
-            raise Failure(f"status {done.returncode} from {' '.join(COMMAND)}\n{tail(done.stderr)}")
-        self.lab.equal("the output", done.stdout, OUTPUT)
+            raise Failure(f"status {done.returncode} from {' '.join(SCIENCE.command)}\n{tail(done.stderr)}")
+        self.lab.equal("the output", done.stdout, SCIENCE.output)
         return seconds
 
 
@@ -107,7 +107,7 @@ class Bench:
 
     def __init__(self, lab, args):
         self.lab, self.args = lab, args
-        science = image(lab.home, args.megabytes)
+        science = SCIENCE.image(lab.home, args.megabytes)
         layout = with_large_file(lab.home, science, args.large)
         manifest, _ = images.read_layout(layout)
         digests = [layer["digest"].split(":")[1] for layer in manifest["layers"]]

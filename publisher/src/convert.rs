@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use image::digest::ManifestDigest;
 use image::platform::Platform;
-use image::reference::{ImageSource, PublicName, Wish as WishSource};
+use image::reference::{PublicName, Wish as WishSource};
 
 use self::pass::Pass;
 pub use self::room::RoomLimits;
@@ -86,7 +86,17 @@ impl Request {
     /// A wish of nobody in particular, from the command line.
     pub fn new(text: impl Into<String>, source: WishSource) -> Self {
         let (options, tags) = (Arc::default(), TagSelection::default());
-        Self { text: text.into(), line: None, source, name: None, startup: None, owner: None, priority: 0, options, tags }
+        Self {
+            text: text.into(),
+            line: None,
+            source,
+            name: None,
+            startup: None,
+            owner: None,
+            priority: 0,
+            options,
+            tags,
+        }
     }
 }
 

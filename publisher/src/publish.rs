@@ -28,7 +28,7 @@ use crate::failure::Failure;
 use crate::flat::PreparedFlat;
 use crate::layer::{PreparedLayer, graft_of, repo_path};
 use crate::plan::{ImagePlan, LayerState, is_record_of};
-use crate::removal::{Owner, Reason};
+use crate::removal::Reason;
 use crate::repair::damaged::Damaged;
 use crate::target::{Preparation, Target, directory_meta, file_meta, until_first};
 

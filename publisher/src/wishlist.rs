@@ -48,7 +48,7 @@ use serde::Serialize;
 
 pub use self::lint::{Lint, absent};
 pub(crate) use self::names::glob;
-pub use self::options::{Identity, ImageOptions, PlainPath, Products, Quota, Retention, SignatureRequirement};
+pub use self::options::{ImageOptions, PlainPath, Products, Quota, Retention, SignatureRequirement};
 pub use self::selection::{Newest, Order, TagSelection};
 pub use self::template::expand_output_format;
 use self::yaml::Located;

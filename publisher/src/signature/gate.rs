@@ -7,11 +7,12 @@
 use image::digest::ManifestDigest;
 use image::layout::StatusRecord;
 
-use super::{Fingerprint, Policy, PrivateImages, tag, verify};
+use super::{Fingerprint, Key, Policy, PrivateImages, tag, verify};
 use crate::error::one_line;
 use crate::failure::Failure;
 use crate::plan::{Wanted, image_name};
 use crate::source::Sources;
+use crate::wishlist::SignatureRequirement;
 
 /// Lets images through, or not.
 #[derive(Debug, Clone, Copy)]
@@ -49,8 +50,15 @@ impl Gate<'_> {
     ) -> Result<Vec<Fingerprint>, Failure> {
         let known = published.map(|status| status.signed_by.as_slice()).unwrap_or_default();
         let name = image_name(&wanted.source);
+        let asked = match &wanted.options.signature {
+            Some(SignatureRequirement::By(files)) => {
+                let keys: Result<Vec<Key>, _> = files.iter().map(|file| Key::read(file)).collect();
+                Some(keys.map_err(|error| Failure::Content(format!("signature: {}", one_line(&error))))?)
+            }
+            Some(SignatureRequirement::Nobody) | None => None,
+        };
         let mut signed_by = Vec::new();
-        for keys in self.policy.signers(&name) {
+        for keys in self.policy.signers(&name).into_iter().chain(asked.as_deref()) {
             let recorded = keys.iter().map(|key| key.fingerprint()).find(|key| known.contains(key));
             let signer = match recorded {
                 Some(key) => key,
@@ -68,7 +76,7 @@ impl Gate<'_> {
         &self,
         wanted: &Wanted,
         name: &str,
-        keys: &[super::Key],
+        keys: &[Key],
         named: ManifestDigest,
         document: ManifestDigest,
     ) -> Result<Fingerprint, Failure> {
@@ -91,7 +99,7 @@ impl Gate<'_> {
         let why = refused.unwrap_or_else(|| format!("there is no {}", tag(named)));
         let asked: Vec<String> = keys.iter().map(|key| key.fingerprint().to_string()).collect();
         Err(Failure::Content(format!(
-            "{name} is not signed as the configuration asks: {why}; nothing of it was fetched (sign it with cosign sign --key, by one of {})",
+            "{name} is not signed as the configuration or the wish list asks: {why}; nothing of it was fetched (sign it with cosign sign --key, by one of {})",
             asked.join(", ")
         )))
     }
@@ -99,7 +107,11 @@ impl Gate<'_> {
     /// The repository can be read by everybody: what only credentials can read does not belong there unseen.
     fn expose(&self, wanted: &Wanted, document: ManifestDigest) -> Result<(), Failure> {
         let name = image_name(&wanted.source);
-        let decision = self.policy.private(&name, PrivateImages::Warn);
+        let decision = match wanted.options.public {
+            Some(true) => PrivateImages::Allow,
+            Some(false) => self.policy.private(&name, PrivateImages::Refuse),
+            None => self.policy.private(&name, PrivateImages::Warn),
+        };
         if decision == PrivateImages::Allow {
             return Ok(());
         }
@@ -118,7 +130,7 @@ impl Gate<'_> {
             Err(error) => return Err(error),
         }
         Err(Failure::Content(format!(
-            "{name} can be read with credentials only, and everybody can read the repository; nothing of it was fetched (add it to public_images of the configuration if that is meant)"
+            "{name} can be read with credentials only, and everybody can read the repository; nothing of it was fetched (if that is meant, say public: true in the wish list, or add it to public_images of the configuration)"
         )))
     }
 }

@@ -8,7 +8,7 @@ use image::platform::{Platform, PlatformDirectory};
 use semver::VersionReq;
 
 use super::names::nearest;
-use super::options::{Identity, ImageOptions, PlainPath, Products, Quota, Retention, SignatureRequirement};
+use super::options::{ImageOptions, PlainPath, Products, Quota, Retention, SignatureRequirement};
 use super::selection::{Newest, Order, TagSelection};
 use super::yaml::{self, Located, Node};
 use crate::cli::{FlatPermissions, duration, values};
@@ -231,26 +231,15 @@ impl Fields<'_> {
             let none = self.choice(field, value, &[("none", SignatureRequirement::Nobody)]);
             return none;
         }
-        let before = self.faults.len();
-        let (mut keys, mut subject, mut issuer) = (Vec::new(), None, None);
-        for (key, value) in self.mapping(field, value, &["keys", "identity", "issuer"]) {
-            let field = join(field, key);
-            match key {
-                "keys" => keys = self.paths(&field, value),
-                "identity" => subject = self.line_of_text(&field, value),
-                _ => issuer = self.line_of_text(&field, value),
-            }
+        let mut keys = Vec::new();
+        for (key, value) in self.mapping(field, value, &["keys"]) {
+            keys = self.paths(&join(field, key), value);
         }
-        let identity = match (subject, issuer) {
-            (Some(subject), Some(issuer)) => Some(Identity { subject, issuer }),
-            (None, None) if !keys.is_empty() => None,
-            _ if self.faults.len() > before => return None,
-            _ => {
-                self.fault(value, field, "name keys, or an identity with its issuer, or write none".to_owned());
-                return None;
-            }
-        };
-        Some(SignatureRequirement::Signed { keys, identity })
+        if keys.is_empty() {
+            self.fault(value, field, "name keys, or write none".to_owned());
+            return None;
+        }
+        Some(SignatureRequirement::By(keys))
     }
 
     fn paths(&mut self, field: &str, value: &Located) -> Vec<PathBuf> {

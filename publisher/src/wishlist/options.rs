@@ -87,22 +87,8 @@ pub struct Quota {
 pub enum SignatureRequirement {
     /// Nobody: an exception from the defaults.
     Nobody,
-    /// One of these keys, or this identity.
-    Signed {
-        /// Files with public keys.
-        keys: Vec<PathBuf>,
-        /// The identity in the certificate, with who vouches for it.
-        identity: Option<Identity>,
-    },
-}
-
-/// An identity in a certificate.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    /// Who signed.
-    pub subject: String,
-    /// Who says so.
-    pub issuer: String,
+    /// The owner of one of the public keys in these files.
+    By(Vec<PathBuf>),
 }
 
 impl ImageOptions {

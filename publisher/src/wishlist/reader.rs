@@ -154,6 +154,9 @@ impl Reader {
             self.same_repository(&file, value);
         }
         if file.version >= 2 {
+            // Nobody has said that what only credentials can read is meant for everybody.
+            let public = Some(file.defaults.public.unwrap_or(false));
+            file.defaults = Arc::new(ImageOptions { public, ..ImageOptions::clone(&file.defaults) });
             if let Some(value) = find("defaults") {
                 file.defaults = self.defaults(&file, value);
             }

@@ -81,7 +81,7 @@ input:
     let platforms: Vec<Platform> = ["linux/amd64", "linux/arm64"].map(|p| Platform::parse(p).unwrap()).into();
     assert_eq!((&plain.platforms, plain.plain_path), (&platforms, Some(PlainPath::Variant)));
     let keys = ["lists/keys/a.pub", "/etc/b.pub"].map(PathBuf::from).into();
-    assert_eq!(plain.signature, Some(SignatureRequirement::Signed { keys, identity: None }));
+    assert_eq!(plain.signature, Some(SignatureRequirement::By(keys)));
     assert_eq!((plain.owner.as_deref(), plain.priority), (Some("physics"), Some(5)));
     let full = &list.wishes[1].options;
     let expected = ImageOptions {
@@ -280,7 +280,7 @@ const ENTRIES: &[(&str, bool)] = &[
     ("{image: 'a:1', public: maybe}", false),
     ("{image: 'a:1', signature: none}", true),
     ("{image: 'a:1', signature: {keys: a.pub}}", true),
-    ("{image: 'a:1', signature: {keys: [a.pub, /etc/b.pub], identity: x, issuer: 'https://y'}}", true),
+    ("{image: 'a:1', signature: {keys: [a.pub, /etc/b.pub]}}", true),
     ("{image: 'a:1', signature: {identity: x}}", false),
     ("{image: 'a:1', signature: {}}", false),
     ("{image: 'a:1', signature: {keys: []}}", false),
