@@ -233,9 +233,9 @@ impl Watcher {
         let thin = list.output_format.as_deref().filter(|_| self.thin).map(|format| (format, list.user.as_str()));
         let is_wanted = |wanted: &crate::plan::Wanted| !due.resting.contains(&image_name(&wanted.source));
         let plan = converter.plan_some(&due.requests, &is_wanted).map_err(Failure::into_command_error);
-        let result = plan.and_then(|mut plan| {
+        let result = plan.map(|mut plan| {
             plan.keep_quotas(&self.outcomes.held(list, &plan));
-            Ok(plan)
+            plan
         });
         let result = result.and_then(|plan| Ok((self.workshop.execute(&converter, &plan, thin)?, plan)));
         match result {

@@ -486,7 +486,13 @@ fn a_collection_that_ends_anywhere_leaves_a_sound_repository_and_is_completed() 
 fn what_was_swept_of_images_goes_with_the_revisions_that_had_it() {
     let mut scene = Scene::new();
     let usage = removal::Usage::default();
-    let at_once = removal::Options { grace: Duration::ZERO, keep_versions: 0, usage, dry_run: false };
+    let at_once = removal::Options {
+        grace: Duration::ZERO,
+        keep_versions: 0,
+        lists: removal::Wanted::default(),
+        usage,
+        dry_run: false,
+    };
     let swept = removal::collect(&scene.site.target, &at_once).unwrap();
     assert_eq!(swept.swept.len(), 4, "layer and flat of two versions");
     // The revision before the present one is kept, too.
