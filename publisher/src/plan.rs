@@ -25,7 +25,7 @@ use crate::layer::{LayerPlace, PreparedLayer, repo_path};
 use crate::podman::{InStore, PodmanState, Stock};
 use crate::repair::damaged::Damaged;
 use crate::report::Outcome;
-use crate::signature::{Fingerprint, Gate, Policy};
+use crate::signature::{Claims, Fingerprint, Gate, Policy};
 use crate::source::{Asked, RawDocument, Sources};
 use crate::target::Target;
 
@@ -198,7 +198,7 @@ impl<'a> Planner<'a> {
         let record = OwnedPath::ImageFile { platform: None, name: wanted.name.clone(), file: ImageFile::Status };
         let status = self.read(&record)?.and_then(|s| StatusRecord::parse(&s).ok());
         let gate = Gate { policy: self.policy, sources: self.sources };
-        let signed_by = gate.pass(wanted, digest, document.digest, status.as_ref())?;
+        let signed_by = gate.pass(wanted, digest, document.digest, status.as_ref(), &Claims::default())?;
         if manifest.layers.len() > self.limits.max_layers {
             let what = format!("the image has {} layers", manifest.layers.len());
             return Err(Failure::Limit { what, option: "--max-layers" });
