@@ -164,13 +164,15 @@ bench-remove: ## time and memory of dry runs, condemnation and sweep of images a
 	target/release/examples/many-images $(or $(IMAGES),5000)
 
 .PHONY: soak
-soak: engines ## kill -9 at random moments of conversions, collections, and of pulls by containerd (COUNT=50 each; SEED=n repeats a run); thousands of random removals against a model
+soak: engines ## kill -9 at random moments of conversions, collections, and of pulls by containerd (COUNT=50 each; SEED=n repeats a run); thousands of random removals against a model; a registry that fails at random
 	integration/soak/kill.py $(BIN) --count $(or $(COUNT),50)
 	integration/soak/collect.py $(BIN) --count $(or $(COUNT),50)
 	integration/soak/snapshotter.py $(BIN) --starts 100 --count $(or $(COUNT),50)
 	@for seed in 1 2 3; do \
 	  MODEL_STEPS=2000 MODEL_SEED=$$(( $(or $(SEED),0) * 10 + seed )) \
-	  cargo test --locked --workspace --test removal -- model --nocapture || exit 1; done
+	  cargo test --locked --workspace --test removal -- model --nocapture || exit 1; \
+	  FAULT_IMAGES=100 FAULT_ROUNDS=3 FAULT_SEED=$$(( $(or $(SEED),0) * 10 + seed )) \
+	  cargo test --locked --workspace --test faults -- --nocapture || exit 1; done
 
 .PHONY: clean
 clean: ## remove everything that was built, the demo's image too

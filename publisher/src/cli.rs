@@ -625,6 +625,18 @@ pub struct Conversion {
     #[arg(long, value_name = "N")]
     pub jobs: Option<NonZeroUsize>,
 
+    /// Packed bytes of layers that are fetched and not stored yet, at most; a larger layer goes alone
+    ///
+    /// Sizes take the units k, M, G, T (powers of 1000) and Ki, Mi, Gi, Ti (powers of 1024).
+    #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "64G")]
+    pub max_preparing: u64,
+
+    /// Room that is left free on the disks of the storage and of the state
+    ///
+    /// An image whose layers would take it fails; those that fit go on.
+    #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "512Mi")]
+    pub keep_free: u64,
+
     /// Permissions of files in flat images
     #[arg(long, value_enum, value_name = "POLICY", default_value_t)]
     pub flat_permissions: FlatPermissions,

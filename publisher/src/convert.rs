@@ -8,6 +8,8 @@ mod again;
 mod assemble;
 mod fetch;
 mod pass;
+mod room;
+mod schedule;
 
 use std::sync::Arc;
 
@@ -16,6 +18,7 @@ use image::platform::Platform;
 use image::reference::{ImageSource, PublicName, Wish as WishSource};
 
 use self::pass::Pass;
+pub use self::room::RoomLimits;
 use crate::cli::{FlatPermissions, ImageLimits};
 use crate::error::one_line;
 use crate::failure::Failure;
@@ -38,6 +41,8 @@ pub struct ConvertOptions {
     pub platform: Platform,
     /// Layers fetched at the same time.
     pub jobs: usize,
+    /// How much may be under way at once.
+    pub room: RoomLimits,
     /// Permissions of files in flats.
     pub permissions: FlatPermissions,
     /// Limits against hostile input.

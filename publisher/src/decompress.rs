@@ -194,6 +194,37 @@ mod tests {
         assert_eq!(unpack(Vec::new(), &limits()).unwrap().1, 0);
     }
 
+    /// A frame that decoders skip, as zstd:chunked puts its table of contents into them.
+    fn skippable(content: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(content.len()).unwrap().to_le_bytes();
+        [&[0x50, 0x2a, 0x4d, 0x18], &length[..], content].concat()
+    }
+
+    /// The end of an eStargz blob: an empty member whose extra field says where the table of contents is.
+    fn footer() -> Vec<u8> {
+        let extra = b"SG\x16\x00000000000000002aSTARGZ";
+        let length = u16::try_from(extra.len()).unwrap().to_le_bytes();
+        let head = [0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255];
+        [&head[..], &length[..], &extra[..], &[1, 0, 0, 0xff, 0xff], &[0; 8]].concat()
+    }
+
+    #[test]
+    fn lazy_formats_are_read_as_what_they_are_to_everybody_else() {
+        let tar = tar(&[7; 5000]);
+        let expected = (DiffId::of(&tar), tar.len() as u64);
+        let frame = |bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap();
+        let chunked = [frame(&tar[..600]), skippable(b"table"), frame(&tar[600..]), skippable(b"footer")].concat();
+        let begins_with_one = [skippable(b"first"), frame(&tar)].concat();
+        let lazy = [gzip(&tar[..1024]), gzip(&tar[1024..]), footer()].concat();
+        for (what, blob) in [("zstd:chunked", chunked), ("skippable first", begins_with_one), ("eStargz", lazy)] {
+            assert_eq!(unpack(blob, &limits()).unwrap(), expected, "{what}");
+        }
+        assert!(
+            unpack([frame(&tar), vec![1, 2, 3, 4, 5]].concat(), &limits()).is_err(),
+            "rubbish behind the last frame"
+        );
+    }
+
     #[test]
     fn refuses_noise_truncation_and_bombs() {
         assert!(matches!(unpack(b"<html>not a layer</html>".repeat(40), &limits()), Err(Failure::Content(_))));

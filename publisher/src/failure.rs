@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use image::digest::{DiffId, LayerDigest};
 use image::tar::TarError;
+use indicatif::HumanBytes;
 
 use crate::error::{CommandError, ErrorKind, Signal};
 
@@ -72,6 +73,21 @@ pub enum Failure {
         what: String,
         /// The option that raises it.
         option: &'static str,
+    },
+    /// A disk is nearly full.
+    #[error(
+        "the disk of {} has {} left; this takes up to {}, and {} are kept free (--keep-free): make room there",
+        path.display(), HumanBytes(*free), HumanBytes(*wanted), HumanBytes(*keep)
+    )]
+    NoSpace {
+        /// A directory on it.
+        path: PathBuf,
+        /// Bytes that are left.
+        free: u64,
+        /// Bytes that are needed, with what is under way.
+        wanted: u64,
+        /// Bytes that are to stay free.
+        keep: u64,
     },
     /// Content that contradicts itself or the request.
     #[error("{0}")]

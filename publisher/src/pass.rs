@@ -9,7 +9,7 @@ use tokio::runtime::{Handle, Runtime};
 
 use crate::cli::{Conversion, Notifications};
 use crate::config::Config;
-use crate::convert::{ConvertOptions, Converter, Plan};
+use crate::convert::{ConvertOptions, Converter, Plan, RoomLimits};
 use crate::error::CommandError;
 use crate::failure::Failure;
 use crate::notify::Notifier;
@@ -156,6 +156,7 @@ fn convert_options(conversion: &Conversion) -> Result<ConvertOptions, CommandErr
     Ok(ConvertOptions {
         platform,
         jobs: conversion.jobs.map_or_else(threads, NonZeroUsize::get),
+        room: RoomLimits { preparing: conversion.max_preparing, keep_free: conversion.keep_free },
         permissions: conversion.flat_permissions,
         limits: conversion.limits.clone(),
         in_store: InStore::Follow,

@@ -13,7 +13,7 @@ use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
 use image::digest::{Digest, LayerDigest, ManifestDigest};
 use image::manifest::{Document, Index, LayerDescriptor, MAX_DOCUMENT, Manifest};
-use image::reference::{ImageSource, Reference, Repository};
+use image::reference::{ImageSource, Repository};
 use parking_lot::Mutex;
 use registry::Client;
 use sha2::{Digest as _, Sha256};
@@ -131,32 +131,33 @@ impl Sources {
 
     /// The same for many at once. Each registry is asked at its own pace: one that is slow or paused holds back nobody's images but its own.
     pub fn resolve_all(&self, asked: &[Asked<'_>]) -> Vec<Result<ManifestDigest, Failure>> {
-        let mut registries: BTreeMap<&str, Vec<(usize, &Reference, Option<&str>)>> = BTreeMap::new();
-        let mut answers: Vec<Option<Result<ManifestDigest, Failure>>> = Vec::new();
+        let unasked = || Err(Failure::Elsewhere("nobody was asked".into()));
+        let mut registries: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        let mut answers: Vec<_> = asked.iter().map(|_| unasked()).collect();
         for (place, asked) in asked.iter().enumerate() {
-            answers.push(match asked.source {
+            match asked.source {
                 ImageSource::Registry(reference) => {
-                    let images = registries.entry(reference.registry_host()).or_default();
-                    images.push((place, reference, asked.credentials));
-                    None
+                    registries.entry(reference.registry_host()).or_default().push(place);
                 }
-                _ => Some(self.resolve(*asked)),
-            });
+                _ => answers[place] = self.resolve(*asked),
+            }
         }
-        let one = async |(place, reference, credentials): (usize, &Reference, Option<&str>)| {
+        let one = async |place: usize| {
+            let Asked { source: ImageSource::Registry(reference), credentials } = asked[place] else {
+                return (place, unasked());
+            };
             let answer = match self.client(credentials) {
                 Ok(client) => self.stoppable(client.resolve(reference)).await,
                 Err(failure) => Err(failure),
             };
             (place, answer)
         };
-        let of_registry = |images| stream::iter(images).map(one).buffer_unordered(RESOLVERS).collect::<Vec<_>>();
+        let of_registry = |places| stream::iter(places).map(one).buffer_unordered(RESOLVERS).collect::<Vec<_>>();
         let all = join_all(registries.into_values().map(of_registry));
         for (place, answer) in self.runtime.block_on(all).into_iter().flatten() {
-            answers[place] = Some(answer);
+            answers[place] = answer;
         }
-        let unasked = || Err(Failure::Elsewhere("nobody was asked".into()));
-        answers.into_iter().map(|answer| answer.unwrap_or_else(unasked)).collect()
+        answers
     }
 
     /// Digest of the document that a source names now.

@@ -13,7 +13,7 @@ use image::digest::{ImageId, LayerDigest};
 use image::platform::Platform;
 use image::reference::{PublicName, Wish};
 use publisher::cli::{ArchiveLimits, FlatPermissions, ImageLimits, Paths};
-use publisher::convert::{ConvertOptions, Converter, Plan, Request};
+use publisher::convert::{ConvertOptions, Converter, Plan, Request, RoomLimits};
 use publisher::failure::Failure;
 use publisher::podman::InStore;
 use publisher::progress::{Event, Progress};
@@ -262,6 +262,7 @@ pub fn options_of_tests() -> ConvertOptions {
     ConvertOptions {
         platform: Platform::parse("linux/amd64").expect("a platform"),
         jobs: 4,
+        room: RoomLimits { keep_free: 0, ..RoomLimits::default() },
         permissions: FlatPermissions::Keep,
         limits: ImageLimits { max_layers: 500, max_manifest_size: 4 << 20, layer },
         in_store: InStore::Follow,

@@ -7,6 +7,7 @@
 //!   failure: the next one is asked.
 //! - Nobody waits for a mirror as for a registry: two tries, and no pause of more than seconds.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -53,8 +54,8 @@ impl Sessions {
     pub(crate) fn new(config: &ClientConfig) -> Result<Self, Error> {
         let mut lines = HashMap::from([(None, Arc::new(Lines::new(config, None)?))]);
         for file in config.registries.ca_files() {
-            if !lines.contains_key(&Some(file.to_owned())) {
-                lines.insert(Some(file.to_owned()), Arc::new(Lines::new(config, Some(file))?));
+            if let Entry::Vacant(entry) = lines.entry(Some(file.to_owned())) {
+                entry.insert(Arc::new(Lines::new(config, Some(file))?));
             }
         }
         Ok(Self { lines, known: Mutex::default() })

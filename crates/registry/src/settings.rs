@@ -156,8 +156,9 @@ impl Settings {
         }
         // The narrowest first.
         rules.sort_by_key(|(scope, ..)| std::cmp::Reverse(scope.width()));
-        if let Some([(one, ..), _]) = rules.array_windows().find(|[(one, ..), (other, ..)]| one == other) {
-            return Err(Error::Configuration(format!("registries: {one} is there twice, under two of its names")));
+        if let Some(pair) = rules.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            let twice = format!("registries: {} is there twice, under two of its names", pair[0].0);
+            return Err(Error::Configuration(twice));
         }
         Ok(Registries { rules, names })
     }

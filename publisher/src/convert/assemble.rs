@@ -47,7 +47,7 @@ impl<'a> Pass<'a> {
             base.chain = chain;
             let key = key(&layer.layer);
             let slot = match self.slots.remove(&key).unwrap_or(Slot::Awaited) {
-                Slot::Staged(staged) => match staged.prepare(target, self.pool, &base) {
+                Slot::Staged(staged, _room) => match staged.prepare(target, self.pool, &base) {
                     Ok(prepared) => Slot::Ready(prepared.reference(), Some(prepared)),
                     Err(e) => Slot::Failed(one_line(&e)),
                 },

@@ -7,6 +7,7 @@ use image::digest::{DiffId, LayerDigest};
 use image::manifest::Layer;
 
 use super::Converter;
+use super::room::Entered;
 use crate::content::{Collector, Pool};
 use crate::failure::Failure;
 use crate::layer::{Base, LayerPlace, LayerProgress, PreparedLayer, StagedLayer, read_layer};
@@ -35,6 +36,8 @@ pub(super) struct Arrived {
     pub(super) stored: u64,
     pub(super) deduplicated: u64,
     pub(super) result: Result<Staged, Failure>,
+    /// The room that it takes, if it was let in.
+    pub(super) room: Option<Entered>,
 }
 
 pub(super) enum Staged {
@@ -81,5 +84,14 @@ pub(super) fn read(converter: &Converter<'_>, pool: &Pool, fetch: &Fetch<'_>) ->
         stored: cost(&collector.cost.stored),
         deduplicated: cost(&collector.cost.deduplicated),
         result,
+        room: None,
+    }
+}
+
+impl Fetch<'_> {
+    /// What there is to say of a layer that was not let in.
+    pub(super) fn refused(&self, failure: Failure) -> Arrived {
+        let (layer, result) = (key(self.layer), Err(failure.of_layer(self.layer.descriptor.digest)));
+        Arrived { layer, bytes: 0, stored: 0, deduplicated: 0, result, room: None }
     }
 }

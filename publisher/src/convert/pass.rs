@@ -1,8 +1,7 @@
-//! The execution of a plan: readers fetch, one coordinator prepares, flattens and publishes what is complete.
+//! The execution of a plan: readers fetch in the order of the schedule, one coordinator prepares, flattens and publishes what is complete.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, unbounded};
@@ -10,8 +9,11 @@ use cvmfs::catalog::NestedRef;
 use cvmfs::hash::ContentHash;
 use image::digest::ChainId;
 use image::layout::{FormatRecord, Layout, OwnedPath};
+use parking_lot::Mutex;
 
 use super::fetch::{Arrived, Fetch, LayerKey, Staged, key, read};
+use super::room::{Entered, Room, disks};
+use super::schedule::{Job, order};
 use super::{Converter, Plan};
 use crate::content::Pool;
 use crate::error::one_line;
@@ -32,8 +34,8 @@ const BATCH: usize = 64;
 pub(super) enum Slot {
     /// Being fetched.
     Awaited,
-    /// Read, waiting for those below it.
-    Staged(Box<StagedLayer>),
+    /// Read, waiting for those below it in the room that it takes.
+    Staged(Box<StagedLayer>, Option<Entered>),
     /// Its catalog is stored; with the layer if it is not published yet.
     Ready(NestedRef, Option<PreparedLayer>),
     /// It failed, and so do the images that need it.
@@ -92,15 +94,27 @@ impl<'a> Pass<'a> {
     pub(super) fn run(&mut self) {
         let fetches = self.begin();
         let (send, arrivals) = unbounded::<Arrived>();
-        let next = AtomicUsize::new(0);
         let (converter, pool) = (self.converter, self.pool);
+        let jobs = converter.options.jobs.max(1);
+        let room = Room::new(converter.options.room, jobs, disks(converter.target));
+        let line = Mutex::new(fetches.iter());
+        // Who is next waits for room, and the others behind it: nobody overtakes.
+        let next = || {
+            let mut line = line.lock();
+            let fetch = line.next()?;
+            Some((fetch, room.enter(fetch.layer.descriptor.size)))
+        };
         std::thread::scope(|scope| {
-            for _ in 0..converter.options.jobs.max(1).min(fetches.len()) {
-                let (send, next, fetches) = (send.clone(), &next, &fetches);
+            for _ in 0..jobs.min(fetches.len()) {
+                let (send, next) = (send.clone(), &next);
                 scope.spawn(move || {
-                    while let Some(fetch) = fetches.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    while let Some((fetch, room)) = next() {
+                        let arrived = match room {
+                            Ok(room) => Arrived { room: Some(room), ..read(converter, pool, fetch) },
+                            Err(failure) => fetch.refused(failure),
+                        };
                         // The coordinator listens until all readers are done.
-                        let _ = send.send(read(converter, pool, fetch));
+                        let _ = send.send(arrived);
                     }
                 });
             }
@@ -109,9 +123,9 @@ impl<'a> Pass<'a> {
         });
     }
 
-    /// Sorts the plan: outcomes that stand already, slots, and what has to be fetched, in the order of the images.
+    /// Sorts the plan: outcomes that stand already, slots, and what has to be fetched, in the order of the schedule.
     fn begin(&mut self) -> Vec<Fetch<'a>> {
-        let mut fetches = Vec::new();
+        let (mut jobs, mut places) = (Vec::new(), Vec::new());
         for (place, image) in self.plan.images.iter().enumerate() {
             let image = match image {
                 Ok(image) => image,
@@ -140,28 +154,33 @@ impl<'a> Pass<'a> {
             let total = Some(image.missing_bytes());
             self.tell(Event::ImageStarted { image: &image.image, layers: image.layers.len(), total });
             self.open.push(place);
+            let mut missing = Vec::new();
             for layer in image.distinct_layers().filter(|l| l.state != LayerState::Legacy) {
                 let key = key(&layer.layer);
-                if self.slots.contains_key(&key) {
+                let Some(known) = &layer.known else {
+                    missing.push((key, layer.layer.descriptor.size));
                     continue;
-                }
-                let slot = match &layer.known {
-                    Some(known) => {
-                        let text = key.0.to_string();
-                        self.tell(Event::LayerFinished { image: &image.image, layer: &text, bytes: 0, known: true });
-                        Slot::Ready(known.clone(), layer.prepared.clone())
-                    }
-                    None => {
-                        let (layer, to, source) = (&layer.layer, layer.place, image.wanted.asked());
-                        fetches.push(Fetch { layer, place: to, source, image: &image.image });
-                        self.payer.insert(key, place);
-                        Slot::Awaited
-                    }
                 };
-                self.slots.insert(key, slot);
+                if !self.slots.contains_key(&key) {
+                    let text = key.0.to_string();
+                    self.tell(Event::LayerFinished { image: &image.image, layer: &text, bytes: 0, known: true });
+                    self.slots.insert(key, Slot::Ready(known.clone(), layer.prepared.clone()));
+                }
             }
+            let (owner, priority) = (image.wanted.owner.as_deref(), image.wanted.priority);
+            jobs.push(Job { owner, priority, layers: missing });
+            places.push((place, image));
         }
-        fetches
+        order(&jobs).into_iter().filter_map(|turn| self.line_up(places[turn.job], turn.layer)).collect()
+    }
+
+    /// A layer to be fetched for an image, which pays for it; none if it is there.
+    fn line_up(&mut self, (place, image): (usize, &'a ImagePlan), wanted: LayerKey) -> Option<Fetch<'a>> {
+        let layer = image.distinct_layers().find(|l| key(&l.layer) == wanted && !self.slots.contains_key(&wanted))?;
+        self.slots.insert(wanted, Slot::Awaited);
+        self.payer.insert(wanted, place);
+        let (source, name) = (image.wanted.asked(), &image.image);
+        Some(Fetch { layer: &layer.layer, place: layer.place, source, image: name })
     }
 
     fn stored(&self, image: &ImagePlan, state: PodmanState) -> PodmanOutcome {
@@ -187,8 +206,10 @@ impl<'a> Pass<'a> {
             outcome.bytes.stored += arrived.stored;
             outcome.bytes.deduplicated += arrived.deduplicated;
         }
+        // What an image that failed meanwhile was to have may be of use to others, but takes no room from them.
+        let is_open = self.payer.get(&arrived.layer).is_some_and(|place| self.open.contains(place));
         let slot = match arrived.result {
-            Ok(Staged::Waits(staged)) => Slot::Staged(staged),
+            Ok(Staged::Waits(staged)) => Slot::Staged(staged, arrived.room.filter(|_| is_open)),
             Ok(Staged::Done(prepared)) => Slot::Ready(prepared.reference(), Some(prepared)),
             Err(e) => Slot::Failed(one_line(&e)),
         };
@@ -212,7 +233,8 @@ impl<'a> Pass<'a> {
                 self.publish_ready();
             }
         }
-        if !lost.is_empty() && self.was_collected() {
+        let lost_any = !lost.is_empty();
+        if lost_any && self.was_collected() {
             let places: Vec<usize> = lost.iter().map(|(place, _)| *place).collect();
             self.make_again(&places);
         } else {
@@ -222,7 +244,27 @@ impl<'a> Pass<'a> {
                 }
             }
         }
+        if lost_any {
+            self.make_room();
+        }
         self.publish_ready();
+    }
+
+    /// Lets go of layers that wait for nothing that is sure to come: those of images that failed. Others may need them nevertheless, but
+    /// they must not keep out what these others wait for.
+    fn make_room(&mut self) {
+        let open: HashSet<usize> = self.open.iter().copied().collect();
+        let images = self.open.iter().filter_map(|place| self.plan.images[*place].as_ref().ok());
+        let needed: HashSet<LayerKey> = images.flat_map(|i| i.layers.iter().map(|l| key(&l.layer))).collect();
+        let payer = &self.payer;
+        self.slots.retain(|key, slot| {
+            if let Slot::Staged(_, room) = slot
+                && !payer.get(key).is_some_and(|place| open.contains(place))
+            {
+                *room = None;
+            }
+            !matches!(slot, Slot::Staged(..)) || needed.contains(key)
+        });
     }
 
     pub(super) fn publish_ready(&mut self) {

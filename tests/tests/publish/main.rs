@@ -7,6 +7,7 @@ mod layout;
 mod passes;
 mod podman;
 mod rows;
+mod schedule;
 mod thin;
 
 use std::collections::BTreeMap;
