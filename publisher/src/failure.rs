@@ -185,6 +185,9 @@ pub enum Failure {
     /// A signature is not what the operator asks for.
     #[error(transparent)]
     Signature(#[from] crate::signature::SignatureError),
+    /// A key that a wish names cannot be used.
+    #[error(transparent)]
+    SignatureKey(#[from] crate::signature::KeyError),
     /// Another part of the same work failed, and said so.
     #[error("{0}")]
     Elsewhere(String),

@@ -29,7 +29,7 @@ use crate::podman::{InStore, PodmanState, Stock};
 use crate::removal::Owner;
 use crate::repair::damaged::Damaged;
 use crate::report::Outcome;
-use crate::signature::{Fingerprint, Gate, Policy};
+use crate::signature::{Claims, Fingerprint, Gate, Policy};
 use crate::source::{Asked, RawDocument, Sources};
 use crate::startup::GivenList;
 use crate::target::Target;
@@ -261,7 +261,8 @@ impl<'a> Planner<'a> {
         let (index, document, manifest) = self.choose(wanted.asked(), &wanted.platform, digest)?;
         let status = self.read(&wanted.file(ImageFile::Status))?.and_then(|s| StatusRecord::parse(&s).ok());
         let gate = Gate { policy: self.policy, sources: self.sources };
-        let signed_by = gate.pass(wanted, digest, document.digest, status.as_ref())?;
+        let claims = Claims { public: wanted.options.public, keys: wanted.options.signers(), ..Claims::default() };
+        let signed_by = gate.pass(wanted, digest, document.digest, status.as_ref(), &claims)?;
         if manifest.layers.len() > self.limits.max_layers {
             let what = format!("the image has {} layers", manifest.layers.len());
             return Err(Failure::Limit { what, option: "--max-layers" });

@@ -25,7 +25,7 @@ use base64::Engine as _;
 use image::digest::{Digest, ManifestDigest};
 use serde::Deserialize;
 
-pub use self::gate::Gate;
+pub use self::gate::{Claims, Gate};
 pub use self::key::{Fingerprint, Key, KeyError};
 pub use self::policy::{Policy, PolicyError, PolicySettings, PrivateImages, RuleSettings};
 
@@ -100,7 +100,7 @@ struct Critical {
 
 #[derive(Deserialize)]
 struct Image {
-    #[serde(rename = "docker-manifest-digest")]
+    #[serde(rename = "docker-manifest-digest", alias = "Docker-manifest-digest")]
     digest: ManifestDigest,
 }
 

@@ -31,7 +31,7 @@ use cvmfs::path::RepoPath;
 use cvmfs::store::{Listing, fetch};
 use cvmfs::traversal::Loader;
 use image::digest::{ChainId, DiffId, LayerDigest, ManifestDigest};
-use image::layout::{FormatRecord, ImageFile, IndexKey, LayersJson, OwnedPath, StatusRecord};
+use image::layout::{FormatRecord, ImageFile, IndexKey, LayersJson, ManifestRecord, OwnedPath, StatusRecord};
 use image::manifest::{Config, Document, Layer, MAX_DOCUMENT, Manifest};
 use image::reference::ImageSource;
 use time::UtcDateTime;
@@ -98,6 +98,32 @@ struct Subject {
     config_bytes: Vec<u8>,
     config: Config,
     layers: Vec<Layer>,
+    wished: Wished,
+}
+
+/// What the operator wants made of an image, as its records show.
+#[derive(Debug, Clone, Copy)]
+struct Wished {
+    flat: bool,
+    layers: bool,
+}
+
+impl Wished {
+    /// An image without layers has none in `manifest.json`; one without flat says so in `status.json`.
+    fn read(hand: &mut Hand<'_>, owner: &Owner, manifest: &Manifest) -> Result<Wished, Failure> {
+        let mut record = |file| {
+            let Owner { platform, name } = owner.clone();
+            hand.read(&OwnedPath::ImageFile { platform, name, file })
+        };
+        let status: Option<serde_json::Value> =
+            record(ImageFile::Status)?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let published = record(ImageFile::Manifest)?.and_then(|bytes| ManifestRecord::parse(&bytes).ok());
+        let has_none = |r: ManifestRecord| r.config.digest == manifest.config && r.layers.is_empty();
+        Ok(Wished {
+            flat: status.is_none_or(|status| status["flat"] != false),
+            layers: manifest.layers.is_empty() || !published.is_some_and(has_none),
+        })
+    }
 }
 
 impl Subject {
@@ -156,7 +182,9 @@ impl Verifier {
         let now = UtcDateTime::now();
         let mut view = self.target.view(now)?;
         let mut hand = Hand::new(&self.target, &mut view, now)?;
-        let owners = hand.find(text, Sort::Published)?;
+        let mut owners = hand.find(text, Sort::Published)?;
+        let second = self.second_links(&mut hand, &owners)?;
+        owners.retain(|owner| !second.contains(owner));
         let mut images = Vec::new();
         for owner in &owners {
             let verification = Verification { verifier: self, sources, options, progress, text };
@@ -164,6 +192,32 @@ impl Verifier {
         }
         let revision = self.target.repository()?.manifest().revision;
         Ok((Report::new(&self.target.fqrn, revision, images), owners))
+    }
+}
+
+impl Verifier {
+    /// Links below `.multiarch` to what the plain name leads to: they have no records of their own.
+    fn second_links(&self, hand: &mut Hand<'_>, owners: &[Owner]) -> Result<Vec<Owner>, Failure> {
+        let mut second = Vec::new();
+        for owner in owners.iter().filter(|owner| owner.platform.is_some()) {
+            let Owner { platform, name } = owner.clone();
+            let status =
+                OwnedPath::ImageFile { platform: platform.clone(), name: name.clone(), file: ImageFile::Status };
+            if hand.read(&status)?.is_some() {
+                continue;
+            }
+            let mut leads_to = |platform| {
+                let public = OwnedPath::Public { platform, name: name.clone() };
+                let entry = hand.transaction.lookup(&repo_path(&hand.layout, &public))?;
+                let text = entry.and_then(|entry| String::from_utf8(entry.symlink).ok());
+                Ok::<_, Failure>(text.and_then(|text| hand.layout.parse_link(&public, &text)))
+            };
+            let found = leads_to(platform)?;
+            if found.is_some() && found == leads_to(None)? {
+                second.push(owner.clone());
+            }
+        }
+        Ok(second)
     }
 }
 
@@ -211,14 +265,18 @@ impl Verification<'_> {
         let mut products = Products { hand, findings: &findings };
         products.look(&subject, &status)?;
         let pairs = self.pairs(hand, &subject, from, &findings)?;
-        let strangers: Vec<DiffId> = pairs.iter().filter(|p| !p.fits).map(|p| p.layer.diff_id).collect();
-        Products { hand, findings: &findings }.layer_index(&subject, &strangers)?;
         self.stage(&subject, "comparing");
         let seen = Seen::default();
-        for pair in &pairs {
-            self.layer(hand, &subject, pair, origin, &findings, &seen)?;
+        if subject.wished.layers {
+            let strangers: Vec<DiffId> = pairs.iter().filter(|p| !p.fits).map(|p| p.layer.diff_id).collect();
+            Products { hand, findings: &findings }.layer_index(&subject, &strangers)?;
+            for pair in &pairs {
+                self.layer(hand, &subject, pair, origin, &findings, &seen)?;
+            }
         }
-        self.flat(hand, &subject, &pairs, &findings, &seen)?;
+        if subject.wished.flat {
+            self.flat(hand, &subject, &pairs, &findings, &seen)?;
+        }
         let findings = Arc::into_inner(findings).expect("the threads that had it have ended");
         let (image, digest) = (subject.image, subject.digest.to_string());
         let report = findings.into_report(image.clone(), path, Some(digest), origin);
@@ -318,6 +376,7 @@ impl Verification<'_> {
         };
         let config = Config::parse(&config_bytes)?;
         let layers = manifest.layers_with(&config)?;
+        let wished = Wished::read(hand, owner, &manifest)?;
         let (image, digest) = (status.image.clone(), status.digest);
         Ok(Subject {
             owner: owner.clone(),
@@ -329,6 +388,7 @@ impl Verification<'_> {
             config_bytes,
             config,
             layers,
+            wished,
         })
     }
 

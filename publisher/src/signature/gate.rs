@@ -4,6 +4,8 @@
 //! An image that is published already, by the same digest, was let through then: its record says who has signed it. Only
 //! keys that are asked for since make the registry be asked again.
 
+use std::path::PathBuf;
+
 use image::digest::ManifestDigest;
 use image::layout::StatusRecord;
 
@@ -12,7 +14,17 @@ use crate::error::one_line;
 use crate::failure::Failure;
 use crate::plan::{Wanted, image_name};
 use crate::source::Sources;
-use crate::wishlist::SignatureRequirement;
+
+/// What the wish itself says of an image, besides the configuration.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Claims<'a> {
+    /// Whether it is meant for everybody.
+    pub public: Option<bool>,
+    /// Files with public keys, one of which has to have signed it; none: the wish asks for no signature.
+    pub keys: &'a [PathBuf],
+    /// What becomes of a private image where nobody says anything.
+    pub usual: PrivateImages,
+}
 
 /// Lets images through, or not.
 #[derive(Debug, Clone, Copy)]
@@ -32,11 +44,13 @@ impl Gate<'_> {
         named: ManifestDigest,
         document: ManifestDigest,
         published: Option<&StatusRecord>,
+        claims: &Claims<'_>,
     ) -> Result<Vec<Fingerprint>, Failure> {
         let published = published.filter(|status| status.digest == document);
-        let signed_by = self.signed(wanted, named, document, published)?;
+        let claimed: Vec<Key> = claims.keys.iter().map(|path| Key::read(path)).collect::<Result<_, _>>()?;
+        let signed_by = self.signed(wanted, named, document, published, &claimed)?;
         if published.is_none() {
-            self.expose(wanted, document)?;
+            self.expose(wanted, document, claims)?;
         }
         Ok(signed_by)
     }
@@ -47,18 +61,13 @@ impl Gate<'_> {
         named: ManifestDigest,
         document: ManifestDigest,
         published: Option<&StatusRecord>,
+        claimed: &[Key],
     ) -> Result<Vec<Fingerprint>, Failure> {
         let known = published.map(|status| status.signed_by.as_slice()).unwrap_or_default();
         let name = image_name(&wanted.source);
-        let asked = match &wanted.options.signature {
-            Some(SignatureRequirement::By(files)) => {
-                let keys: Result<Vec<Key>, _> = files.iter().map(|file| Key::read(file)).collect();
-                Some(keys.map_err(|error| Failure::Content(format!("signature: {}", one_line(&error))))?)
-            }
-            Some(SignatureRequirement::Nobody) | None => None,
-        };
         let mut signed_by = Vec::new();
-        for keys in self.policy.signers(&name).into_iter().chain(asked.as_deref()) {
+        let claimed = Some(claimed).filter(|keys| !keys.is_empty());
+        for keys in self.policy.signers(&name).into_iter().chain(claimed) {
             let recorded = keys.iter().map(|key| key.fingerprint()).find(|key| known.contains(key));
             let signer = match recorded {
                 Some(key) => key,
@@ -105,12 +114,13 @@ impl Gate<'_> {
     }
 
     /// The repository can be read by everybody: what only credentials can read does not belong there unseen.
-    fn expose(&self, wanted: &Wanted, document: ManifestDigest) -> Result<(), Failure> {
+    fn expose(&self, wanted: &Wanted, document: ManifestDigest, claims: &Claims<'_>) -> Result<(), Failure> {
         let name = image_name(&wanted.source);
-        let decision = match wanted.options.public {
+        let decision = match claims.public {
             Some(true) => PrivateImages::Allow,
+            // Whoever says that it is not public does not want it in a repository that is.
             Some(false) => self.policy.private(&name, PrivateImages::Refuse),
-            None => self.policy.private(&name, PrivateImages::Warn),
+            None => self.policy.private(&name, claims.usual),
         };
         if decision == PrivateImages::Allow {
             return Ok(());

@@ -129,6 +129,14 @@ mod tests {
     }
 
     #[test]
+    fn the_example_of_the_documentation_is_read() {
+        let page = include_str!("../../../doc/SIGNATURES.md");
+        let example = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let settings = parse(example);
+        assert_eq!((settings.signatures.len(), settings.private_images), (1, Some(PrivateImages::Refuse)));
+    }
+
+    #[test]
     fn patterns_say_what_becomes_of_private_images() {
         let policy = parse("private_images = 'refuse'\npublic_images = ['https://r.example/open/*']").check().unwrap();
         let decide = |name| policy.private(name, PrivateImages::Warn);

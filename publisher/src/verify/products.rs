@@ -34,10 +34,16 @@ impl Products<'_, '_> {
         let Owner { platform, name } = subject.owner.clone();
         let record = |file| OwnedPath::ImageFile { platform: platform.clone(), name: name.clone(), file };
         let flat = OwnedPath::Flat(subject.manifest.config);
-        self.link(Kind::PublicLink, &OwnedPath::Public { platform: platform.clone(), name: name.clone() }, &flat)?;
+        if subject.wished.flat {
+            self.link(Kind::PublicLink, &OwnedPath::Public { platform: platform.clone(), name: name.clone() }, &flat)?;
+        }
         self.file(Kind::Record, &record(ImageFile::RawManifest), &subject.document)?;
         self.file(Kind::Record, &record(ImageFile::Config), &subject.config_bytes)?;
-        self.file(Kind::Record, &record(ImageFile::Manifest), &subject.manifest.record().to_bytes())?;
+        let mut converted = subject.manifest.record();
+        if !subject.wished.layers {
+            converted.layers.clear();
+        }
+        self.file(Kind::Record, &record(ImageFile::Manifest), &converted.to_bytes())?;
         let file = record(ImageFile::Status);
         if status.config != subject.manifest.config {
             self.wrong(Kind::Record, &file, subject.manifest.config, format!("config {}", status.config));

@@ -8,8 +8,7 @@ use super::*;
 use crate::cli::Paths;
 use crate::target::{InitOptions, directory_meta};
 
-const HOSTS: usize = 2;
-const GROUPS: usize = 40;
+const GROUPS: usize = 20;
 
 fn target(directory: &std::path::Path) -> Target {
     let path = |name: &str| directory.join(name);
@@ -18,13 +17,13 @@ fn target(directory: &std::path::Path) -> Target {
     Target::init("images.example.org", paths, options).unwrap()
 }
 
-/// The name of an image: of two registries, in many image repositories, one of them large.
+/// The name of an image: of two registries, the second with many image repositories.
 fn name(n: usize) -> PublicName {
-    let group = if n.is_multiple_of(3) { "large".to_owned() } else { format!("group{}", n % GROUPS) };
-    PublicName::parse(&format!("registry{}.example.org/{group}/image{n}:1", n % HOSTS)).unwrap()
+    PublicName::parse(&format!("registry{}.example.org/group{}/image{n}:1", usize::from(n % 8 != 0), n % GROUPS))
+        .unwrap()
 }
 
-/// Publishes images as rows: links, records and index entries of each, layer and flat of every tenth.
+/// Publishes images as rows: links, records and index entries of each, layer and flat of some.
 fn publish(target: &Target, images: std::ops::Range<usize>) {
     let (lock, now) = (target.lock().unwrap(), UtcDateTime::now());
     let mut transaction = target.begin(&lock, now).unwrap();
@@ -33,7 +32,7 @@ fn publish(target: &Target, images: std::ops::Range<usize>) {
         let bytes = format!("image {n}");
         let digest = Digest::of(bytes.as_bytes());
         let (config, layer) = (ImageId::from_digest(digest), LayerDigest::from_digest(digest));
-        if n.is_multiple_of(10) {
+        if n.is_multiple_of(40) {
             for path in [OwnedPath::Layer(layer), OwnedPath::Flat(config)] {
                 let at = repo_path(&hand.layout, &path);
                 hand.directories(&path, &at).unwrap();
@@ -72,37 +71,35 @@ fn catalogs_on_the_way_to_an_image_stay_small_however_many_images_there_are() {
     let target = target(directory.path());
     let mut roots = Vec::new();
     let mut published = 0;
-    for count in [100, 400, 3000] {
+    for count in [100, 400, 2000] {
         while published < count {
-            let batch = (count - published).min(300);
+            let batch = (count - published).min(500);
             publish(&target, published..published + batch);
             published += batch;
         }
         let catalogs = catalogs(&target);
         roots.push(catalogs[0].rows);
-        let large = Layout::CROWDED_CATALOG as u64 + 10 * Layout::LARGE_DIRECTORY as u64 / 2;
+        let most = Layout::CROWDED_CATALOG + Layout::LARGE_DIRECTORY;
         for CatalogWeight { path, rows, .. } in &catalogs {
-            assert!(*rows <= large, "{count} images: {path} has {rows} rows");
+            assert!(*rows <= most as u64, "{count} images: {path} has {rows} rows");
         }
     }
     assert!(roots.iter().all(|rows| *rows == roots[0]) && roots[0] < 20, "the root never grows: {roots:?}");
 
     let paths: Vec<String> = catalogs(&target).into_iter().map(|catalog| catalog.path).collect();
     let has = |path: &str| paths.iter().any(|found| found == path);
-    assert!(has("/registry0.example.org") && has("/.metadata/registry0.example.org"), "each registry");
-    assert!(has("/.metadata/registry0.example.org/large"), "a large image repository");
-    assert!(has("/.metadata/registry1.example.org/group7"), "many small ones in a crowded catalog");
-    assert!(!has("/registry1.example.org/group7"), "none where there is room");
-
-    let way = {
-        let now = UtcDateTime::now();
-        let mut view = target.view(now).unwrap();
-        let mut hand = Hand::new(&target, &mut view, now).unwrap();
-        way(&mut hand, &OwnedPath::Image { platform: None, name: name(2999) }).unwrap()
+    assert!(has("/registry0.example.org") && has("/.metadata/registry1.example.org"), "each registry");
+    let is_split = |n: &usize| {
+        let name = name(*n);
+        has(&format!("/.metadata/{}", name.as_str().rsplit_once('/').unwrap().0))
     };
+    let n = (0..2000).find(is_split).expect("a crowded catalog gives directories up");
+    assert!(!has("/registry1.example.org/group1"), "none where there is room");
+    let now = UtcDateTime::now();
+    let mut view = target.view(now).unwrap();
+    let mut hand = Hand::new(&target, &mut view, now).unwrap();
+    let way = way(&mut hand, &OwnedPath::Image { platform: None, name: name(n) }).unwrap();
     let way: Vec<&str> = way.iter().map(|catalog| catalog.path.as_str()).collect();
-    assert_eq!(
-        way,
-        ["/", "/.metadata", "/.metadata/registry1.example.org", "/.metadata/registry1.example.org/group39"]
-    );
+    let group = format!("/.metadata/registry1.example.org/group{}", n % GROUPS);
+    assert_eq!(way, ["/", "/.metadata", "/.metadata/registry1.example.org", &group]);
 }

@@ -92,6 +92,14 @@ pub enum SignatureRequirement {
 }
 
 impl ImageOptions {
+    /// Files with public keys, one of which has to have signed it; none if nobody has to.
+    pub fn signers(&self) -> &[PathBuf] {
+        match &self.signature {
+            Some(SignatureRequirement::By(files)) => files,
+            Some(SignatureRequirement::Nobody) | None => &[],
+        }
+    }
+
     /// These options, and those of `defaults` where there are none.
     #[must_use]
     pub fn or(self, defaults: &Self) -> Self {

@@ -30,7 +30,7 @@ impl Layout {
     pub const LARGE_DIRECTORY: usize = 1000;
     /// From this many rows on, a catalog of names gives directories up: many repositories, none of them large, are many
     /// rows as well, and one more image rewrites them all.
-    pub const CROWDED_CATALOG: usize = 4000;
+    pub const CROWDED_CATALOG: usize = 8000;
     /// Rows below a directory for which a further request is not too much.
     pub const WORTH_A_CATALOG: usize = 32;
 
