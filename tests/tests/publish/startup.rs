@@ -10,7 +10,7 @@ use image::reference::Wish;
 use publisher::cli::FlatPermissions;
 use publisher::convert::Request;
 use publisher::images;
-use publisher::removal::{self, Options, Usage};
+use publisher::removal::{self, Options, Usage, Wanted};
 use publisher::report::Outcome::{Added, Unchanged, Updated};
 use publisher::startup::{GivenList, ListSize, publish_list};
 use registry::testing::TestRegistry;
@@ -85,7 +85,8 @@ fn a_list_is_published_with_its_image_and_goes_on_with_the_name() {
     site.assert_sound();
 
     let grace = Duration::ZERO;
-    let options = Options { grace, keep_versions: 0, usage: Usage::default(), dry_run: false };
+    let options =
+        Options { grace, keep_versions: 0, usage: Usage::default(), lists: Wanted::default(), dry_run: false };
     for _ in 0..2 {
         removal::collect(&site.target, &options).unwrap();
     }
