@@ -15,7 +15,7 @@ use publisher::report::Outcome;
 use publisher::target::Clock;
 use publisher::watch::Watcher;
 use publisher::watch::hooks::{Format, parse};
-use registry::testing::TestRegistry;
+use registry::testing::{Fault, TestRegistry};
 use scenarios::image_builder::{Image, Pushed, file};
 use scenarios::repository::{Site, layer_path};
 use time::UtcDateTime;
@@ -285,4 +285,21 @@ fn the_page_is_published_when_something_else_was_but_not_too_often() {
     watched.turn(&mut watcher, 3600);
     assert!(page(&watched).contains("lab/app:3"));
     watched.site.assert_sound();
+}
+
+#[test]
+fn how_often_registries_are_asked_stands_in_the_status_and_in_the_metrics() {
+    let mut watched = Watched::new(&["app:1"]);
+    watched.push("app", "1", "one");
+    watched.registry.fault(Fault::retry_after(429, "3600").on("/manifests/").method("HEAD"));
+    let mut watcher = watched.watcher();
+    assert_eq!(watched.turn(&mut watcher, 0).0, outcomes(&[("app:1", Outcome::Failed)]));
+    let status = watcher.site().status();
+    let [seen] = &status.registries[..] else { panic!("{:?}", status.registries) };
+    assert_eq!((seen.registry.as_str(), seen.requests, seen.throttled), (watched.registry.url(), 1, 1));
+    assert!(seen.paused.is_some_and(|seconds| seconds > 3000), "{seen:?}");
+    assert!(status.to_text().contains("asked for a pause"), "{}", status.to_text());
+    let metrics = watcher.site().metrics().text(0);
+    let line = format!("cvmfs_publisher_registry_requests{{registry=\"{}\"}} 1", watched.registry.url());
+    assert!(metrics.contains(&line) && metrics.contains("cvmfs_publisher_registry_paused_seconds"), "{metrics}");
 }
