@@ -13,7 +13,7 @@ use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
 use image::digest::{Digest, LayerDigest, ManifestDigest};
 use image::manifest::{Document, Index, LayerDescriptor, MAX_DOCUMENT, Manifest};
-use image::reference::{ImageSource, Repository};
+use image::reference::{ImageSource, Reference, Repository};
 use parking_lot::Mutex;
 use registry::Client;
 use sha2::{Digest as _, Sha256};
