@@ -38,7 +38,7 @@ impl Comparison<'_> {
         let (mut expected, mut found) = (expected, found);
         let (mut left, mut right) = (expected.next().transpose()?, found.next().transpose()?);
         let mut groups = Groups::default();
-        let mut policy = self.may_be_readable.then_some(Policy::Unknown).unwrap_or(Policy::Keep);
+        let mut policy = if self.may_be_readable { Policy::Unknown } else { Policy::Keep };
         let mut rows = 0;
         loop {
             let order = match (&left, &right) {
@@ -160,8 +160,11 @@ impl Policy {
 /// Which group of one tree is which of the other, within each directory on the way: groups do not leave theirs.
 #[derive(Debug, Default)]
 struct Groups {
-    open: Vec<(TreePath, HashMap<u64, u64>, HashMap<u64, u64>)>,
+    open: Vec<(TreePath, Same, Same)>,
 }
+
+/// Which number of one tree is which of the other.
+type Same = HashMap<u64, u64>;
 
 impl Groups {
     fn agree(&mut self, path: &TreePath, a: u64, b: u64) -> bool {

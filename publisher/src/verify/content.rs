@@ -282,7 +282,7 @@ mod tests {
             let found = stored(&store, codec, &bytes, len);
             assert_eq!(contents.compare(&expected, &found, size).unwrap(), Verdict::Same, "{codec} {len}");
         }
-        let mut other = bytes.clone();
+        let mut other = bytes;
         other[399_999] ^= 1;
         let found = stored(&store, Codec::default(), &other, 1 << 20);
         assert_eq!(contents.compare(&expected, &found, size).unwrap(), Verdict::Other);

@@ -7,7 +7,8 @@ use image::layout::{ImageFile, IndexKey, LayersJson, OwnedPath, StatusRecord};
 use image::podman::{self, Listed, StorePath};
 
 use super::report::{Findings, Kind};
-use super::{Subject, text_of};
+use super::subject::Subject;
+use super::text_of;
 use crate::failure::Failure;
 use crate::layer::{LayerPlace, repo_path};
 use crate::publish::Hand;
@@ -160,7 +161,7 @@ impl Products<'_, '_> {
             match self.hand.transaction.lookup(&self.at(&path))? {
                 Some(entry) if entry.symlink == expected.as_bytes() => {}
                 Some(entry) => {
-                    self.wrong(Kind::Podman, &path, expected, format!("-> {}", entry.symlink.escape_ascii()))
+                    self.wrong(Kind::Podman, &path, expected, format!("-> {}", entry.symlink.escape_ascii()));
                 }
                 None => self.wrong(Kind::Podman, &path, expected, ""),
             }

@@ -19,8 +19,12 @@ fn target(directory: &std::path::Path) -> Target {
 
 /// The name of an image: of two registries, the second with many image repositories.
 fn name(n: usize) -> PublicName {
-    PublicName::parse(&format!("registry{}.example.org/group{}/image{n}:1", usize::from(n % 8 != 0), n % GROUPS))
-        .unwrap()
+    PublicName::parse(&format!(
+        "registry{}.example.org/group{}/image{n}:1",
+        usize::from(!n.is_multiple_of(8)),
+        n % GROUPS
+    ))
+    .unwrap()
 }
 
 /// Publishes images as rows: links, records and index entries of each, layer and flat of some.
