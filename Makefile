@@ -160,6 +160,10 @@ bench-snapshotter: engines ## from pull to first output, lazily and with overlay
 bench-coldstart: scenarios ## a cold start over a line of 20 ms and 100 Mbit/s, with and without what is fetched ahead (REPEAT=3; JSON=file)
 	integration/bench/coldstart.py $(BIN) --repeat $(or $(REPEAT),3) $(if $(JSON),--json $(JSON))
 
+.PHONY: bench-flat
+bench-flat: engines ## a start from 1, 12 and 60 layers beside one from the flat, over a line of 20 ms and 100 Mbit/s (REPEAT=3)
+	integration/bench/flat.py $(BIN) --repeat $(or $(REPEAT),3)
+
 .PHONY: bench-collect
 bench-collect: ## time and memory of a garbage collection among millions of objects (OBJECTS=10000000 ORPHANS=1000000)
 	cargo build --locked --release -p cvmfs --example collect

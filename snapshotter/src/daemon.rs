@@ -182,8 +182,7 @@ impl Daemon {
     /// Makes sure that all layers of repositories that a snapshot stands on are there, and says what its `/` is.
     async fn gather(&self, ancestors: &[Snapshot]) -> Result<Option<RootAttributes>, Error> {
         // A layer that was seen a moment ago may be in the kernel's cache while its client is dead; this question is not answered from there.
-        let names: HashSet<&str> =
-            used(ancestors).map(|lower| lower.repository.as_str()).collect();
+        let names: HashSet<&str> = used(ancestors).map(|lower| lower.repository.as_str()).collect();
         let answers = join_all(names.into_iter().map(|name| self.ask_client(name))).await;
         if let Some(down) = answers.into_iter().flatten().next() {
             return Err(Error::Unavailable(format!("{down}. Mount the repository and start the container again")));

@@ -140,7 +140,9 @@ impl Part {
 
     /// Reads that word.
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Content, Self::Overlay, Self::Above, Self::Below, Self::Cover, Self::Flat].into_iter().find(|part| part.as_str() == text)
+        [Self::Content, Self::Overlay, Self::Above, Self::Below, Self::Cover, Self::Flat]
+            .into_iter()
+            .find(|part| part.as_str() == text)
     }
 }
 
