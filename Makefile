@@ -171,6 +171,10 @@ bench-warm: scenarios ## warm starts, a large file and whole images through a mo
 	cargo build --locked --release -p cvmfs --example fetch
 	integration/bench/warm.py $(BIN) --repeat $(or $(REPEAT),9) $(if $(JSON),--json $(JSON)) $(if $(BEFORE),--before $(BEFORE))
 
+.PHONY: bench-flat
+bench-flat: engines ## a start from 1, 12 and 60 layers beside one from the flat, over a line of 20 ms and 100 Mbit/s (REPEAT=3)
+	integration/bench/flat.py $(BIN) --repeat $(or $(REPEAT),3)
+
 .PHONY: bench-collect
 bench-collect: ## time and memory of a garbage collection among millions of objects (OBJECTS=10000000 ORPHANS=1000000)
 	cargo build --locked --release -p cvmfs --example collect

@@ -76,6 +76,9 @@ fn status_probe_and_information_attributes_describe_the_mount() {
     assert!(attribute("", "user.host").starts_with("http://127.0.0.1:"));
     assert!(attribute("many", "user.catalog_counters").contains("catalog_mountpoint: /many\n"));
     assert_eq!(attribute("", "user.expires"), "4");
+    // Where programs that know nothing but the mountpoint find the control socket.
+    let socket = attribute("", "user.control");
+    assert_eq!(client::control::ask_status(socket.as_ref()).unwrap().pid, status.pid);
     assert_eq!(xattr::get(mount.join("sizes"), "user.nonsense").unwrap(), None);
     let names = |path: &str| xattr::list(mount.join(path)).unwrap().count();
     assert!(names("") > 20);
