@@ -24,6 +24,7 @@ use image::rootfs::{Merge, MergeError, as_layer};
 use image::tree::{Node, NodeKind, TreePath};
 use time::UtcDateTime;
 
+pub use self::cover::CoverRows;
 use crate::cli::FlatPermissions;
 use crate::content::Pool;
 use crate::error::one_line;
@@ -48,7 +49,7 @@ pub struct PreparedFlat {
     /// The first of them.
     pub first_unreadable: Option<TreePath>,
     /// Rows that make the image of it, in tree order; none where it differs from the image in more than can be hidden.
-    pub cover: Option<Vec<(TreePath, Entry)>>,
+    pub cover: Option<CoverRows>,
 }
 
 impl PreparedFlat {
@@ -193,7 +194,7 @@ fn additions(
     loader: Loader<'_>,
     config: &Config,
     layers: &[NestedRef],
-) -> Result<(Additions, Option<Vec<(TreePath, Entry)>>), Failure> {
+) -> Result<(Additions, Option<CoverRows>), Failure> {
     let lower: Vec<Lower<'_>> = layers.iter().map(|l| Lower::new(loader, l.clone())).collect();
     let points = apptainer::MOUNT_POINTS.map(|name| TreePath::new(name).expect("plain names"));
     let unreadable = |e| Failure::Content(format!("the layers cannot be read: {e}"));

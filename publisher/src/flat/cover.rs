@@ -15,11 +15,14 @@ use image::tree::{Node, NodeKind, TreePath};
 
 use crate::rows::{FileContent, to_entry};
 
-/// The rows of a cover for these additions to an image, in tree order.
+/// The rows of a cover, in tree order; the first is its root.
+pub type CoverRows = Vec<(TreePath, Entry)>;
+
+/// The rows of a cover for these additions to an image.
 pub(super) fn cover<'a, C>(
     additions: impl Iterator<Item = &'a TreePath>,
     image: &dyn TreeLookup<C>,
-) -> Result<Option<Vec<(TreePath, Entry)>>, StoreError> {
+) -> Result<Option<CoverRows>, StoreError> {
     let mut rows: BTreeMap<TreePath, Node<FileContent>> = BTreeMap::new();
     // A directory comes before what is in it.
     let mut paths: Vec<&TreePath> = additions.collect();

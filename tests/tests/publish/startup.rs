@@ -36,8 +36,11 @@ fn list_path(image: ImageId) -> String {
     format!(".flat/{}/.cvmfsstartup-{}", &image.hex()[..2], image.hex())
 }
 
-/// Path, size and parts of what a published list has.
-fn lines(tree: &Tree, path: &str) -> Vec<(String, u64, Vec<(u64, u64)>)> {
+/// Path, size and parts of a file.
+type Line = (String, u64, Vec<(u64, u64)>);
+
+/// What a published list has.
+fn lines(tree: &Tree, path: &str) -> Vec<Line> {
     let list = StartupList::parse(content(tree, path)).unwrap();
     list.files.into_iter().map(|file| (file.path.to_string(), file.size, file.parts)).collect()
 }
