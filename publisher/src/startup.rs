@@ -268,8 +268,10 @@ pub fn publish_list(target: &Target, image: &str, given: Option<&GivenList>) -> 
 mod tests {
     use super::*;
 
-    fn list(files: &[(&str, u64, &[(u64, u64)])]) -> StartupList {
-        let touched = |(path, size, parts): &(&str, u64, &[(u64, u64)])| Touched {
+    type Line<'a> = (&'a str, u64, &'a [(u64, u64)]);
+
+    fn list(files: &[Line<'_>]) -> StartupList {
+        let touched = |(path, size, parts): &Line<'_>| Touched {
             path: RepoPath::parse(path).unwrap(),
             size: *size,
             parts: parts.to_vec(),
