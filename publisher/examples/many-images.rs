@@ -56,6 +56,7 @@ fn main() -> Result<()> {
     let usual = Options {
         grace: Duration::from_secs(30 * 24 * 3600),
         keep_versions: 0,
+        lists: Wanted::default(),
         usage: Usage::default(),
         dry_run: false,
     };
