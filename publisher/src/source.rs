@@ -271,9 +271,13 @@ impl Sources {
         }
     }
 
-    /// Whether everybody may read an image. What is on disk is the operator's own.
-    pub fn is_public(&self, source: &ImageSource, digest: ManifestDigest) -> Result<bool, Failure> {
+    /// Whether everybody may read an image. What is on disk is the operator's own; what was read without credentials needs no question.
+    pub fn is_public<'a>(&self, asked: impl Into<Asked<'a>>, digest: ManifestDigest) -> Result<bool, Failure> {
+        let Asked { source, credentials } = asked.into();
         let (ImageSource::Registry(reference), Some(anonymous)) = (source, &self.anonymous) else { return Ok(true) };
+        if !self.client(credentials)?.has_credentials(reference.repository())? {
+            return Ok(true);
+        }
         match self.wait(anonymous.manifest(&reference.with_digest(digest))) {
             Ok(_) => Ok(true),
             // Some registries deny to strangers that there is such a thing.

@@ -14,7 +14,7 @@ fn describe(command: &mut Command, text: &mut String) {
     let name = command.get_bin_name().unwrap_or(command.get_name()).to_owned();
     writeln!(text, "======== {name} -h\n{}", command.render_help()).unwrap();
     writeln!(text, "======== {name} --help\n{}", command.render_long_help()).unwrap();
-    for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help") {
+    for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help" && !sub.is_hide_set()) {
         describe(sub, text);
     }
 }
@@ -50,7 +50,8 @@ fn examples(command: &Command) -> String {
 /// Every command has a sentence and examples, every option is explained.
 pub fn everything_is_explained(mut command: Command) {
     command.build();
-    for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+    let shown = |sub: &&Command| sub.get_name() != "help" && !sub.is_hide_set();
+    for sub in command.get_subcommands().filter(shown) {
         let (name, examples) = (sub.get_name(), examples(sub));
         assert!(examples.contains("Examples:\n"), "{name} has no examples");
         assert!(examples.contains(name), "the examples of {name} are of something else");

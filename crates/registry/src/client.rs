@@ -139,6 +139,14 @@ impl Client {
         Ok(Self { inner: self.inner.clone(), login: name.map(Arc::from) })
     }
 
+    /// Whether there are credentials to ask this repository with. Runs credential helpers: blocking.
+    pub fn has_credentials(&self, repository: &Repository) -> Result<bool, Error> {
+        match &self.login {
+            Some(name) => self.config().credentials.named(name, repository).map(|_| true),
+            None => Ok(self.config().credentials.find(repository)?.is_some()),
+        }
+    }
+
     pub(crate) fn config(&self) -> &ClientConfig {
         &self.inner.config
     }

@@ -125,7 +125,7 @@ impl Gate<'_> {
         if decision == PrivateImages::Allow {
             return Ok(());
         }
-        match self.sources.is_public(&wanted.source, document) {
+        match self.sources.is_public(wanted.asked(), document) {
             Ok(true) => return Ok(()),
             Ok(false) if decision == PrivateImages::Warn => {
                 tracing::warn!(image = %name, "only credentials can read this image, and everybody can read the repository");

@@ -132,6 +132,8 @@ pub struct Look {
     pub layers: BTreeSet<String>,
     /// Digits of flats.
     pub flats: BTreeSet<String>,
+    /// Digits of flats that have a cover.
+    pub covers: BTreeSet<String>,
     /// Condemned: `layer/<hex>` or `flat/<hex>`.
     pub condemned: BTreeMap<String, Condemned>,
     /// Status records of published images: path → record.
@@ -160,6 +162,7 @@ impl Look {
                 }
             }
         }
+        assert!(look.covers.is_subset(&look.flats), "a cover goes with its flat");
         look
     }
 
@@ -182,7 +185,10 @@ impl Look {
                 return false;
             }
             (".flat", 3) => {
-                self.flats.insert(last);
+                match last.strip_prefix(".cover-") {
+                    Some(flat) => self.covers.insert(flat.to_owned()),
+                    None => self.flats.insert(last),
+                };
                 return false;
             }
             (".index", 4) => match parts[1] {
