@@ -8,7 +8,7 @@
 //!                   └── record-inside --entered ── the command
 //! ```
 //!
-//! A command that fails has shown no start: nothing is published. What the image's command may do: [`inside`].
+//! A command that fails has shown no start: nothing is published. What the image's command may do: [`inside()`].
 
 mod inside;
 

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The expected catalogs are made by the very code that converts ([`crate::layer`], [`crate::flat`]), into a scratch
-//! storage on top of the repository ([`overlay`]); nothing is written into the repository. Content is compared by the
+//! storage on top of the repository (`overlay`); nothing is written into the repository. Content is compared by the
 //! names of its objects, and by its plain bytes where those differ.
 //!
 //! Without the registry, records are compared with each other and the flat with the published layers.
