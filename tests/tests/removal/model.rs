@@ -77,8 +77,16 @@ impl Model {
         let image = self.registry[name].clone();
         if self.published.get(name) != Some(&image) {
             self.leave(name, now);
-            self.published.insert(name, image);
+            self.show(name, image);
         }
+    }
+
+    /// A name leads to an image: for the first time, or again. What it is made of is needed, so its grace begins anew when it is not.
+    fn show(&mut self, name: &'static str, image: Image) {
+        self.left.remove(&(name, image.manifest));
+        let parts = image.parts();
+        self.seen_unneeded.retain(|part, _| !parts.contains(part));
+        self.published.insert(name, image);
     }
 
     fn is_pinned(&self, name: &'static str) -> bool {
@@ -203,8 +211,7 @@ impl Run {
         assert!(result.is_ok() || !must, "{name} left {digest} only {} days ago: {result:?}", (now - since) / DAY);
         if result.is_ok() && self.model.published.get(name) != Some(&image) {
             self.model.leave(name, now);
-            self.model.left.remove(&(name, image.manifest));
-            self.model.published.insert(name, image);
+            self.model.show(name, image);
         } else if result.is_err() {
             self.model.left.remove(&(name, image.manifest));
         }
