@@ -307,9 +307,11 @@ impl<'a> Planner<'a> {
         for plan in layers.iter_mut().filter(|l| makes_something && l.state == LayerState::Legacy) {
             *plan = self.to_fetch(plan.layer.clone(), plan.place, plan.replaces);
         }
-        let (outcome, needs_records) = self.outcome(wanted, &document, &manifest, needs_flat, &layers)?;
-        let needs_records =
-            needs_records || status.is_some_and(|s| signed_by.iter().any(|key| !s.signed_by.contains(key)));
+        let outcome = self.outcome(wanted, &document, &manifest, needs_flat, &layers, status.as_ref())?;
+        let needs_records = match &status {
+            Some(status) => signed_by.iter().any(|key| !status.signed_by.contains(key)),
+            None => outcome == Outcome::Unchanged,
+        };
         let in_store = match wanted.options.products {
             Some(products) => Some(products.podman),
             None => self.in_store.wants(&image_name(&wanted.source)),
@@ -469,7 +471,7 @@ impl<'a> Planner<'a> {
         LayerPlan { layer, state, known, prepared, place, replaces }
     }
 
-    /// What will have happened, and whether nothing but records is wanting.
+    /// What will have happened. `status` is the record of what the name leads to now.
     fn outcome(
         &mut self,
         wanted: &Wanted,
@@ -477,15 +479,15 @@ impl<'a> Planner<'a> {
         manifest: &Manifest,
         needs_flat: bool,
         layers: &[LayerPlan],
-    ) -> Result<(Outcome, bool), Failure> {
-        let status = self.read(&wanted.file(ImageFile::Status))?.and_then(|s| StatusRecord::parse(&s).ok());
+        status: Option<&StatusRecord>,
+    ) -> Result<Outcome, Failure> {
         let record = self.read(&wanted.file(ImageFile::Manifest))?.and_then(|m| ManifestRecord::parse(&m).ok());
         let links = wanted.links(&self.layout, manifest.config);
         let public = self.lookup(&wanted.public())?;
         // What was published without a flat has no link.
-        let had_flat = status.as_ref().is_none_or(|status| status.flat);
+        let had_flat = status.is_none_or(|status| status.flat);
         if public.is_none() && (record.is_none() || had_flat && !links.is_empty()) {
-            return Ok((Outcome::Added, false));
+            return Ok(Outcome::Added);
         }
         let mut leads = !links.is_empty() || public.is_none();
         for (path, text) in &links {
@@ -495,7 +497,7 @@ impl<'a> Planner<'a> {
         let is_complete = !needs_flat && record.is_some() && layers.iter().all(there);
         let is_recorded = |record: &ManifestRecord| is_record_of(record, &wanted.record(manifest));
         let is_same = leads
-            && match &status {
+            && match status {
                 Some(status) => {
                     status.digest == document.digest
                         && status.flat == wanted.options.has_flat()
@@ -507,11 +509,11 @@ impl<'a> Planner<'a> {
         let is_listed = wanted
             .startup
             .as_ref()
-            .is_none_or(|given| status.as_ref().is_some_and(|status| status.startup == Some(given.digest())));
+            .is_none_or(|given| status.is_some_and(|status| status.startup == Some(given.digest())));
         if !(is_same && is_complete && is_listed) {
-            return Ok((Outcome::Updated, false));
+            return Ok(Outcome::Updated);
         }
-        Ok((Outcome::Unchanged, status.is_none()))
+        Ok(Outcome::Unchanged)
     }
 }
 

@@ -20,6 +20,7 @@ use serde::Serialize;
 
 pub use self::lines::{JsonLines, PlainLines};
 pub use self::terminal::Terminal;
+use crate::layer::LayerProgress;
 use crate::report::Outcome;
 
 /// Something happened to an image. `image` is the printed reference, `layer` the printed layer digest.
@@ -99,6 +100,22 @@ pub enum Event<'a> {
 pub trait Progress: fmt::Debug + Send + Sync {
     /// Takes note of an event. Must not block for long.
     fn event(&self, event: Event<'_>);
+}
+
+/// Tells how much of a layer of `total` packed bytes was read.
+#[derive(Debug)]
+pub(crate) struct Teller<'a> {
+    pub(crate) progress: &'a dyn Progress,
+    pub(crate) image: &'a str,
+    pub(crate) layer: &'a str,
+    pub(crate) total: u64,
+}
+
+impl LayerProgress for Teller<'_> {
+    fn read(&self, done: u64) {
+        let (image, layer, total) = (self.image, self.layer, Some(self.total));
+        self.progress.event(Event::LayerBytes { image, layer, done, total });
+    }
 }
 
 /// Shows nothing.

@@ -107,6 +107,26 @@ pub(crate) fn legacy_format(diff_id: DiffId, size: u64) -> FormatRecord {
     }
 }
 
+/// Makes edits in one publish. `change` says what they came to, and whether anything is to be published; it may be asked again, when
+/// others were faster. With the revisions before and after.
+pub(crate) fn edit<T>(
+    target: &Target,
+    mut change: impl FnMut(&mut Hand<'_>) -> Result<(T, bool), Failure>,
+) -> Result<(T, (u64, u64)), Failure> {
+    until_first(|| {
+        let lock = target.lock()?;
+        let now = target.clock.now();
+        let before = target.repository()?.manifest().revision;
+        let mut transaction = target.begin(&lock, now)?;
+        let (result, is_change) = change(&mut Hand::new(target, &mut transaction, now)?)?;
+        let after = match is_change {
+            true => target.commit(transaction)?.repository.manifest().revision,
+            false => before,
+        };
+        Ok((result, (before, after)))
+    })
+}
+
 /// Makes the edits of a transaction, in terms of the layout.
 pub(crate) struct Hand<'a> {
     pub(crate) target: &'a Target,

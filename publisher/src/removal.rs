@@ -43,7 +43,7 @@ pub use self::usage::Usage;
 use self::versions::Earlier;
 use crate::failure::Failure;
 use crate::layer::repo_path;
-use crate::publish::Hand;
+use crate::publish::{Hand, edit};
 use crate::target::{Lock, Target, until_first};
 
 /// How long what nothing needs stays, where nothing else is said.
@@ -182,22 +182,15 @@ fn change(
     dry_run: bool,
     mut change: impl FnMut(&mut Hand<'_>) -> Result<Vec<Owner>, Failure>,
 ) -> Result<Removed, Failure> {
-    until_first(|| {
-        let lock = target.lock()?;
-        let now = target.clock.now();
-        let before = target.repository()?.manifest().revision;
-        let mut transaction = target.begin(&lock, now)?;
-        let mut hand = Hand::new(target, &mut transaction, now)?;
-        let changed = change(&mut hand)?;
+    let (changed, revisions) = edit(target, |hand| {
+        let changed = change(hand)?;
         if !changed.is_empty() {
             hand.clean_podman_store()?;
         }
-        let revision = match dry_run || changed.is_empty() {
-            true => before,
-            false => target.commit(transaction)?.repository.manifest().revision,
-        };
-        Ok(Removed::new(target, changed, (before, revision), dry_run))
-    })
+        let is_change = !dry_run && !changed.is_empty();
+        Ok((changed, is_change))
+    })?;
+    Ok(Removed::new(target, changed, revisions, dry_run))
 }
 
 /// Removes an image: its link and records. What it is made of waits for its grace.

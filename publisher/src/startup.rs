@@ -27,9 +27,9 @@ use crate::error::one_line;
 use crate::failure::Failure;
 use crate::layer::repo_path;
 use crate::plan::ImagePlan;
-use crate::publish::Hand;
+use crate::publish::{Hand, edit};
 use crate::removal::{Owner, Sort};
-use crate::target::{Target, until_first};
+use crate::target::Target;
 
 /// Bytes that a published list may ask for; what comes after them in the list is dropped.
 const MAX_ASKED: u64 = 4 << 30;
@@ -246,22 +246,16 @@ pub struct Listed {
 
 /// Publishes the list of an image that is published, on all its platforms; or takes it away.
 pub fn publish_list(target: &Target, image: &str, given: Option<&GivenList>) -> Result<Listed, Failure> {
-    until_first(|| {
-        let lock = target.lock()?;
-        let now = target.clock.now();
-        let before = target.repository()?.manifest().revision;
-        let mut transaction = target.begin(&lock, now)?;
-        let mut hand = Hand::new(target, &mut transaction, now)?;
-        let mut listed = Listed { schema: 1, image: String::new(), startup: ListSize::default(), revision: before };
+    let (mut listed, (_, revision)) = edit(target, |hand| {
+        let mut listed = Listed { schema: 1, image: String::new(), startup: ListSize::default(), revision: 0 };
         for owner in hand.find(image, Sort::Recorded)? {
             listed.startup = hand.change_startup(&owner, given)?;
             listed.image = owner.name.to_string();
         }
-        if !transaction.is_empty() {
-            listed.revision = target.commit(transaction)?.repository.manifest().revision;
-        }
-        Ok(listed)
-    })
+        Ok((listed, !hand.transaction.is_empty()))
+    })?;
+    listed.revision = revision;
+    Ok(listed)
 }
 
 #[cfg(test)]

@@ -175,7 +175,7 @@ impl Watcher {
             );
         }
         let told = self.site.queue().take();
-        let turn = match Target::open(&self.fqrn, self.paths.clone()) {
+        match Target::open(&self.fqrn, self.paths.clone()) {
             Ok(mut target) => {
                 target.clock = self.clock.clone();
                 self.whitelist(&target, now);
@@ -189,11 +189,10 @@ impl Watcher {
                 let what = crate::error::one_line(&error);
                 tracing::error!("{what}");
                 self.site.update(|status| status.trouble = Some(what));
+                self.show();
                 Turn { report: None, next: now + REST }
             }
-        };
-        self.show();
-        turn
+        }
     }
 
     fn keep_up(&mut self, target: &Target, now: UtcDateTime) {

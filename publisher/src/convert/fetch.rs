@@ -10,8 +10,8 @@ use super::Converter;
 use super::room::Entered;
 use crate::content::{Collector, Pool};
 use crate::failure::Failure;
-use crate::layer::{Base, LayerPlace, LayerProgress, PreparedLayer, StagedLayer, read_layer};
-use crate::progress::{Event, Progress};
+use crate::layer::{Base, LayerPlace, PreparedLayer, StagedLayer, read_layer};
+use crate::progress::{Event, Teller};
 use crate::source::Asked;
 
 /// A blob, and what its content is said to be: a config that lies about a blob is a matter of its own image only.
@@ -47,18 +47,6 @@ pub(super) enum Staged {
 
 /// Reads one layer; prepares it at once if nothing below it matters.
 pub(super) fn read(converter: &Converter<'_>, pool: &Pool, fetch: &Fetch<'_>) -> Arrived {
-    struct Teller<'a> {
-        progress: &'a dyn Progress,
-        image: &'a str,
-        layer: &'a str,
-        total: u64,
-    }
-    impl LayerProgress for Teller<'_> {
-        fn read(&self, bytes: u64) {
-            let (image, layer) = (self.image, self.layer);
-            self.progress.event(Event::LayerBytes { image, layer, done: bytes, total: Some(self.total) });
-        }
-    }
     let descriptor = &fetch.layer.descriptor;
     let text = descriptor.digest.to_string();
     let teller = Teller { progress: &*converter.progress, image: fetch.image, layer: &text, total: descriptor.size };

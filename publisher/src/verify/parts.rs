@@ -20,8 +20,8 @@ use crate::content::Collector;
 use crate::error::one_line;
 use crate::failure::Failure;
 use crate::flat::flatten;
-use crate::layer::{Base, LayerPlace, LayerProgress, Lower, format_record, read_layer, repo_path};
-use crate::progress::{Event, Progress};
+use crate::layer::{Base, LayerPlace, Lower, format_record, read_layer, repo_path};
+use crate::progress::{Event, Teller};
 use crate::publish::Hand;
 
 /// What a layer is compared with, and what is published of it.
@@ -287,19 +287,5 @@ impl Verification<'_> {
             findings.damaged_flat();
         }
         Ok(())
-    }
-}
-
-struct Teller<'a> {
-    progress: &'a dyn Progress,
-    image: &'a str,
-    layer: &'a str,
-    total: u64,
-}
-
-impl LayerProgress for Teller<'_> {
-    fn read(&self, done: u64) {
-        let (image, layer, total) = (self.image, self.layer, Some(self.total));
-        self.progress.event(Event::LayerBytes { image, layer, done, total });
     }
 }

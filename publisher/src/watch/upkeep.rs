@@ -18,9 +18,9 @@ use crate::cli::Upkeep as Options;
 use crate::error::one_line;
 use crate::failure::Failure;
 use crate::gc::{self, CollectOptions, DEFAULT_KEEP};
-use crate::publish::Hand;
+use crate::publish::edit;
 use crate::removal::{self, Usage, Wanted};
-use crate::target::{Target, until_first};
+use crate::target::Target;
 use crate::wishlist::WishList;
 
 /// How long something that failed is left alone.
@@ -95,8 +95,10 @@ impl Upkeep {
 
     /// Only by a list that is understood to the last entry, and that asks for something.
     fn prune(&mut self, target: &Target, list: &WishList, status: &mut Status) -> Result<(), Failure> {
-        let is_whole = status.list.error.is_none() && list.clone().strict().is_ok();
-        if !self.options.prune || !is_whole || list.wishes.is_empty() {
+        if !self.options.prune || list.wishes.is_empty() {
+            return Ok(());
+        }
+        if status.list.error.is_some() || list.clone().strict().is_err() {
             return Ok(());
         }
         let wanted = Wanted::of(&list.wishes)?;
@@ -168,13 +170,7 @@ impl Upkeep {
             return Ok(());
         }
         let bytes = page::copy(status).into_bytes();
-        let revision = until_first(|| {
-            let lock = target.lock()?;
-            let now = target.clock.now();
-            let mut transaction = target.begin(&lock, now)?;
-            Hand::new(target, &mut transaction, now)?.file(&OwnedPath::StatusPage, &bytes)?;
-            Ok(target.commit(transaction)?.repository.manifest().revision)
-        })?;
+        let (_, (_, revision)) = edit(target, |hand| Ok((hand.file(&OwnedPath::StatusPage, &bytes)?, true)))?;
         status.revision = Some(revision);
         self.done.page = Some(Page { at: Moment(now), revision });
         Ok(())
