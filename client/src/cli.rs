@@ -409,6 +409,9 @@ fn describe(status: &Status) -> String {
     if let Some(why) = &status.prefetch.resting {
         lines.push(("RESTING", format!("nothing is fetched ahead for a while: {why}")));
     }
+    if let Some(place) = &status.bare {
+        lines.insert(2, ("and bare on", place.clone()));
+    }
     if let Some(tag) = &status.tag {
         lines.insert(3, ("snapshot", tag.clone()));
     }

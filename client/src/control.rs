@@ -7,6 +7,7 @@
 //! | `status` | [`Status`] |
 //! | `remount` | [`Outcome`] |
 //! | `prefetch ANNOUNCEMENT` | what is fetched ahead: [`Announced`], for an [`Announcement`] in JSON |
+//! | `bare` | `{"mountpoint": PATH}`: the same without extended attributes, see [`Bare`] |
 //! | `record start` | `{}`; what is read from now on is recorded, the kernel's pages are dropped for that |
 //! | `record stop DIRECTORY` | `{"list": TEXT}`: the start-up list of what was touched below a directory of the repository |
 //!
@@ -25,10 +26,12 @@ use std::time::{Duration, Instant};
 use cvmfs::path::{PathKey, RepoPath};
 use serde::{Deserialize, Serialize};
 
+use crate::bare::Bare;
 use crate::fs::FileSystem;
 use crate::fuse::Kernel;
 use crate::prefetch::{Announced, Announcement, MAX_ANNOUNCEMENT, Summary};
 use crate::remount::{Outcome, Updater};
+use crate::revision::Chain;
 use crate::stats::Request;
 use crate::xattr::{current_host, current_proxy};
 
@@ -110,6 +113,24 @@ pub struct Status {
     /// What is fetched ahead.
     #[serde(default)]
     pub prefetch: Summary,
+    /// Where it is mounted without extended attributes, if it is.
+    #[serde(default)]
+    pub bare: Option<String>,
+}
+
+/// What a control socket is of.
+#[derive(Debug)]
+pub struct Shown {
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// What is shown there.
+    pub fs: Arc<FileSystem>,
+    /// Who looks for new revisions.
+    pub updater: Arc<Updater>,
+    /// What is agreed with the kernel.
+    pub kernel: Arc<Kernel>,
+    /// The same without extended attributes.
+    pub bare: Arc<Bare>,
 }
 
 /// Directory of the sockets of this user.
@@ -127,6 +148,11 @@ pub fn directory() -> PathBuf {
 /// Socket of the mount at `mountpoint`, an absolute path. A hash, because socket names are short.
 pub fn socket(mountpoint: &Path) -> PathBuf {
     directory().join(format!("{}.sock", key(mountpoint)))
+}
+
+/// Where what is mounted at `mountpoint` is mounted without extended attributes.
+pub fn bare(mountpoint: &Path) -> PathBuf {
+    directory().join(format!("{}.bare", key(mountpoint)))
 }
 
 /// Short name of a mountpoint.
@@ -166,17 +192,15 @@ impl Control {
     }
 
     /// Answers requests until the process ends.
-    pub fn serve(&self, mountpoint: &Path, fs: &Arc<FileSystem>, updater: &Arc<Updater>, kernel: &Arc<Kernel>) {
+    pub fn serve(&self, shown: &Arc<Shown>) {
         for stream in self.listener.incoming().flatten() {
-            let (fs, updater, kernel, mountpoint) =
-                (fs.clone(), updater.clone(), kernel.clone(), mountpoint.to_owned());
+            let shown = shown.clone();
             // A check may take long; others want to ask meanwhile.
-            let answer = move || {
-                if let Err(error) = answer(stream, &mountpoint, &fs, &updater, &kernel) {
+            fs_thread(move || {
+                if let Err(error) = answer(stream, &shown) {
                     tracing::debug!(%error, "control connection ended");
                 }
-            };
-            fs_thread(answer);
+            });
         }
     }
 
@@ -200,20 +224,19 @@ fn fs_thread(run: impl FnOnce() + Send + 'static) {
     }
 }
 
-fn answer(
-    stream: UnixStream,
-    mountpoint: &Path,
-    fs: &FileSystem,
-    updater: &Updater,
-    kernel: &Kernel,
-) -> io::Result<()> {
+fn answer(stream: UnixStream, shown: &Shown) -> io::Result<()> {
+    let Shown { fs, updater, .. } = shown;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = String::new();
     BufReader::new((&stream).take(MAX_REQUEST)).read_line(&mut line)?;
     let text = match line.trim() {
-        "status" => serde_json::to_string(&status(mountpoint, fs, updater, kernel))?,
+        "status" => serde_json::to_string(&status(shown))?,
         "remount" => serde_json::to_string(&updater.check())?,
+        "bare" => match shown.bare.open() {
+            Ok(place) => serde_json::json!({ "mountpoint": place }).to_string(),
+            Err(error) => serde_json::json!({ "error": Chain(&error).to_string() }).to_string(),
+        },
         "record start" => {
             fs.prefetcher().record();
             updater.read_anew();
@@ -244,7 +267,8 @@ fn recorded(fs: &FileSystem, request: &str) -> Result<String, String> {
     Ok(serde_json::json!({ "list": list.print() }).to_string())
 }
 
-fn status(mountpoint: &Path, fs: &FileSystem, updater: &Updater, kernel: &Kernel) -> Status {
+fn status(shown: &Shown) -> Status {
+    let Shown { mountpoint, fs, updater, kernel, bare } = shown;
     let view = fs.view();
     let (stats, objects) = (fs.stats(), fs.objects());
     let (inodes, open_files, ..) = fs.held();
@@ -283,6 +307,7 @@ fn status(mountpoint: &Path, fs: &FileSystem, updater: &Updater, kernel: &Kernel
         transfer_millis: stats.transfer_micros.get() / 1000,
         switched: objects.transport().routes().switched(Instant::now()).map(|time| time.as_secs()),
         prefetch: fs.prefetcher().summary(),
+        bare: bare.place().map(|place| place.display().to_string()),
     }
 }
 
@@ -313,6 +338,15 @@ pub fn ask_prefetch(socket: &Path, announcement: &Announcement) -> io::Result<An
 /// Has the mount behind a socket record what is opened.
 pub fn ask_record(socket: &Path) -> io::Result<()> {
     ask(socket, "record start", Some(PATIENCE)).map(drop)
+}
+
+/// Has what is behind a socket mounted without extended attributes as well; where.
+pub fn ask_bare(socket: &Path) -> io::Result<PathBuf> {
+    #[derive(Deserialize)]
+    struct Made {
+        mountpoint: PathBuf,
+    }
+    answered(&ask(socket, "bare", Some(PATIENCE))?).map(|Made { mountpoint }| mountpoint)
 }
 
 /// Ends the record; gives the start-up list of what was touched below `base`.

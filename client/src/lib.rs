@@ -10,6 +10,7 @@
 //! `fs` is the file system and knows nothing of FUSE, so it is tested without a kernel. Everything is
 //! ordinary threads; only sockets live in an asynchronous runtime.
 
+pub mod bare;
 pub mod cache;
 pub mod catalogs;
 pub mod cli;

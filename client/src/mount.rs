@@ -19,9 +19,10 @@ use fuser::{Config as FuseConfig, MountOption, Session, SessionACL};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use crate::bare::Bare;
 use crate::cache::CacheError;
 use crate::config::Config;
-use crate::control::{self, Control};
+use crate::control::{self, Control, Shown};
 use crate::fetch::Objects;
 use crate::fs::FileSystem;
 use crate::fuse::{Fuse, Invalidator};
@@ -96,7 +97,7 @@ pub enum MountError {
     },
 }
 
-fn system(what: &'static str) -> impl FnOnce(io::Error) -> MountError {
+pub(crate) fn system(what: &'static str) -> impl FnOnce(io::Error) -> MountError {
     move |source| MountError::System { what, source }
 }
 
@@ -130,13 +131,18 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
     let mut session = open_session(fuse, config, &mountpoint)?;
     let device = session.as_fd().try_clone_to_owned().map_err(system("keep the connection to the kernel"))?;
     let invalidator = Invalidator::new(device, kernel.clone());
+    let bare = Arc::new(Bare::new(fs.clone(), config, control::bare(&mountpoint)));
+    let beside = bare.clone();
     let updater = Arc::new(Updater::new(
         fs.clone(),
         repository,
         config.auto_update,
         config.max_ttl,
         mounted.offline.as_ref(),
-        Box::new(move |stale| invalidator.forget(stale)),
+        Box::new(move |stale| {
+            invalidator.forget(stale);
+            beside.forget(stale);
+        }),
     ));
     let control = Control::listen(&mountpoint).map_err(system("listen on the control socket"))?;
     fs.info().control.get_or_init(|| control.path().to_owned());
@@ -145,8 +151,8 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
     };
     let (listener, served, place) =
         (control.try_clone().map_err(system("share the control socket"))?, updater.clone(), mountpoint.clone());
-    let shown = fs.clone();
-    spawn("control", Box::new(move || listener.serve(&place, &shown, &served, &kernel)))?;
+    let shown = Shown { mountpoint: place, fs: fs.clone(), updater: served, kernel, bare: bare.clone() };
+    spawn("control", Box::new(move || listener.serve(&Arc::new(shown))))?;
     let updating = updater.clone();
     let place = mountpoint.clone();
     let update = move || {
@@ -172,6 +178,7 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
     let ended = session.run();
     drop(unmounter);
     drop(control);
+    bare.close();
     fs.prefetcher().close();
     updater.stop();
     // A check may wait for the network; the process need not wait for it.
@@ -182,12 +189,17 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
     match ended {
         Ok(()) => Ok(()),
         // The connection ended while a request was being read.
-        Err(e) if e.raw_os_error() == Some(libc::ENODEV) || e.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
+        Err(error) if is_end(&error) => Ok(()),
         Err(source) => Err(MountError::Fuse { path: mountpoint, source }),
     }
 }
 
-fn open_session(fuse: Fuse, config: &Config, mountpoint: &Path) -> Result<Session<Fuse>, MountError> {
+/// Whether the connection ended because nobody uses the mount any more.
+pub(crate) fn is_end(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ECONNABORTED))
+}
+
+pub(crate) fn open_session(fuse: Fuse, config: &Config, mountpoint: &Path) -> Result<Session<Fuse>, MountError> {
     // The binding would only say "permission denied", without saying to what.
     std::fs::File::options()
         .read(true)
@@ -237,7 +249,7 @@ fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
 }
 
 /// Whether the client behind a mountpoint is gone. `stat` would not tell while the kernel has its answer cached.
-fn is_dead(mountpoint: &Path) -> bool {
+pub(crate) fn is_dead(mountpoint: &Path) -> bool {
     nix::sys::statvfs::statvfs(mountpoint) == Err(nix::errno::Errno::ENOTCONN)
 }
 
@@ -312,7 +324,7 @@ fn unmount_now(mountpoint: &Path) -> io::Result<()> {
     }
 }
 
-fn detach(mountpoint: &Path) -> io::Result<()> {
+pub(crate) fn detach(mountpoint: &Path) -> io::Result<()> {
     match umount2(mountpoint, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
         Err(nix::errno::Errno::EPERM) => fusermount(mountpoint, "-uz"),
         result => Ok(result?),
@@ -338,7 +350,7 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
     if lazy {
         return detach(&path).map_err(fail(""));
     }
-    unmount_now(&path).map_err(|source| {
+    let busy = |source: io::Error| {
         let hint = match source.raw_os_error() {
             Some(libc::EBUSY) => {
                 ": it is in use (see `fuser -vm`); --lazy takes it out of sight and ends it with its last user"
@@ -347,7 +359,15 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
             _ => "",
         };
         fail(hint)(source)
-    })?;
+    };
+    // Containers use that one. Whoever asks for it again gets another.
+    if let Some(bare) = client.as_ref().and_then(|client| client.bare.as_deref()) {
+        match unmount_now(Path::new(bare)) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Err(busy(error)),
+            _ => {}
+        }
+    }
+    unmount_now(&path).map_err(busy)?;
     let Some(client) = client else { return Ok(()) };
     // A zombie has no program any more, whether or not its parent has noticed. A client that another mount
     // namespace still uses goes on; so do we, after a while.

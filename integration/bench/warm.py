@@ -4,8 +4,9 @@
   make bench-warm [REPEAT=9 JSON=file BEFORE=directory]
 
 The science image of bench/subjects.py and a large file are published and mounted. A start mounts an overlay over the image's layers with
-an upper directory in memory, as an engine does, and imports numpy and scipy in it: over the mount, over mounts with passthrough and
-without attributes, and over copies of the layers on the local disk, in turn; the requests of a start are counted by the kernel. Then the large file is read from its pages,
+an upper directory in memory, as an engine does, and imports numpy and scipy in it, in turn: over the layers on the local disk, over the
+layers of the mount, over the flat with its cover, and over these on the mount without extended attributes, which is what containers get
+from the snapshotter; with passthrough as well. The requests of a start are counted by the kernel. Then the large file is read from its pages,
 and again when the mount's pages were dropped. At last every file of the image is read with an empty cache, beside the floor: verifying,
 inflating and writing the same objects with one thread. BEFORE is a directory with an older cvmfs-client to compare with. Needs root.
 """
@@ -13,6 +14,7 @@ inflating and writing the same objects with one thread. BEFORE is a directory wi
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -127,18 +129,35 @@ class Bench:
         repository.client = used
         return point, [point / layer for layer in self.layers], unmount
 
+    def bare(self, point):
+        """The mount without extended attributes beside another."""
+        with socket.socket(socket.AF_UNIX) as control:
+            control.connect(os.getxattr(point, "user.control"))
+            control.sendall(b"bare\n")
+            return Path(json.loads(control.makefile().readline())["mountpoint"])
+
+    def flat(self, point):
+        """The flat and what covers its additions, the lower one first."""
+        image = Path(os.path.realpath(point / "bench/warm:1"))
+        return [image, image.with_name(f".cover-{image.name}")]
+
     def ways(self):
-        """{name: (mount point, layers)} of everything that is started from."""
+        """{name: (mount point, directories, the topmost last)} of everything that is started from."""
         point, layers, _ = self.mount("mount", "cache")
         local = [self.lab.dir / "local" / str(number) for number in range(len(layers))]
         (self.lab.dir / "local").mkdir()
         for source, target in zip(layers, local):
             self.lab.run("cp", "--archive", "--no-target-directory", source, target)
-        ways = {"local disk": (None, local), "mount": (point, layers)}
-        point, layers, _ = self.mount("passed", "cache", "-o", "passthrough=auto")
-        self.passthrough = json.loads(self.lab.run(self.repository.client, "status", "--json", point).stdout)["passthrough"]
-        ways["passthrough"] = (point, layers)
-        ways["no xattrs"] = self.mount("bare", "cache-bare", "-o", "CVMFS_XATTRS=no")[:2]
+        bare = self.bare(point)
+        below = lambda directories, point, other: [other / directory.relative_to(point) for directory in directories]
+        flat = self.flat(point)
+        ways = {"local disk": (None, local), "layers": (point, layers), "flat": (point, flat)}
+        ways["bare layers"] = (bare, below(layers, point, bare))
+        ways["bare flat"] = (bare, below(flat, point, bare))
+        passed, layers, _ = self.mount("passed", "cache", "-o", "passthrough=auto")
+        self.passthrough = json.loads(self.lab.run(self.repository.client, "status", "--json", passed).stdout)["passthrough"]
+        bare = self.bare(passed)
+        ways["passed flat"] = (bare, below(self.flat(passed), passed, bare))
         if self.args.before:
             point, layers, _ = self.mount("before", "cache-before", client=self.args.before.resolve() / "cvmfs-client")
             ways["before"] = (point, layers)
@@ -162,7 +181,7 @@ class Bench:
         """{way: (seconds from pages, seconds without the mount's own pages)}."""
         found = {}
         for name, (_, layers) in ways.items():
-            file = layers[-1] / LARGE
+            file = next(layer / LARGE for layer in layers if (layer / LARGE).exists())
             read(file)
             from_pages = statistics.median(read(file) for _ in range(self.args.repeat))
             found[name] = (from_pages, min(read(file, drop=True) for _ in range(3)) if name != "local disk" else None)
@@ -182,7 +201,7 @@ class Bench:
 def table(bench, starts, large, cold):
     """What was measured, with ratios."""
     local, _ = starts["local disk"]
-    yield f"a warm start, overlay of {len(bench.layers)} layers (passthrough: {bench.passthrough})"
+    yield f"a warm start of an image of {len(bench.layers)} layers (passthrough: {bench.passthrough})"
     for name, (seconds, counts) in starts.items():
         kinds = "".join(f", {count} {kind}" for kind, count in sorted((counts or {}).items(), key=lambda item: -item[1]))
         asked = f"{sum(counts.values()):>7} requests{kinds.replace(',', ':', 1)}" if counts is not None else ""

@@ -13,6 +13,8 @@ files are those of `containerd/` and `proxies/`. Prints seconds beside those of 
 import argparse
 import collections
 import concurrent.futures
+import json
+import os
 import random
 import sys
 import time
@@ -114,6 +116,9 @@ def containers(site, node, point, count):
     requests = site.requests()
     lab.check(f"{count} containers: objects of all files were fetched", len(requests) > FILES, f"{len(requests)} objects")
     lab.check(f"{count} containers: no object was fetched twice", not repeated(requests), "\n    ".join(repeated(requests)))
+    status = json.loads(lab.run(site.repository.client, "status", "--json", point).stdout)
+    asked = status["requests"].get("getxattr", 0)
+    lab.check(f"{count} containers: they stand on the mount that is asked for no attributes", status["bare"] and asked < FILES, f"{asked} questions, bare mount {status['bare']}")
     node.remove(site.image)
     lab.check(f"{count} containers: nothing is left", within(60, lambda: not node.snapshots() and not node.leftovers()), node.leftovers())
     unmount()
@@ -192,7 +197,10 @@ def scenario():
         sites = {count: nodes(site, network, count) for count in sorted({1, args.nodes})}
         first = figures[args.containers[0]][0]
         for count, (seconds, objects) in figures.items():
-            print(f"{count:4} containers at once  {seconds:7.2f} s  {seconds / first:6.1f} times {args.containers[0]}  {objects} objects, each once")
+            # What they would take one after another, divided by the cores.
+            share = first * count / args.containers[0] / os.cpu_count()
+            of_share = f", {seconds / share:4.2f} of the cores' share" if count > args.containers[0] else ""
+            print(f"{count:4} containers at once  {seconds:7.2f} s  {seconds / first:6.1f} times {args.containers[0]}{of_share}  {objects} objects, each once")
         for count, (seconds, asked, requests) in sites.items():
             print(f"{count:4} nodes at once       {seconds:7.2f} s  {seconds / sites[1][0]:6.1f} times 1  {asked} requests to the cache, {requests} to the server")
         return lab.verdict()

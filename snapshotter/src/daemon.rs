@@ -12,6 +12,7 @@
 //! *Already exists* makes containerd look for the snapshot and skip the download. The daemon mounts nothing and holds nothing that
 //! a container needs: whoever stops it, or kills it, stops the making of snapshots and nothing else.
 
+mod bare;
 mod downloads;
 mod flat;
 mod layer;
@@ -62,6 +63,7 @@ pub struct Daemon {
     /// images whose flat can't stand for them
     flats: Recent,
     downloads: Downloads,
+    bare: bare::Bare,
     started: Instant,
 }
 
@@ -80,6 +82,7 @@ impl Daemon {
             announced: Arc::default(),
             flats: Recent::default(),
             downloads: Downloads::default(),
+            bare: bare::Bare::default(),
             started: Instant::now(),
         }
     }
@@ -162,10 +165,11 @@ impl Daemon {
         labels: Labels,
     ) -> Result<Vec<Mount>, Error> {
         let root = self.gather(lineage).await?;
+        let better = self.better_paths(lineage).await;
         let (key, parent) = (key.to_owned(), parent.map(str::to_owned));
         self.blocking(move |snapshots| {
             let (snapshot, ancestors) = snapshots.create(kind, &key, parent.as_deref(), &labels, root)?;
-            snapshots.mounts(&snapshot, &ancestors)
+            snapshots.mounts(&snapshot, &ancestors, &better)
         })
         .await
     }
@@ -174,9 +178,9 @@ impl Daemon {
     pub async fn mounts(&self, key: &str) -> Result<Vec<Mount>, Error> {
         let key = key.to_owned();
         let (snapshot, ancestors) = self.blocking(move |snapshots| snapshots.with_ancestors(&key)).await?;
-        let mounts = self.snapshots.mounts(&snapshot, &ancestors)?;
+        self.snapshots.mounts(&snapshot, &ancestors, &HashMap::new())?;
         self.gather(&ancestors).await?;
-        Ok(mounts)
+        self.snapshots.mounts(&snapshot, &ancestors, &self.better_paths(&ancestors).await)
     }
 
     /// Makes sure that all layers of repositories that a snapshot stands on are there, and says what its `/` is.

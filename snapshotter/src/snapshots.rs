@@ -14,6 +14,8 @@
 //! - A snapshot that was made without a download is found by (parent, target): its name is derived from both, so that two
 //!   namespaces that stack the same layer on different parents don't take each other's.
 
+use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -31,6 +33,9 @@ use crate::usage::{self, Usage};
 
 /// How long a scan of a writable directory stays good; CRI asks every 10 s.
 const USAGE_FRESH: Duration = Duration::from_secs(8);
+/// Bytes of directories of an overlay whose paths have nothing in common: options of a mount have one page, and containerd
+/// can take out only what all have in common.
+const MOST_PATHS: usize = 3000;
 /// Snapshots read from the database at a time.
 pub const PAGE: usize = 100;
 /// Names and values of labels in one answer; a message takes four times as much.
@@ -220,7 +225,7 @@ pub struct Snapshots {
     metadata: Metadata,
     directories: Arc<Directories>,
     overlay: overlay::Options,
-    measured: Mutex<std::collections::HashMap<Id, (Instant, Usage)>>,
+    measured: Mutex<HashMap<Id, (Instant, Usage)>>,
 }
 
 impl Snapshots {
@@ -386,14 +391,28 @@ impl Snapshots {
     }
 
     /// What to mount to use an active snapshot or a view.
-    pub fn mounts(&self, snapshot: &Snapshot, ancestors: &[Snapshot]) -> Result<Vec<Mount>, Error> {
+    ///
+    /// `better`: paths that are to be taken in place of others, where there is room for them.
+    pub fn mounts(
+        &self,
+        snapshot: &Snapshot,
+        ancestors: &[Snapshot],
+        better: &HashMap<PathBuf, PathBuf>,
+    ) -> Result<Vec<Mount>, Error> {
         if snapshot.info.kind == Kind::Committed {
             return Err(Error::FailedPrecondition(format!(
                 "snapshot {:?} is committed; only active ones and views are mounted",
                 snapshot.info.name
             )));
         }
-        let layers: Vec<Layer> = self.directories.stack(ancestors);
+        let usual = self.directories.stack(ancestors);
+        let improve = |layer: &Layer| match layer.target.as_ref().and_then(|target| better.get(target)) {
+            Some(path) => Layer { path: path.clone(), target: Some(path.clone()) },
+            None => layer.clone(),
+        };
+        let improved: Vec<Layer> = usual.iter().map(improve).collect();
+        let length: usize = improved.iter().map(|layer| layer.path.as_os_str().len() + 1).sum();
+        let layers = if length <= MOST_PATHS { improved } else { usual };
         let own = self.directories.own(snapshot.id);
         Ok(overlay::mounts(&self.overlay, snapshot.info.kind, &own, &layers))
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use image::digest::ChainId;
 use image::layout::{Layout, OwnedPath};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -53,7 +54,7 @@ pub struct Place {
 
 /// Finds the list of the image that is the whole stack `stack`; nothing if there is none, or nobody to be told.
 pub fn find(repository: &Path, stack: ChainId) -> io::Result<Option<Place>> {
-    let Some(socket) = xattr::get(repository, CONTROL)? else { return Ok(None) };
+    let Some(socket) = socket(repository)? else { return Ok(None) };
     let Some(image) = image_of(repository, stack)? else { return Ok(None) };
     let list = Layout::new().print(&OwnedPath::FlatStartup(image));
     let is_file = match repository.join(&list).symlink_metadata() {
@@ -61,12 +62,22 @@ pub fn find(repository: &Path, stack: ChainId) -> io::Result<Option<Place>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => return Err(error),
     };
-    let socket = PathBuf::from(String::from_utf8_lossy(&socket).into_owned());
     Ok(is_file.then(|| Place { list: format!("/{list}"), socket }))
+}
+
+/// Control socket of the client of a repository; nothing if it has none.
+pub fn socket(repository: &Path) -> io::Result<Option<PathBuf>> {
+    use std::os::unix::ffi::OsStringExt as _;
+    Ok(xattr::get(repository, CONTROL)?.map(|socket| PathBuf::from(std::ffi::OsString::from_vec(socket))))
 }
 
 /// Tells a client.
 pub async fn announce(socket: &Path, announcement: &Announcement) -> anyhow::Result<Fetching> {
+    ask(socket, &format!("prefetch {}", serde_json::to_string(announcement)?)).await
+}
+
+/// Sends a client one line and takes its answer.
+pub async fn ask<T: DeserializeOwned>(socket: &Path, request: &str) -> anyhow::Result<T> {
     let work = async {
         let mut stream = UnixStream::connect(socket).await?;
         // What a repository says of sockets is not followed to other people's.
@@ -74,8 +85,7 @@ pub async fn announce(socket: &Path, announcement: &Announcement) -> anyhow::Res
         if peer != 0 && peer != nix::unistd::geteuid().as_raw() {
             bail!("it belongs to user {peer}");
         }
-        let line = format!("prefetch {}\n", serde_json::to_string(announcement)?);
-        stream.write_all(line.as_bytes()).await?;
+        stream.write_all(format!("{request}\n").as_bytes()).await?;
         let mut answer = String::new();
         BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut answer).await?;
         understand(&answer)
@@ -84,15 +94,15 @@ pub async fn announce(socket: &Path, announcement: &Announcement) -> anyhow::Res
     answer.context("it does not answer").and_then(|answer| answer).with_context(|| socket.display().to_string())
 }
 
-fn understand(answer: &str) -> anyhow::Result<Fetching> {
+fn understand<T: DeserializeOwned>(answer: &str) -> anyhow::Result<T> {
     #[derive(Deserialize)]
     #[serde(untagged)]
-    enum Answer {
-        Fetching(Fetching),
+    enum Answer<T> {
+        Given(T),
         Refusal { error: String },
     }
     match serde_json::from_str(answer).context("its answer is not understood")? {
-        Answer::Fetching(fetching) => Ok(fetching),
+        Answer::Given(given) => Ok(given),
         Answer::Refusal { error } => bail!("{error}"),
     }
 }
@@ -103,10 +113,10 @@ mod tests {
 
     #[test]
     fn answers_of_clients_are_understood() {
-        let fetching = understand(r#"{"files":3,"bytes":10,"left_out":0}"#).unwrap();
+        let fetching: Fetching = understand(r#"{"files":3,"bytes":10,"left_out":0}"#).unwrap();
         assert_eq!(fetching, Fetching { files: 3, bytes: 10 });
-        let refused = understand(r#"{"error":"nothing is fetched ahead"}"#).unwrap_err();
+        let refused = understand::<Fetching>(r#"{"error":"nothing is fetched ahead"}"#).unwrap_err();
         assert_eq!(refused.to_string(), "nothing is fetched ahead");
-        assert!(understand("").is_err());
+        assert!(understand::<Fetching>("").is_err());
     }
 }

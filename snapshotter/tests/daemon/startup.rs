@@ -26,9 +26,12 @@ fn client_of(world: &World, repository: &Repository, answer: &'static str) -> Op
         for stream in listener.incoming().map_while(Result::ok) {
             let mut line = String::new();
             BufReader::new(&stream).read_line(&mut line).unwrap();
+            let Some(told) = line.strip_prefix("prefetch ") else {
+                writeln!(&stream, r#"{{"error":"unknown request"}}"#).unwrap();
+                continue;
+            };
             writeln!(&stream, "{answer}").unwrap();
-            let told = serde_json::from_str(line.strip_prefix("prefetch ").expect("an announcement")).unwrap();
-            if send.send(told).is_err() {
+            if send.send(serde_json::from_str(told).unwrap()).is_err() {
                 return;
             }
         }
