@@ -20,7 +20,7 @@ use std::fs::{DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-pub use disk::{CacheKey, DiskCache, Partial};
+pub use disk::{CacheKey, DiskCache, Form, Partial};
 
 /// Who may use a cache directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

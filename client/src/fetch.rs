@@ -33,7 +33,7 @@ use cvmfs::hash::{ObjectId, ObjectKind};
 use cvmfs::object::{Compression, Inflater, ObjectError};
 use parking_lot::{Condvar, Mutex};
 
-use crate::cache::{CacheError, CacheKey, DiskCache, Partial};
+use crate::cache::{CacheError, CacheKey, DiskCache, Form, Partial};
 use crate::config::{Config, NetworkLimits};
 use crate::log::Seldom;
 use crate::stats::Stats;
@@ -136,7 +136,7 @@ impl Want {
     }
 
     fn key(&self) -> CacheKey {
-        CacheKey { hash: self.object.hash, compression: self.compression }
+        CacheKey { hash: self.object.hash, form: Form::Stored(self.compression) }
     }
 }
 

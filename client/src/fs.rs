@@ -9,6 +9,7 @@
 
 pub mod directory;
 pub mod file;
+mod joined;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -204,6 +205,9 @@ pub struct FileSystem {
     files: RwLock<HashMap<u64, Arc<OpenFile>>>,
     next_handle: AtomicU64,
     recent: Recent,
+    /// Whether chunked files are put together for the kernel.
+    joins: AtomicBool,
+    joining: parking_lot::Mutex<()>,
     listings: quick_cache::sync::Cache<u32, Arc<Directory>>,
     /// First name of a hard-link group, by catalog, directory and group.
     groups: quick_cache::sync::Cache<(CatalogId, PathKey, u32), Arc<[u8]>>,
@@ -264,6 +268,8 @@ impl FileSystem {
             files: RwLock::default(),
             next_handle: AtomicU64::new(1),
             recent: Recent::default(),
+            joins: AtomicBool::new(false),
+            joining: parking_lot::Mutex::default(),
             listings: quick_cache::sync::Cache::new(LISTINGS),
             groups: quick_cache::sync::Cache::new(1 << 14),
             pool,

@@ -135,6 +135,9 @@ impl Filesystem for Fuse {
         if self.kernel.expires_names() {
             self.fs.kernel_is_told();
         }
+        if self.kernel.passes() {
+            self.fs.kernel_passes();
+        }
         Ok(())
     }
 

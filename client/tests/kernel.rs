@@ -295,6 +295,49 @@ fn passed_files_stay_readable_when_evicted_and_are_verified_when_opened() {
 }
 
 #[test]
+fn a_chunked_file_is_passed_once_it_is_complete_in_the_cache() {
+    if !has_fuse() {
+        return;
+    }
+    let Some((world, mount)) = passed("chunked") else { return };
+    let is_chunked = |facts: &common::listing::Facts| facts.get("chunks").is_some_and(|n| n.as_u64() > Some(2));
+    let (path, facts) = expected("chunked").into_iter().find(|(_, facts)| is_chunked(facts)).unwrap();
+    let file = mount.join(std::str::from_utf8(&path).unwrap());
+    let reads = || mount.status().requests.get("read").copied().unwrap_or(0);
+    let joined = || {
+        let buckets = std::fs::read_dir(world.cache()).unwrap().flatten().map(|entry| entry.path());
+        let names = buckets.filter_map(|path| path.read_dir().ok()).flat_map(|entries| entries.flatten());
+        let mut found = names.map(|entry| entry.path()).filter(|path| path.to_string_lossy().contains(".joined"));
+        found.next()
+    };
+    let held = std::fs::File::open(&file).unwrap();
+    let content = read(&file).unwrap();
+    assert_eq!(facts["size"].as_u64(), Some(content.len() as u64));
+    assert_eq!((reads() > 0, joined()), (true, None), "chunks were absent when it was opened");
+    assert!(read(&file).unwrap() == content);
+    let before = reads();
+    drop(held);
+    let made = |what: &str| {
+        common::wait_for(what, || {
+            // Whoever has it open meanwhile reads it as before.
+            assert!(read(&file).unwrap() == content);
+            joined().is_some()
+        });
+    };
+    made("it is put together");
+    let seen = reads();
+    assert!(read(&file).unwrap() == content && reads() == seen && seen <= before + 100, "{before} {seen}");
+    // What was put together is gone or damaged: it is made again.
+    std::fs::write(joined().unwrap(), b"cut short").unwrap();
+    common::wait_for("it is right again", || {
+        assert!(read(&file).unwrap() == content);
+        joined().unwrap().metadata().unwrap().len() == content.len() as u64
+    });
+    let used = mount.status().cache_used;
+    assert!(used >= 2 * content.len() as u64, "it counts: {used}");
+}
+
+#[test]
 fn an_overlay_takes_a_mount_with_passthrough_as_lower_directory() {
     if !has_fuse() {
         return;

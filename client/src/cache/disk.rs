@@ -34,8 +34,17 @@ const TOUCH_AFTER: Duration = Duration::from_secs(600);
 pub struct CacheKey {
     /// Hash of the stored bytes.
     pub hash: ContentHash,
-    /// How they were stored.
-    pub compression: Compression,
+    /// What the object is.
+    pub form: Form,
+}
+
+/// What a cached object is made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// One object, stored like this.
+    Stored(Compression),
+    /// Chunks of a file, stored like this; the hash is of their list.
+    Joined(Compression),
 }
 
 impl CacheKey {
@@ -43,9 +52,11 @@ impl CacheKey {
     pub fn path(&self) -> PathBuf {
         let text = self.hash.to_string();
         let (bucket, rest) = text.split_at(2);
-        let mark = match self.compression {
-            Compression::Zlib => "",
-            Compression::None => ".stored",
+        let mark = match self.form {
+            Form::Stored(Compression::Zlib) => "",
+            Form::Stored(Compression::None) => ".stored",
+            Form::Joined(Compression::Zlib) => ".joined",
+            Form::Joined(Compression::None) => ".joined.stored",
         };
         Path::new(bucket).join(format!("{rest}{mark}"))
     }
@@ -226,7 +237,7 @@ mod tests {
 
     pub(crate) fn put(cache: &DiskCache, content: &[u8]) -> Result<CacheKey, CacheError> {
         let hash = ContentHash::of(Algorithm::Sha1, content);
-        let key = CacheKey { hash, compression: Compression::Zlib };
+        let key = CacheKey { hash, form: Form::Stored(Compression::Zlib) };
         let mut partial = cache.begin(Some(content.len() as u64))?;
         partial.write_all(content).unwrap();
         cache.commit(partial, key)?;
@@ -280,7 +291,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let cache = DiskCache::open(directory.path(), None).unwrap();
         let key = put(&cache, b"content").unwrap();
-        assert!(cache.get(CacheKey { compression: Compression::None, ..key }, None).is_none());
+        assert!(cache.get(CacheKey { form: Form::Stored(Compression::None), ..key }, None).is_none());
     }
 
     #[test]

@@ -137,7 +137,7 @@ mod tests {
 
     fn key(number: u32) -> CacheKey {
         let hash = ContentHash::of(Algorithm::Sha1, &number.to_le_bytes());
-        CacheKey { hash, compression: Compression::Zlib }
+        CacheKey { hash, form: crate::cache::Form::Stored(Compression::Zlib) }
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl FileSystem {
         if self.files.read().len() >= self.most_files {
             return Err(FsError::TooManyFiles);
         }
-        let file = Arc::new(self.opened(inode, wait)?);
+        let file = Arc::new(self.opened(inode, wait, true)?);
         let handle = self.handle();
         self.files.write().insert(handle, file);
         Ok(handle)
@@ -170,12 +170,13 @@ impl FileSystem {
         if let Some(file) = self.recent.files.get(&inode) {
             return Ok(file);
         }
-        let file = Arc::new(self.opened(inode, wait)?);
+        let file = Arc::new(self.opened(inode, wait, false)?);
         self.recent.files.insert(inode, file.clone());
         Ok(file)
     }
 
-    fn opened(&self, inode: u32, wait: Wait) -> Result<OpenFile, FsError> {
+    /// `joins`: a chunked file may be put together.
+    fn opened(&self, inode: u32, wait: Wait, joins: bool) -> Result<OpenFile, FsError> {
         let node = self.current(&self.view(), inode, wait)?;
         match node.entry.file_type() {
             FileType::Regular => {}
@@ -184,7 +185,10 @@ impl FileSystem {
         }
         let body = if node.entry.flags.is_chunked() && !node.chunks.is_empty() {
             check_chunks(&node)?;
-            Body::Chunked { open: Mutex::default(), last: AtomicUsize::new(0), ahead: Mutex::default() }
+            match if joins { self.joined(&node, wait)? } else { None } {
+                Some(whole) => Body::Whole(whole),
+                None => Body::Chunked { open: Mutex::default(), last: AtomicUsize::new(0), ahead: Mutex::default() },
+            }
         } else if let Some(want) = whole(&node.path, &node.entry) {
             Body::Whole(self.content(&node, &want, wait)?)
         } else if node.entry.size == 0 {

@@ -1,8 +1,8 @@
 //! Files that the kernel reads from the cache itself.
 //!
 //! Facts: all who have an inode open at a time must read it the same way, from the same backing file; a backing file stays
-//! open until the last of them is done, whatever happens to its name in the cache. Only files kept in one piece can be
-//! read like this: one cut into chunks has no file with all of it, and making one would store it twice.
+//! open until the last of them is done, whatever happens to its name in the cache. What is cut into
+//! chunks has to be put together for this ([`crate::fs::joined`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
