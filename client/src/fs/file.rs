@@ -184,6 +184,7 @@ impl FileSystem {
         }
         let body = if node.entry.flags.is_chunked() && !node.chunks.is_empty() {
             check_chunks(&node)?;
+            self.prefetcher().passes(&node.path);
             Body::Chunked { open: Mutex::default(), last: AtomicUsize::new(0), ahead: Mutex::default() }
         } else if let Some(want) = whole(&node.path, &node.entry) {
             Body::Whole(self.content(&node, &want, wait)?)
