@@ -255,3 +255,154 @@ impl Course {
         Level::new(path.clone(), rows.into_iter().enumerate().filter_map(behind))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use cvmfs::entry::{Entry, Meta};
+
+    use super::*;
+
+    fn path(text: &str) -> RepoPath {
+        RepoPath::parse(text).unwrap()
+    }
+
+    /// Rows of a directory among files with these paths, by name.
+    fn list(files: &[&str], directory: &RepoPath) -> Vec<Row> {
+        let meta = Meta { permissions: 0o755, uid: 0, gid: 0, mtime: 0, mtime_ns: None };
+        let mut rows: Vec<Row> = Vec::new();
+        for file in files.iter().map(|file| path(file)).filter(|file| directory.contains(file)) {
+            let rest = &file.as_bytes()[directory.as_bytes().len() + 1..];
+            let name = rest.split(|byte| *byte == b'/').next().unwrap();
+            let entry = match name.len() == rest.len() {
+                true => Entry::symlink(name, meta, "x"),
+                false => Entry::directory(name, meta),
+            };
+            if !rows.iter().any(|row| row.entry.name == name) {
+                let path = directory.join(name);
+                rows.push(Row { rowid: 0, key: path.key(), parent: directory.key(), entry });
+            }
+        }
+        rows
+    }
+
+    fn rest(files: &[&str], after: &str, top: &str) -> Vec<String> {
+        let mut course = Course::after(path(after), path(top));
+        let mut list = |directory: &RepoPath| Ok::<_, ()>(list(files, directory));
+        std::iter::from_fn(|| course.next(&mut list).unwrap()).map(|(path, _)| path.to_string()).collect()
+    }
+
+    const TREE: [&str; 9] =
+        ["/t/1", "/t/a/1", "/t/a/2", "/t/a/in/1", "/t/a/in/out/1", "/t/b/1", "/t/c", "/t/d/1", "/u/1"];
+
+    #[test]
+    fn a_course_goes_through_a_tree_and_does_not_leave_it() {
+        assert_eq!(rest(&TREE, "/t/1", "/t"), ["/t/c", "/t/a/1", "/t/a/2", "/t/a/in/1", "/t/a/in/out/1", "/t/b/1", "/t/d/1"]);
+        assert_eq!(rest(&TREE, "/t/a/1", "/t"), ["/t/a/2", "/t/a/in/1", "/t/a/in/out/1", "/t/c", "/t/b/1", "/t/d/1"]);
+        assert_eq!(rest(&TREE, "/t/a/in/out/1", "/t/a/in"), [""; 0]);
+        assert_eq!(rest(&TREE, "/t/d/1", ""), ["/u/1"]);
+        assert_eq!(rest(&TREE, "/gone/1", "/t"), [""; 0]);
+    }
+
+    #[test]
+    fn a_course_goes_on_where_a_listing_failed() {
+        let mut course = Course::after(path("/t/a/2"), path("/t"));
+        let mut found = Vec::new();
+        for round in 0.. {
+            let mut listed = 0;
+            let mut list = |directory: &RepoPath| {
+                listed += 1;
+                // Each time one further.
+                if listed > 1 { Err(()) } else { Ok(list(&TREE, directory)) }
+            };
+            loop {
+                match course.next(&mut list) {
+                    Ok(Some((path, _))) => found.push(path.to_string()),
+                    Ok(None) => {
+                        assert_eq!(found, ["/t/a/in/1", "/t/a/in/out/1", "/t/c", "/t/b/1", "/t/d/1"]);
+                        return;
+                    }
+                    Err(()) => break,
+                }
+            }
+            assert!(round < 10, "{found:?}");
+        }
+    }
+
+    /// Reads files of a listed directory in this order; the numbers of files that were to be fetched, and how many of
+    /// them were not read.
+    fn window(order: impl Iterator<Item = u32>) -> (Vec<usize>, usize) {
+        let file = |number: u32| path(&format!("/d/{number}"));
+        let mut walks = Walks::default();
+        walks.listed(&path("/d"));
+        let (mut asked, mut next) = (Vec::new(), 0);
+        for number in order {
+            let Some(ask) = walks.read(&file(number), || RepoPath::ROOT) else { continue };
+            let course = walks.follow(ask.walk).unwrap();
+            assert!(walks.follow(ask.walk).is_none(), "two follow the same walk");
+            next = if ask.fetch { next } else { number + 1 };
+            let files: Vec<_> = (next..).take(ask.files).map(|number| (file(number).key(), 10)).collect();
+            next += ask.files as u32;
+            walks.found(ask.walk, course, &files);
+            asked.extend(ask.fetch.then_some(ask.files));
+        }
+        (asked, walks.walks.iter().map(|walk| walk.expected.len()).sum())
+    }
+
+    #[test]
+    fn who_reads_one_after_another_walks() {
+        let (asked, left) = window(0..4000);
+        // One of the four that were merely expected is left when the window opens, and half of each is read.
+        assert_eq!(asked[..6], [FIRST - 1, 12, 24, 48, 96, 192]);
+        assert!(asked[6..].iter().all(|files| *files == MOST / 2), "{asked:?}");
+        assert!(left <= MOST);
+    }
+
+    #[test]
+    fn who_picks_does_not() {
+        assert_eq!(window((0..4000).map(|number| number * 2)), (vec![], 4));
+        assert_eq!(window((0..4000).rev()), (vec![], 4));
+        // One that is left out now and then is passed over, and makes no window narrow for ever.
+        let (asked, _) = window((0..4000).filter(|number| number % 10 != 9));
+        assert!(asked.iter().sum::<usize>() > 3900, "{asked:?}");
+        // Who changes his mind has nothing more fetched.
+        let (asked, left) = window((0..100).chain((1000..2000).map(|number| number * 7)));
+        assert!(asked.iter().sum::<usize>() < 300 && left < 300, "{asked:?} {left}");
+    }
+
+    #[test]
+    fn who_has_not_listed_a_directory_does_not_walk() {
+        let mut walks = Walks::default();
+        let mut read = |number: u32| walks.read(&path(&format!("/d/{number}")), || RepoPath::ROOT);
+        assert!((0..100).all(|number| read(number).is_none()));
+    }
+
+    #[test]
+    fn large_files_open_a_window_of_few() {
+        let mut walks = Walks::default();
+        walks.listed(&path("/d"));
+        let file = |number: u32| path(&format!("/d/{number}"));
+        let begun = walks.read(&file(0), || RepoPath::ROOT).unwrap();
+        let course = walks.follow(begun.walk).unwrap();
+        let large = |numbers: std::ops::Range<u32>| numbers.map(|n| (file(n).key(), 10 << 20)).collect::<Vec<_>>();
+        walks.found(begun.walk, course, &large(1..5));
+        let asks: Vec<Ask> = (1..5).filter_map(|number| walks.read(&file(number), || RepoPath::ROOT)).collect();
+        let walk = begun.walk;
+        let first = Ask { walk, files: FIRST - 1, bytes: MOST_BYTES - (10 << 20), fetch: true };
+        assert_eq!(asks, [first, Ask { files: FIRST * 2, bytes: MOST_BYTES, ..first }]);
+    }
+
+    #[test]
+    fn what_is_watched_is_bounded() {
+        let mut walks = Walks::default();
+        for number in 0..3 * MAX_LISTED {
+            let directory = path(&format!("/{number}"));
+            walks.listed(&directory);
+            assert!(walks.read(&directory.join("file"), || RepoPath::ROOT).is_some());
+            assert!(walks.walks.len() <= MAX_WALKS && walks.listed.len() <= MAX_LISTED);
+        }
+        let last = walks.clock;
+        let course = walks.follow(last).unwrap();
+        walks.found(last, course, &[]);
+        assert!(walks.follow(last).is_none(), "a walk that has ended is watched");
+    }
+}
