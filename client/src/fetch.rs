@@ -12,6 +12,7 @@
 //!   whoever asks for the object meanwhile downloads it himself.
 
 mod connect;
+mod driver;
 mod geo;
 pub mod http;
 pub mod lanes;

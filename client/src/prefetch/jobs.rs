@@ -162,7 +162,8 @@ impl Shared {
                     return Err(error.into());
                 }
             };
-            let chunks = if is_chunked(&row) { self.attached(&path, Side::Entry, wait)?.chunks(&row)? } else { Vec::new() };
+            let chunks =
+                if is_chunked(&row) { self.attached(&path, Side::Entry, wait)?.chunks(&row)? } else { Vec::new() };
             let mut wants = all(&Found { path: path.clone(), entry: row.entry, chunks });
             wants.retain(|want| want.source == Source::Store && want.limit <= ask.bytes && !self.objects.has(want));
             let mut size = 0;

@@ -87,7 +87,9 @@ impl Queue {
         let (queue, most) = match job {
             Job::Chunk(_) => (&mut self.chunks, MAX_CHUNKS),
             Job::Catalog(_) | Job::Part(_) | Job::Listed(..) => (&mut self.parts, MAX_PARTS),
-            Job::Tree(_) | Job::Bundle(_) | Job::Walk(_) | Job::Neighbours(..) | Job::Guess(_) => (&mut self.guesses, MAX_GUESSES),
+            Job::Tree(_) | Job::Bundle(_) | Job::Walk(_) | Job::Neighbours(..) | Job::Guess(_) => {
+                (&mut self.guesses, MAX_GUESSES)
+            }
         };
         let fits = queue.len() < most;
         match job {

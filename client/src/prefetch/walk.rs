@@ -249,9 +249,8 @@ impl Course {
         let from = self.below.name();
         let at = rows.iter().position(|row| row.entry.name == from).map_or(0, |at| at + 1);
         // Who reads files first has all directories ahead of him, and nobody has read any of them before the first file.
-        let behind = |(number, row): (usize, Row)| {
-            (number >= at || (!self.begun && row.entry.is_directory())).then_some(row)
-        };
+        let behind =
+            |(number, row): (usize, Row)| (number >= at || (!self.begun && row.entry.is_directory())).then_some(row);
         Level::new(path.clone(), rows.into_iter().enumerate().filter_map(behind))
     }
 }
@@ -296,7 +295,10 @@ mod tests {
 
     #[test]
     fn a_course_goes_through_a_tree_and_does_not_leave_it() {
-        assert_eq!(rest(&TREE, "/t/1", "/t"), ["/t/c", "/t/a/1", "/t/a/2", "/t/a/in/1", "/t/a/in/out/1", "/t/b/1", "/t/d/1"]);
+        assert_eq!(
+            rest(&TREE, "/t/1", "/t"),
+            ["/t/c", "/t/a/1", "/t/a/2", "/t/a/in/1", "/t/a/in/out/1", "/t/b/1", "/t/d/1"]
+        );
         assert_eq!(rest(&TREE, "/t/a/1", "/t"), ["/t/a/2", "/t/a/in/1", "/t/a/in/out/1", "/t/c", "/t/b/1", "/t/d/1"]);
         assert_eq!(rest(&TREE, "/t/a/in/out/1", "/t/a/in"), [""; 0]);
         assert_eq!(rest(&TREE, "/t/d/1", ""), ["/u/1"]);
