@@ -450,7 +450,7 @@ fn scattered(directories: usize, size: usize) -> (Vec<String>, World) {
 fn a_tree_that_is_read_through_is_fetched_ahead_with_bounded_waste() {
     const SIZE: usize = 20_000;
     let (paths, world) = scattered(100, SIZE);
-    for waste in [0, 1] {
+    for (waste, most) in [(0, 100), (1, 180)] {
         let asked = |number: usize| world.server.requests(&World::object(&content(number, SIZE)));
         let before: usize = (0..paths.len()).map(asked).sum();
         let client = world.open(&[OFF, &format!("CVMFS_PREFETCH_WASTE={waste}")]);
@@ -465,7 +465,7 @@ fn a_tree_that_is_read_through_is_fetched_ahead_with_bounded_waste() {
         });
         let summary = client.settled();
         assert_eq!(read as usize, paths.len());
-        assert!(summary.used as usize > paths.len() * 9 / 10, "{summary:?}");
+        assert!(summary.used > most, "{waste} MiB: {summary:?}");
         assert_eq!((summary.unused_bytes, summary.failures), (0, 0));
         // Each came once.
         assert_eq!((0..paths.len()).map(asked).sum::<usize>(), before + paths.len());
