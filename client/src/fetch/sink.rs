@@ -33,7 +33,7 @@ enum Way<'a> {
     /// No attempt has begun.
     None,
     AtOnce(Bench),
-    Streamed(Inflater<Partial<'a>>),
+    Streamed(Box<Inflater<Partial<'a>>>),
     Finished(Partial<'a>, u64),
 }
 
@@ -84,7 +84,8 @@ impl Sink for ObjectSink<'_> {
             Way::AtOnce(bench)
         } else {
             let partial = self.begin(self.want.size)?;
-            Way::Streamed(Inflater::new(self.want.object, self.want.compression, self.want.limit, partial))
+            let Want { object, compression, limit, .. } = *self.want;
+            Way::Streamed(Box::new(Inflater::new(object, compression, limit, partial)))
         };
         Ok(())
     }

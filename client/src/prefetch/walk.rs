@@ -93,7 +93,7 @@ impl Walks {
         if !self.listed.contains(&directory) {
             return None;
         }
-        let begun = self.walks.iter_mut().find(|walk| walk.window == 0 && walk.directory == directory);
+        let begun = self.walks.iter().find(|walk| walk.window == 0 && walk.directory == directory);
         if begun.is_some_and(|walk| walk.course.is_none()) {
             return None;
         }
