@@ -3,8 +3,8 @@
 //! Promises
 //! - What is handed out has matched its hash, and the size the catalog gives it.
 //! - One object is downloaded once, however many ask for it at the same time.
-//! - Memory does not depend on the size of an object: stored bytes are hashed and inflated as they come and
-//!   written to a file of the cache, which gets its name only when everything was right.
+//! - Memory does not depend on the size of an object: stored bytes are hashed and inflated as they come, or in one go
+//!   where they are few ([`sink`]), and written to a file of the cache, which gets its name only when everything was right.
 //! - An answer is read no further than its object can be long, so neither streams that inflate without end
 //!   nor streams that never inflate fill anything.
 //! - Files that cannot be had, one after another, are slowed down.
@@ -12,6 +12,7 @@
 //!   whoever asks for the object meanwhile downloads it himself.
 
 mod connect;
+mod driver;
 mod geo;
 pub mod http;
 pub mod lanes;
@@ -19,6 +20,7 @@ pub mod ledger;
 mod resolve;
 pub mod route;
 pub mod selection;
+mod sink;
 mod throttle;
 mod tls;
 
@@ -30,16 +32,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use cvmfs::hash::{ObjectId, ObjectKind};
-use cvmfs::object::{Compression, Inflater, ObjectError};
+use cvmfs::object::Compression;
 use parking_lot::{Condvar, Mutex};
 
-use crate::cache::{CacheError, CacheKey, DiskCache, Form, Partial};
+use crate::cache::{CacheError, CacheKey, DiskCache, Form};
 use crate::config::{Config, NetworkLimits};
 use crate::log::Seldom;
 use crate::stats::Stats;
-use http::{Sink, SinkError, Transport, TransportError};
+use http::{Transport, TransportError};
 use lanes::Lane;
 use ledger::Ledger;
+use sink::{Benches, ObjectSink};
 use throttle::Throttle;
 
 /// An object cannot be had.
@@ -167,6 +170,7 @@ pub struct Objects {
     external: Option<Transport>,
     external_limits: NetworkLimits,
     flights: Mutex<HashMap<CacheKey, Arc<Flight>>>,
+    benches: Benches,
     throttle: Throttle,
     ledger: Ledger,
     remarks: Seldom,
@@ -185,6 +189,7 @@ impl Objects {
             external: config.external.clone().map(external),
             external_limits: config.external_limits,
             flights: Mutex::default(),
+            benches: Benches::default(),
             throttle: Throttle::default(),
             ledger: Ledger::default(),
             remarks: Seldom::default(),
@@ -389,10 +394,9 @@ impl Objects {
             Source::External { path, range } => (path.clone(), *range),
         };
         let closed = || ahead && transport.lanes().is_closed();
-        let mut sink = ObjectSink { objects: self, want, closed: &closed, inflater: None, received: 0, finished: None };
+        let mut sink = ObjectSink::new(&self.cache, &self.benches, want, &closed);
         transport.get(&path, range, lane, &mut sink).map_err(|e| failure(object, e))?;
-        let received = sink.received;
-        let (partial, plain) = sink.finished.expect("a successful transfer finishes its sink");
+        let (received, partial, plain) = sink.finished();
         if let Some(expected) = want.size.filter(|size| *size != plain) {
             return Err(FetchError::Size { object, found: plain, expected });
         }
@@ -415,56 +419,6 @@ fn failure(object: ObjectId, error: TransportError) -> FetchError {
         },
         TransportError { corrupt: true, .. } => FetchError::Corrupt { object, reason },
         _ => FetchError::Unavailable { object, reason },
-    }
-}
-
-/// Verifies and inflates one answer into a file of the cache.
-struct ObjectSink<'a> {
-    objects: &'a Objects,
-    want: &'a Want,
-    /// Whether it is to be given up.
-    closed: &'a dyn Fn() -> bool,
-    inflater: Option<Inflater<Partial<'a>>>,
-    received: u64,
-    finished: Option<(Partial<'a>, u64)>,
-}
-
-impl Sink for ObjectSink<'_> {
-    fn restart(&mut self) -> Result<(), SinkError> {
-        // Drops the file of the attempt before.
-        self.inflater = None;
-        self.received = 0;
-        let partial = self.objects.cache.begin(self.want.size).map_err(|e| SinkError::Local(Box::new(e)))?;
-        self.inflater = Some(Inflater::new(self.want.object, self.want.compression, self.want.limit, partial));
-        Ok(())
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
-        if (self.closed)() {
-            return Err(SinkError::Local(Box::new(FetchError::Abandoned(self.want.object))));
-        }
-        self.received += bytes.len() as u64;
-        let limit = self.want.stored_limit();
-        if self.received > limit {
-            return Err(SinkError::Corrupt(format!("more than {limit} bytes, and no end")));
-        }
-        self.inflater.as_mut().expect("restart comes first").push(bytes).map_err(object_failure)
-    }
-
-    fn finish(&mut self) -> Result<(), SinkError> {
-        let inflater = self.inflater.take().expect("restart comes first");
-        self.finished = Some(inflater.finish().map_err(object_failure)?);
-        Ok(())
-    }
-}
-
-fn object_failure(error: ObjectError) -> SinkError {
-    match error {
-        ObjectError::Write(object, source) => match source.downcast::<CacheError>() {
-            Ok(full) => SinkError::Local(Box::new(full)),
-            Err(source) => SinkError::Local(Box::new(ObjectError::Write(object, source))),
-        },
-        error => SinkError::Corrupt(error.to_string()),
     }
 }
 

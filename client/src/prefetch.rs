@@ -5,6 +5,7 @@
 //! open, read ──┬── next chunks of a file read in order ────────┐
 //!              ├── start-up list: announced, published, learned┤
 //!              ├── file bundle beside a file                   ├── queue ── workers ── fetch (lanes, ledger)
+//!              ├── the rest of a tree that is read through ────┤
 //!              └── files beside those that are being read ─────┘
 //! ```
 //!
@@ -23,6 +24,7 @@ mod learner;
 mod neighbours;
 mod queue;
 mod recorder;
+mod walk;
 mod workers;
 
 use std::sync::Arc;
@@ -35,8 +37,9 @@ use cvmfs::startup::StartupList;
 use parking_lot::{Condvar, Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
+use crate::catalogs::Side;
 use crate::config::{Config, PrefetchLimits};
-use crate::fetch::{Objects, Want};
+use crate::fetch::{Objects, Wait, Want};
 use crate::fs::View;
 use crate::pool::Pool;
 pub use announcement::{Announced, Announcement, MAX_ANNOUNCEMENT};
@@ -45,6 +48,7 @@ use learner::{Finished, Learner};
 use neighbours::Neighbours;
 use queue::{Job, Queue};
 use recorder::Recorder;
+use walk::Walks;
 use workers::State;
 
 /// Files above this are not guessed.
@@ -72,6 +76,7 @@ struct Shared {
     /// Told when the last worker has ended.
     ended: Condvar,
     neighbours: Mutex<Neighbours>,
+    walks: Mutex<Walks>,
     /// Bytes of guesses that are being fetched.
     guessing: AtomicU64,
     learner: Mutex<Learner>,
@@ -124,6 +129,7 @@ impl Prefetcher {
             state: Mutex::default(),
             ended: Condvar::new(),
             neighbours: Mutex::default(),
+            walks: Mutex::default(),
             guessing: AtomicU64::new(0),
             learner: Mutex::new(Learner::new(learned)),
             recording: AtomicBool::new(false),
@@ -147,17 +153,29 @@ impl Prefetcher {
             shared.push(Job::Bundle(path.clone()));
         }
         // Who has a list need not guess.
-        let guesses = || !shared.state.lock().queue.has_lists();
-        if guessed != Some(false)
-            && entry.size <= SMALL
-            && guesses()
-            && !entry.flags.is_chunked()
-            && !entry.flags.is_external()
-        {
+        if guessed == Some(false) || entry.flags.is_external() || shared.state.lock().queue.has_lists() {
+            return;
+        }
+        if !shared.walks_by(path) && entry.size <= SMALL && !entry.flags.is_chunked() {
             let count = shared.neighbours.lock().read(path, shared.is_trusted());
             if count > 0 {
                 shared.push(Job::Neighbours(path.clone(), count));
             }
+        }
+    }
+
+    /// A directory is being listed.
+    pub fn listed(&self, directory: &RepoPath) {
+        if self.shared.limits.enabled {
+            self.shared.walks.lock().listed(directory);
+        }
+    }
+
+    /// A file that is kept in chunks is being opened.
+    pub fn passes(&self, path: &RepoPath) {
+        let shared = &self.shared;
+        if shared.limits.enabled && !shared.state.lock().queue.has_lists() {
+            shared.walks_by(path);
         }
     }
 
@@ -260,6 +278,22 @@ impl Prefetcher {
 }
 
 impl Shared {
+    /// A file is read that was not in the cache, or only because it was fetched ahead; whether it belongs to a walk.
+    fn walks_by(self: &Arc<Shared>, path: &RepoPath) -> bool {
+        let (expected, ask) = {
+            let mut walks = self.walks.lock();
+            let top = || {
+                let found = self.attached(path, Side::Entry, Wait::No);
+                found.map_or(RepoPath::ROOT, |attached| attached.mountpoint().clone())
+            };
+            (walks.expects(path), walks.read(path, top))
+        };
+        if let Some(ask) = ask {
+            self.push(Job::Walk(ask));
+        }
+        expected
+    }
+
     /// Whether guesses have been right so far.
     fn is_trusted(&self) -> bool {
         let (guessed, right) = self.objects.ledger().guesses();

@@ -18,7 +18,7 @@ use client::revision::Repository;
 use client::stats::Stats;
 use common::published::{self, FQRN, Published};
 use common::{Fault, Server};
-use cvmfs::entry::{Chunk, Entry, Flags as EntryFlags};
+use cvmfs::entry::{Chunk, Entry, FileType, Flags as EntryFlags};
 use cvmfs::hash::{Algorithm, ContentHash, ObjectKind};
 use cvmfs::object::Compression;
 use cvmfs::path::RepoPath;
@@ -129,6 +129,28 @@ impl Client {
         };
         self.fs.release(handle);
         result
+    }
+
+    /// Lists a directory as a kernel would; names of its files and directories, in the order of the listing.
+    fn list(&self, path: &str) -> (Vec<String>, Vec<String>) {
+        let inode = self.inode(path).unwrap();
+        let listing = self.fs.listing(inode, true, Wait::For(1)).unwrap();
+        self.fs.listed(inode);
+        let names = |directories: bool| {
+            let items = listing.items.iter().filter(|item| item.node.is_some());
+            let items = items.filter(|item| (item.kind == FileType::Directory) == directories);
+            items.map(|item| format!("{path}/{}", String::from_utf8_lossy(&item.name))).collect()
+        };
+        (names(false), names(true))
+    }
+
+    /// Reads all files below a directory, those of a directory before the directories in it; `seen` after each.
+    fn read_through(&self, path: &str, seen: &mut impl FnMut(&str, Vec<u8>)) {
+        let (files, directories) = self.list(path);
+        for file in files {
+            seen(&file, self.read(&file).unwrap());
+        }
+        directories.iter().for_each(|directory| self.read_through(directory, seen));
     }
 
     fn announce(&self, list: &StartupList, bases: &[&str]) -> Result<Announced, String> {
@@ -412,6 +434,72 @@ fn a_directory_that_is_read_through_is_fetched_ahead_with_bounded_waste() {
     let client = world.open(&[OFF]);
     paths.iter().for_each(|path| drop(client.read(path).unwrap()));
     assert_eq!(client.settled().fetched, 0);
+}
+
+/// Files of a kind of their own each, two in each of many directories, so that no neighbour tells of another.
+fn scattered(directories: usize, size: usize) -> (Vec<String>, World) {
+    let place = |number: usize| format!("/t/{:02}/{:02}/{}.{number}", number / 20, number / 2 % 10, number % 2);
+    let paths: Vec<String> = (0..directories * 2).map(place).collect();
+    let files: Vec<(&str, Vec<u8>)> =
+        paths.iter().enumerate().map(|(number, path)| (path.as_str(), content(number, size))).collect();
+    let world = World::new(&files);
+    (paths, world)
+}
+
+#[test]
+fn a_tree_that_is_read_through_is_fetched_ahead_with_bounded_waste() {
+    const SIZE: usize = 20_000;
+    let (paths, world) = scattered(100, SIZE);
+    for (waste, most) in [(0, 100), (1, 180)] {
+        let asked = |number: usize| world.server.requests(&World::object(&content(number, SIZE)));
+        let before: usize = (0..paths.len()).map(asked).sum();
+        let client = world.open(&[OFF, &format!("CVMFS_PREFETCH_WASTE={waste}")]);
+        let mut read = 0;
+        client.read_through("/t", &mut |path, found| {
+            let number: usize = path.rsplit('.').next().unwrap().parse().unwrap();
+            assert!(found == content(number, SIZE), "{path}");
+            read += 1;
+            let summary = client.settled();
+            let bound = (waste << 20) + read * SIZE as u64;
+            assert!(summary.unused_guessed_bytes <= bound, "{waste} MiB, {read}: {summary:?}");
+        });
+        let summary = client.settled();
+        assert_eq!(read as usize, paths.len());
+        assert!(summary.used > most, "{waste} MiB: {summary:?}");
+        assert_eq!((summary.unused_bytes, summary.failures), (0, 0));
+        // Each came once.
+        assert_eq!((0..paths.len()).map(asked).sum::<usize>(), before + paths.len());
+        drop(client);
+        world.forget_cache();
+    }
+}
+
+#[test]
+fn who_leaves_a_tree_half_read_has_fetched_little_more() {
+    const SIZE: usize = 20_000;
+    let (paths, world) = scattered(100, SIZE);
+    let client = world.open(&[OFF]);
+    let (_, outer) = client.list("/t");
+    let mut read = 0;
+    client.read_through(&outer[0], &mut |_, _| {
+        read += 1;
+        client.settled();
+    });
+    let summary = client.settled();
+    assert_eq!(read, 20);
+    // A window, which has not grown beyond twice what was read.
+    assert!(summary.fetched > 15 && summary.fetched <= 60, "{summary:?}");
+    // Neither who reads without a listing, nor who picks, has more of it fetched.
+    let picked: Vec<&String> = paths.iter().rev().step_by(5).collect();
+    picked.iter().for_each(|path| drop(client.read(path).unwrap()));
+    assert_eq!(client.settled().fetched, summary.fetched);
+    let (_, outer) = client.list("/t");
+    for directory in outer.iter().skip(3).step_by(2) {
+        let (_, inner) = client.list(directory);
+        let (files, _) = client.list(&inner[7]);
+        client.read(&files[1]).unwrap();
+    }
+    assert_eq!(client.settled().fetched, summary.fetched);
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! One GET after another until one succeeds: connections, timeouts, classification of failures.
 //!
-//! Callers are ordinary threads; only the sockets live in the asynchronous runtime. A caller drives its own
-//! request, so bytes are hashed, inflated and written where they are waited for and nothing queues up in
-//! memory. Connections are kept alive and shared by all requests through the same proxy.
+//! Callers are ordinary threads. Each drives its own request and the connection that it runs over ([`driver`]), so bytes
+//! are hashed, inflated and written where they are waited for, no other thread has to be woken for them, and nothing
+//! queues up in memory. Connections are kept alive; the one that was used last is used first.
 //!
 //! Facts: 400, 404 and 5xx are the server's fault unless the answer says that a proxy made it
 //! (`X-Squid-Error`, `Proxy-Status: …error=`); 429 asks for patience; other answers than 2xx, redirects that
@@ -11,32 +11,29 @@
 //! for the first byte after it, and as long again for each moment without a byte; slower than the low-speed
 //! limit for that long counts as stalled, whatever trickles in.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use reqwest::header::{CACHE_CONTROL, HeaderMap, HeaderValue, PRAGMA, RANGE, RETRY_AFTER};
+use reqwest::header::{CACHE_CONTROL, HeaderMap, PRAGMA, RANGE, RETRY_AFTER};
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
-use super::connect::{Watch, answered};
+use super::connect::answered;
+use super::driver::{Clients, Driver};
 use super::geo;
 use super::lanes::{Lane, Lanes};
+use super::random_below;
 use super::resolve::Resolver;
-use super::route::{Attempts, Fault, Member, Next, Place, Proxy, Route, Routes};
+use super::route::{Attempts, Fault, Next, Place, Route, Routes};
 use super::selection::Selection;
-use super::{random_below, tls};
 use crate::config::{Network, NetworkLimits};
 use crate::log::Seldom;
 use crate::stats::Stats;
 
 /// What a timeout of 0 means: as good as none.
 const NO_TIMEOUT: Duration = Duration::from_secs(300);
-/// Proxies whose connections are kept, far above what a site has.
-const MAX_CLIENTS: usize = 64;
 
 /// Takes the bytes of one answer.
 pub trait Sink {
@@ -70,6 +67,14 @@ pub struct TransportError {
     pub corrupt: bool,
     /// The failure is on this machine.
     pub local: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl TransportError {
+    /// Nothing was asked for.
+    fn local(path: &str, error: std::io::Error) -> TransportError {
+        let reason = format!("cannot prepare to ask: {error}");
+        TransportError { url: path.to_owned(), reason, tried: 0, corrupt: false, local: Some(Box::new(error)) }
+    }
 }
 
 impl fmt::Display for TransportError {
@@ -116,14 +121,14 @@ pub struct Transport {
     routes: Arc<Routes>,
     resolver: Arc<Resolver>,
     prepared: OnceCell<()>,
-    clients: Mutex<HashMap<Member, reqwest::Client>>,
+    drivers: Mutex<Vec<Driver>>,
     lanes: Lanes,
     remarks: Seldom,
     stats: Arc<Stats>,
 }
 
 impl Transport {
-    /// Access through `network`; sockets are served by `runtime`.
+    /// Access through `network`; what nobody waits for is done in `runtime`.
     pub fn new(
         network: Network,
         limits: NetworkLimits,
@@ -140,7 +145,7 @@ impl Transport {
             routes: Arc::new(Routes::new(network, limits, selection)),
             resolver,
             prepared: OnceCell::new(),
-            clients: Mutex::default(),
+            drivers: Mutex::default(),
             lanes,
             remarks: Seldom::default(),
             stats,
@@ -167,11 +172,18 @@ impl Transport {
         sink: &mut dyn Sink,
     ) -> Result<(), TransportError> {
         let started = Instant::now();
-        let result = self.runtime.block_on(async {
-            self.prepared.get_or_init(|| self.prepare()).await;
+        let idle = self.drivers.lock().pop();
+        let mut driver = idle.map_or_else(Driver::new, Ok).map_err(|error| TransportError::local(path, error))?;
+        let result = driver.drive(async |clients| {
+            let first = &mut *clients;
+            self.prepared.get_or_init(move || self.prepare(first)).await;
             self.look_again();
-            self.run(Target { path, range }, None, sink).await
+            self.run(Target { path, range }, None, clients, sink).await
         });
+        let mut drivers = self.drivers.lock();
+        drivers.retain(|idle| !idle.is_old());
+        drivers.push(driver);
+        drop(drivers);
         self.stats.transfer_micros.add(started.elapsed().as_micros() as u64);
         drop(lane);
         result
@@ -185,12 +197,12 @@ impl Transport {
     }
 
     /// Before the first request: where proxies are, which servers are near.
-    async fn prepare(&self) {
+    async fn prepare(&self, clients: &mut Clients) {
         self.routes.set_proxies(self.resolver.look().await);
         let selection = self.routes.selection();
         let mut servers = self.routes.servers();
         if selection.geo && servers.len() > 1 {
-            match self.sorted_by_distance(&servers).await {
+            match self.sorted_by_distance(&servers, clients).await {
                 Some(sorted) => servers = sorted,
                 None => tracing::warn!("no server sorts the servers by distance; their order stays as configured"),
             }
@@ -199,7 +211,7 @@ impl Transport {
         self.routes.set_servers(servers);
     }
 
-    async fn sorted_by_distance(&self, servers: &[Arc<str>]) -> Option<Vec<Arc<str>>> {
+    async fn sorted_by_distance(&self, servers: &[Arc<str>], clients: &mut Clients) -> Option<Vec<Arc<str>>> {
         let proxy = self.routes.current(Instant::now()).proxy;
         let path = geo::path(proxy.as_ref().map(|proxy| proxy.url.as_str()), servers.iter().map(|url| &**url));
         let mut candidates = servers.to_vec();
@@ -207,7 +219,7 @@ impl Transport {
             let asked = candidates.swap_remove(random_below(candidates.len()));
             let mut sink = Memory { bytes: Vec::new(), limit: geo::MAX_ANSWER };
             let target = Target { path: &path, range: None };
-            match self.run(target, Some(&asked), &mut sink).await {
+            match self.run(target, Some(&asked), clients, &mut sink).await {
                 Ok(()) => match geo::order(&sink.bytes, servers.len()) {
                     Some(order) => return Some(order.into_iter().map(|i| servers[i].clone()).collect()),
                     None => tracing::warn!(server = &*asked, "its order of the servers is no permutation"),
@@ -231,6 +243,7 @@ impl Transport {
         &self,
         target: Target<'_>,
         only: Option<&Arc<str>>,
+        clients: &mut Clients,
         sink: &mut dyn Sink,
     ) -> Result<(), TransportError> {
         let mut attempts: Attempts<'_> =
@@ -243,7 +256,7 @@ impl Transport {
             }
             let url = format!("{}/{}", route.host, target.path);
             tried += 1;
-            let failure = match self.attempt(&route, &url, target.range, no_cache, sink).await {
+            let failure = match self.attempt(&route, &url, target.range, no_cache, clients, sink).await {
                 Ok(()) => return Ok(()),
                 Err(failure) => failure,
             };
@@ -291,6 +304,7 @@ impl Transport {
         url: &str,
         range: Option<(u64, u64)>,
         no_cache: bool,
+        clients: &mut Clients,
         sink: &mut dyn Sink,
     ) -> Result<(), Failure> {
         let through_proxy = route.proxy.is_some();
@@ -298,7 +312,10 @@ impl Transport {
         let limits = self.routes.limits();
         let patience = if through_proxy { limits.timeout_proxy } else { limits.timeout_direct };
         let patience = if patience.is_zero() { NO_TIMEOUT } else { patience };
-        let client = self.client(&route.proxy, patience)?;
+        if let Some(Place::Unknown(reason)) = route.proxy.as_ref().map(|proxy| &proxy.place) {
+            return Err(network(Fault::Proxy, reason.clone()));
+        }
+        let client = clients.through(&route.proxy, &self.routes, patience).map_err(|e| Failure::Local(Box::new(e)))?;
         let mut request = client.get(url);
         if no_cache {
             request = request.header(PRAGMA, "no-cache").header(CACHE_CONTROL, "no-cache");
@@ -342,59 +359,6 @@ impl Transport {
             }
         }
         sink.finish().map_err(sink_failure)
-    }
-
-    fn client(&self, proxy: &Member, connect_timeout: Duration) -> Result<reqwest::Client, Failure> {
-        if let Some(Place::Unknown(reason)) = proxy.as_ref().map(|proxy| &proxy.place) {
-            return Err(network(Fault::Proxy, reason.clone()));
-        }
-        let mut clients = self.clients.lock();
-        if let Some(client) = clients.get(proxy) {
-            return Ok(client.clone());
-        }
-        let client = self.build_client(proxy.as_deref(), connect_timeout).map_err(|e| Failure::Local(Box::new(e)))?;
-        if clients.len() >= MAX_CLIENTS {
-            clients.clear();
-        }
-        clients.insert(proxy.clone(), client.clone());
-        Ok(client)
-    }
-
-    fn build_client(&self, proxy: Option<&Proxy>, connect_timeout: Duration) -> reqwest::Result<reqwest::Client> {
-        let redirect = match self.routes.limits().follow_redirects {
-            true => reqwest::redirect::Policy::limited(4),
-            false => reqwest::redirect::Policy::none(),
-        };
-        let mut headers = HeaderMap::new();
-        headers.insert(reqwest::header::ACCEPT, HeaderValue::from_static("*/*"));
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("cvmfs-client/", env!("CARGO_PKG_VERSION")))
-            .default_headers(headers)
-            .http1_only()
-            .tcp_nodelay(true)
-            .pool_max_idle_per_host(self.lanes.count())
-            .connect_timeout(connect_timeout)
-            .connector_layer(Watch)
-            .redirect(redirect)
-            .referer(false)
-            .no_proxy();
-        if let Some(proxy) = proxy {
-            builder = builder.proxy(reqwest::Proxy::all(&proxy.url)?);
-            let name = reqwest::Url::parse(&proxy.url).ok().and_then(|url| url.host_str().map(str::to_owned));
-            if let (Place::At(address), Some(name)) = (&proxy.place, name) {
-                // The port is that of the URL.
-                builder = builder.resolve(&name, SocketAddr::new(*address, 0));
-            }
-        }
-        let network = self.routes.network();
-        let mut urls = network.servers.iter().chain(network.proxies.iter().flatten().flatten());
-        builder = if urls.any(|url| url.starts_with("https:")) || self.routes.limits().follow_redirects {
-            builder.tls_certs_merge(tls::authorities(&self.routes.selection().authorities))
-        } else {
-            // Nothing needs certificates, so a machine without any will do.
-            builder.tls_certs_only([])
-        };
-        builder.build()
     }
 }
 
@@ -469,6 +433,8 @@ fn classify(status: u16, headers: &HeaderMap, through_proxy: bool) -> Fault {
 
 #[cfg(test)]
 mod tests {
+    use reqwest::header::HeaderValue;
+
     use super::*;
 
     #[test]

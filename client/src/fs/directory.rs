@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use cvmfs::entry::FileType;
+use cvmfs::path::RepoPath;
 
 use super::{FileSystem, FsError, View};
 use crate::fetch::Wait;
@@ -43,7 +44,9 @@ impl FileSystem {
         if let Some(directory) = begun {
             return Ok(directory);
         }
-        let directory = Arc::new(self.list(&view, inode, wait)?);
+        let (path, directory) = self.list(&view, inode, wait)?;
+        self.prefetcher().listed(&path);
+        let directory = Arc::new(directory);
         self.listings.insert(inode, directory.clone());
         Ok(directory)
     }
@@ -53,7 +56,7 @@ impl FileSystem {
         self.listings.remove(&inode);
     }
 
-    fn list(&self, view: &View, inode: u32, wait: Wait) -> Result<Directory, FsError> {
+    fn list(&self, view: &View, inode: u32, wait: Wait) -> Result<(RepoPath, Directory), FsError> {
         let directory = self.current(view, inode, wait)?;
         if !directory.entry.is_directory() {
             return Err(FsError::NotDirectory);
@@ -76,6 +79,6 @@ impl FileSystem {
             node: Some(node),
         }));
         self.stats().directory_opens.add(1);
-        Ok(Directory { inode, items, generation: view.generation })
+        Ok((directory.path.clone(), Directory { inode, items, generation: view.generation }))
     }
 }

@@ -185,6 +185,7 @@ impl FileSystem {
         }
         let body = if node.entry.flags.is_chunked() && !node.chunks.is_empty() {
             check_chunks(&node)?;
+            self.prefetcher().passes(&node.path);
             match if joins { self.joined(&node, wait)? } else { None } {
                 Some(whole) => Body::Whole(whole),
                 None => Body::Chunked { open: Mutex::default(), last: AtomicUsize::new(0), ahead: Mutex::default() },

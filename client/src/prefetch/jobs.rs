@@ -12,11 +12,15 @@ use cvmfs::startup::{self, StartupList, Touched};
 
 use super::neighbours::kind;
 use super::queue::{Job, Run};
+use super::walk::Ask;
 use super::workers::Failure;
 use super::{SMALL, Shared};
 use crate::catalogs::{AttachError, Attached, Side};
-use crate::fetch::{Wait, Want};
+use crate::fetch::{Source, Wait, Want};
 use crate::fs::file::{piece, whole};
+
+/// Directories that are listed at a time for a walk.
+const MOST_DIRECTORIES: usize = 64;
 
 /// A path and what the catalog says about it.
 struct Found {
@@ -33,6 +37,7 @@ impl Shared {
             Job::Listed(run, index) => self.listed(&run, index),
             Job::Tree(tree) => self.tree(tree),
             Job::Bundle(path) => self.bundle(&path),
+            Job::Walk(ask) => self.walk(ask),
             Job::Neighbours(path, count) => self.neighbours(&path, count),
             Job::Guess(want) => self.guess(&want),
         }
@@ -55,7 +60,7 @@ impl Shared {
             }
         }
         let Some(found) = found else { return Ok(()) };
-        let mut wants = wants(&found, file).into_iter().filter(|want| !self.objects.has(want));
+        let mut wants = wants(&found, &file.parts).into_iter().filter(|want| !self.objects.has(want));
         let Some(first) = wants.next() else { return Ok(()) };
         for want in wants {
             if run.spend(want.limit) {
@@ -136,6 +141,52 @@ impl Shared {
         Ok(())
     }
 
+    /// Finds the next files of a walk, and has them fetched if it is one.
+    fn walk(self: &Arc<Shared>, ask: Ask) -> Result<(), Failure> {
+        let Some(mut course) = self.walks.lock().follow(ask.walk) else { return Ok(()) };
+        let wait = if ask.fetch { Wait::Ahead } else { Wait::No };
+        let (mut files, mut guesses, mut bytes, mut directories) = (Vec::new(), Vec::new(), 0, 0);
+        let mut list = |directory: &RepoPath| {
+            directories += 1;
+            if directories > MOST_DIRECTORIES {
+                return Err(AttachError::WouldBlock);
+            }
+            self.attached(directory, Side::Children, wait)?.list(directory)
+        };
+        while files.len() < ask.files && bytes < ask.bytes {
+            let (path, row) = match course.next(&mut list) {
+                Ok(Some(found)) => found,
+                Ok(None) | Err(AttachError::WouldBlock) => break,
+                Err(error) => {
+                    self.walks.lock().lost(ask.walk);
+                    return Err(error.into());
+                }
+            };
+            let chunks =
+                if is_chunked(&row) { self.attached(&path, Side::Entry, wait)?.chunks(&row)? } else { Vec::new() };
+            let mut wants = all(&Found { path: path.clone(), entry: row.entry, chunks });
+            wants.retain(|want| want.source == Source::Store && want.limit <= ask.bytes && !self.objects.has(want));
+            let mut size = 0;
+            for want in wants {
+                // Who reads a large file has the rest of it fetched.
+                if size > 0 && size + want.limit > ask.bytes {
+                    break;
+                }
+                size += want.limit;
+                guesses.push(want);
+            }
+            if size > 0 {
+                files.push((path.key(), size));
+                bytes += size;
+            }
+        }
+        self.walks.lock().found(ask.walk, course, &files);
+        if ask.fetch {
+            guesses.into_iter().for_each(|want| self.push(Job::Guess(want)));
+        }
+        Ok(())
+    }
+
     /// Fetches what nobody has asked for, unless too much was guessed in vain.
     fn guess(&self, want: &Want) -> Result<(), Failure> {
         let ledger = self.objects.ledger();
@@ -153,7 +204,7 @@ impl Shared {
         result.map(drop).map_err(Failure::Fetch)
     }
 
-    fn attached(&self, path: &RepoPath, side: Side, wait: Wait) -> Result<Arc<Attached>, AttachError> {
+    pub(super) fn attached(&self, path: &RepoPath, side: Side, wait: Wait) -> Result<Arc<Attached>, AttachError> {
         let view = self.view.read().clone();
         view.revision.catalogs.find(path, side, wait)
     }
@@ -201,8 +252,13 @@ fn is_like(entry: &Entry, name: &[u8]) -> bool {
         && entry.name != name
 }
 
-/// The objects of a file that a list asks for, in its order.
-fn wants(found: &Found, file: &Touched) -> Vec<Want> {
+/// The objects of a file.
+fn all(found: &Found) -> Vec<Want> {
+    wants(found, &[])
+}
+
+/// The objects of a file that a list asks for, in its order; all of them if it names no parts.
+fn wants(found: &Found, parts: &[(u64, u64)]) -> Vec<Want> {
     let Found { path, entry, chunks } = found;
     if entry.file_type() != FileType::Regular {
         return Vec::new();
@@ -211,7 +267,7 @@ fn wants(found: &Found, file: &Touched) -> Vec<Want> {
         return whole(path, entry).into_iter().collect();
     }
     let mut order: Vec<usize> = Vec::new();
-    for (offset, length) in &file.parts {
+    for (offset, length) in parts {
         let end = offset.saturating_add(*length);
         let touched =
             chunks.iter().enumerate().filter(|(_, c)| c.offset < end && c.offset.saturating_add(c.size) > *offset);
@@ -221,7 +277,7 @@ fn wants(found: &Found, file: &Touched) -> Vec<Want> {
             }
         });
     }
-    if file.parts.is_empty() {
+    if parts.is_empty() {
         order = (0..chunks.len()).collect();
     }
     order.into_iter().map(|number| piece(path, entry, &chunks[number])).collect()

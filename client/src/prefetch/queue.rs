@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cvmfs::path::RepoPath;
 use cvmfs::startup::StartupList;
 
+use super::walk::Ask;
 use crate::fetch::Want;
 
 /// Objects of files that are being read in order.
@@ -64,6 +65,8 @@ pub enum Job {
     Bundle(RepoPath),
     /// Fetch so many files that lie beside this one.
     Neighbours(RepoPath, usize),
+    /// Find the next files of a tree that may be read through.
+    Walk(Ask),
     /// Fetch a file that may be wanted.
     Guess(Want),
 }
@@ -84,12 +87,14 @@ impl Queue {
         let (queue, most) = match job {
             Job::Chunk(_) => (&mut self.chunks, MAX_CHUNKS),
             Job::Catalog(_) | Job::Part(_) | Job::Listed(..) => (&mut self.parts, MAX_PARTS),
-            Job::Tree(_) | Job::Bundle(_) | Job::Neighbours(..) | Job::Guess(_) => (&mut self.guesses, MAX_GUESSES),
+            Job::Tree(_) | Job::Bundle(_) | Job::Walk(_) | Job::Neighbours(..) | Job::Guess(_) => {
+                (&mut self.guesses, MAX_GUESSES)
+            }
         };
         let fits = queue.len() < most;
         match job {
-            // What leads to a list is as urgent as the list.
-            Job::Tree(_) | Job::Bundle(_) if fits => queue.push_front(job),
+            // What leads to a list is as urgent as the list, and a walk does not wait.
+            Job::Tree(_) | Job::Bundle(_) | Job::Walk(_) if fits => queue.push_front(job),
             job if fits => queue.push_back(job),
             _ => {}
         }
@@ -156,6 +161,7 @@ mod tests {
             Job::Chunk(want) => format!("chunk{}", want.limit),
             Job::Part(want) => format!("part{}", want.limit),
             Job::Guess(want) => format!("guess{}", want.limit),
+            Job::Walk(ask) => format!("walk{}", ask.walk),
             Job::Neighbours(path, _) | Job::Tree(path) | Job::Bundle(path) | Job::Catalog(path) => path.to_string(),
         }
     }

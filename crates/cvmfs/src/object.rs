@@ -392,6 +392,54 @@ pub fn decode(id: ObjectId, compression: Compression, stored: &[u8], limit: u64)
     Ok(inflater.finish()?.0)
 }
 
+/// Reusable reader of whole objects whose plain size is known: in half the time of an [`Inflater`].
+pub struct Decoder {
+    engine: libdeflater::Decompressor,
+    buffer: Vec<u8>,
+}
+
+impl Default for Decoder {
+    fn default() -> Decoder {
+        Decoder { engine: libdeflater::Decompressor::new(), buffer: Vec::new() }
+    }
+}
+
+impl fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Decoder").finish_non_exhaustive()
+    }
+}
+
+impl Decoder {
+    /// Verifies object `id`, stored with `compression`, and inflates it to at most `limit` plain bytes; they stay valid
+    /// until the next call.
+    pub fn decode<'a>(
+        &'a mut self,
+        id: ObjectId,
+        compression: Compression,
+        stored: &'a [u8],
+        limit: u64,
+    ) -> Result<&'a [u8], ObjectError> {
+        let found = ContentHash::of(id.hash.algorithm, stored);
+        if found != id.hash {
+            return Err(ObjectError::Mismatch { expected: id, found });
+        }
+        let too_large = || ObjectError::TooLarge(id, limit);
+        if compression == Compression::None {
+            return if stored.len() as u64 <= limit { Ok(stored) } else { Err(too_large()) };
+        }
+        let size = usize::try_from(limit).map_err(|_| too_large())?;
+        if self.buffer.len() < size {
+            self.buffer.resize(size, 0);
+        }
+        match self.engine.zlib_decompress(stored, &mut self.buffer[..size]) {
+            Ok(plain) => Ok(&self.buffer[..plain]),
+            Err(libdeflater::DecompressionError::BadData) => Err(ObjectError::Stream(id)),
+            Err(libdeflater::DecompressionError::InsufficientSpace) => Err(too_large()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -416,6 +464,7 @@ mod tests {
     #[test]
     fn every_codec_round_trips() {
         let big: Vec<u8> = (0..5_000_000u32).flat_map(|i| (i / 7).to_le_bytes()).collect();
+        let mut decoder = Decoder::default();
         for algorithm in Algorithm::ALL {
             for codec in [Codec::default(), Codec::Libdeflate { level: 1 }, Codec::REFERENCE, Codec::Store] {
                 let mut encoder = Encoder::new(algorithm, codec);
@@ -423,6 +472,8 @@ mod tests {
                     let (hash, stored) = encoder.encode(plain);
                     let id = hash.object(ObjectKind::File);
                     assert_eq!(decode(id, codec.compression(), stored, plain.len() as u64).unwrap(), plain);
+                    let decoded = decoder.decode(id, codec.compression(), stored, plain.len() as u64);
+                    assert!(decoded.unwrap() == plain, "{codec} at once");
                 }
             }
         }
@@ -463,14 +514,28 @@ mod tests {
         let (id, stored) = (hash.object(ObjectKind::File), stored.to_vec());
         let mut flipped = stored.clone();
         flipped[20] ^= 1;
-        assert!(decode(id, Compression::Zlib, &flipped, 100_000).is_err());
-        assert!(matches!(
-            decode(id, Compression::Zlib, &stored[..50], 100_000),
-            Err(ObjectError::Mismatch { .. } | ObjectError::Stream(_))
-        ));
-        assert!(matches!(decode(id, Compression::Zlib, &stored, 99_999), Err(ObjectError::TooLarge(..))));
         let noise = ContentHash::of(Algorithm::Sha1, b"not zlib").object(ObjectKind::File);
-        assert!(matches!(decode(noise, Compression::Zlib, b"not zlib", 100), Err(ObjectError::Stream(_))));
+        let cut = ContentHash::of(Algorithm::Sha1, &stored[..50]).object(ObjectKind::File);
+        let mut decoder = Decoder::default();
+        let mut refused = |id, compression, stored: &[u8], limit| {
+            let streamed = decode(id, compression, stored, limit).unwrap_err();
+            let at_once = decoder.decode(id, compression, stored, limit).unwrap_err();
+            (streamed, at_once)
+        };
+        let is_flipped = refused(id, Compression::Zlib, &flipped, 100_000);
+        assert!(matches!(is_flipped.1, ObjectError::Mismatch { .. }), "{is_flipped:?}");
+        for (id, stored) in [(cut, &stored[..50]), (noise, b"not zlib")] {
+            let broken = refused(id, Compression::Zlib, stored, 100_000);
+            assert!(matches!(broken, (ObjectError::Stream(_), ObjectError::Stream(_))), "{broken:?}");
+        }
+        for (id, compression, stored, limit) in
+            [(id, Compression::Zlib, &stored[..], 99_999), (noise, Compression::None, b"not zlib", 7)]
+        {
+            let large = refused(id, compression, stored, limit);
+            assert!(matches!(large, (ObjectError::TooLarge(..), ObjectError::TooLarge(..))), "{large:?}");
+        }
+        // What is less than it may be is the caller's to judge.
+        assert_eq!(decoder.decode(id, Compression::Zlib, &stored, 200_000).unwrap(), plain);
         assert!(decode(noise, Compression::None, b"not zlib", 100).is_ok());
     }
 }
