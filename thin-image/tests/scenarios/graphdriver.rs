@@ -15,6 +15,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::{Value, json};
+use thin_image::config::PreferFlat;
 use thin_image::graphdriver::driver::Driver;
 use thin_image::graphdriver::router;
 use thin_image::published::Repository;
@@ -60,7 +61,7 @@ impl World {
     /// Another process in the place of this one; Docker goes on and says nothing.
     fn restart(&mut self) {
         let state = self.directory.path().join("state");
-        self.router = router(Arc::new(Driver::new(vec![self.repository()], &state).unwrap()));
+        self.router = router(Arc::new(Driver::new(vec![self.repository()], PreferFlat::Auto, &state).unwrap()));
     }
 
     /// Publishes a layer with one file; returns how a thin image names it.
