@@ -100,7 +100,8 @@ impl Reader<'_> {
         for row in catalog.list(path.key()).expect("a readable catalog") {
             let entry = row.entry;
             let below = path.join(&entry.name);
-            let place = String::from_utf8_lossy(&[&relative[..], b"/", &entry.name].concat()).trim_matches('/').to_owned();
+            let place =
+                String::from_utf8_lossy(&[&relative[..], b"/", &entry.name].concat()).trim_matches('/').to_owned();
             if entry.flags.is_bundle_trigger() {
                 self.published.triggers.insert(place.clone());
             }

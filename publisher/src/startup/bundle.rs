@@ -146,7 +146,8 @@ fn over(cover: &RepoPath, top: &RepoPath, path: &RepoPath) -> Result<(RepoPath, 
         let below = below.and_then(|below| cover.join_path(below).ok());
         below.ok_or_else(|| Failure::Content(format!("{path} is not below {top}")))
     };
-    let directories = path.ancestors().filter(|directory| directory != path && directory != top && top.contains(directory));
+    let directories =
+        path.ancestors().filter(|directory| directory != path && directory != top && top.contains(directory));
     let above = directories.map(|directory| Ok((in_cover(&directory)?, directory))).collect::<Result<_, Failure>>()?;
     Ok((in_cover(path)?, above))
 }

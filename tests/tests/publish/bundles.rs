@@ -1,6 +1,10 @@
 //! File bundles made of start-up lists.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use cvmfs::bundle;
@@ -18,6 +22,7 @@ use publisher::verify::{Options, Verifier};
 use publisher::wishlist::ImageOptions;
 use registry::testing::TestRegistry;
 use scenarios::image_builder::{Image, Member, Pushed, dir, file, hardlink, symlink};
+use scenarios::mounted::{self, Mounted};
 use scenarios::naive;
 use scenarios::repository::{Site, assert_covered, cover, flat_path, options_of_tests, outcomes, public, wish};
 use scenarios::tree::{Published, What};
@@ -101,7 +106,11 @@ fn a_bundle_comes_and_goes_and_is_no_part_of_the_image() {
     assert_eq!(outcomes(&pass(&site, &wish, Some(LIST), Some(true))), [Updated]);
     assert_triggers(&site, &[(&pushed, "opt/app/bin/run")]);
     let expected = ["opt/app/bin/sh", "opt/lib"];
-    assert_eq!(dependencies(&site, &pushed, "opt/app/bin/.cvmfsbundle-run"), expected, "whole files, without the trigger");
+    assert_eq!(
+        dependencies(&site, &pushed, "opt/app/bin/.cvmfsbundle-run"),
+        expected,
+        "whole files, without the trigger"
+    );
     assert_eq!(site.tree(&flat_path(pushed.config)), plain, "listings show what they showed");
     let covered = cover(&site, pushed.config).unwrap();
     assert_eq!(covered[&b"opt/app/bin/.cvmfsbundle-run"[..]].what, What::Char(0), "no container finds it");
@@ -184,4 +193,51 @@ fn what_an_image_has_in_the_place_of_a_bundle_stays() {
     assert_eq!(site.tree(&flat_path(pushed.config)), tree);
     assert_triggers(&site, &[]);
     site.assert_sound();
+}
+
+#[test]
+fn through_the_kernel_a_bundle_is_found_by_name_in_the_flat_and_not_in_a_container() {
+    if !mounted::is_possible() {
+        return;
+    }
+    let (registry, site) = (TestRegistry::spawn(), Site::new());
+    let pushed = image("first").push(&registry, "lab/x", "1");
+    pass(&site, &wish(&registry, "lab/x:1"), Some(LIST), Some(true));
+    let mounted = Mounted::new(&site);
+    let flat = mounted.path(flat_path(pushed.config));
+    let names = |directory: &Path| {
+        let entries = std::fs::read_dir(directory.join("opt/app/bin")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<BTreeSet<_>>()
+    };
+    let listed = ["ash", "run", "sh"].map(str::to_owned).into();
+    assert_eq!(names(&flat), listed);
+    let bundle = "opt/app/bin/.cvmfsbundle-run";
+    assert!(std::fs::read_to_string(flat.join(bundle)).unwrap().contains("CVMFS_BUNDLE"));
+    for (name, marked) in [("run", "1"), ("sh", "0")] {
+        let said = xattr::get(flat.join("opt/app/bin").join(name), "user.bundle_trigger").unwrap();
+        assert_eq!(said.as_deref(), Some(marked.as_bytes()), "{name}");
+    }
+
+    let (cover, place) = (flat.with_file_name(format!(".cover-{}", pushed.config.hex())), tempfile::tempdir().unwrap());
+    let options = format!("ro,lowerdir={}:{}", cover.display(), flat.display());
+    let run = |program: &str, arguments: &[&OsStr]| {
+        let status = Command::new(program).args(arguments).status().unwrap();
+        assert!(status.success(), "{program}: {status}");
+    };
+    let target = place.path().as_os_str();
+    run(
+        "mount",
+        &["-t", "overlay", "-o", &options, "overlay"].map(OsStr::new).into_iter().chain([target]).collect::<Vec<_>>(),
+    );
+    let seen = (names(place.path()), std::fs::read(place.path().join("opt/app/bin/run")).unwrap());
+    let metadata = ["opt", "opt/app/bin"].map(|path| {
+        let of =
+            |top: &Path| std::fs::metadata(top.join(path)).map(|m| (m.mode(), m.uid(), m.gid(), m.mtime())).unwrap();
+        (of(place.path()), of(&flat))
+    });
+    let found = std::fs::symlink_metadata(place.path().join(bundle)).map(drop).map_err(|error| error.kind());
+    run("umount", &[target]);
+    assert_eq!(seen, (listed, b"first".to_vec()));
+    assert_eq!(found, Err(std::io::ErrorKind::NotFound));
+    metadata.iter().for_each(|(container, flat)| assert_eq!(container, flat));
 }

@@ -375,7 +375,16 @@ mod tests {
 
     fn record(parent: Option<&str>) -> Record {
         let parent = parent.map(id);
-        Record { schema: 1, parent, kind: Kind::Image, state: State::Applied, size: 0, opaque: false, thin: Vec::new(), stack: None }
+        Record {
+            schema: 1,
+            parent,
+            kind: Kind::Image,
+            state: State::Applied,
+            size: 0,
+            opaque: false,
+            thin: Vec::new(),
+            stack: None,
+        }
     }
 
     fn part(number: u8) -> Part {
@@ -418,7 +427,8 @@ mod tests {
             (r#","overlay":true"#, Form::Overlay),
             (r#","form":"flat""#, Form::Flat),
         ] {
-            let part: Part = serde_json::from_str(&format!(r#"{{"repository":"a.b","layer":"{layer}"{more}}}"#)).unwrap();
+            let part: Part =
+                serde_json::from_str(&format!(r#"{{"repository":"a.b","layer":"{layer}"{more}}}"#)).unwrap();
             assert_eq!(part, Part { repository: "a.b".into(), layer, form });
             assert_eq!(serde_json::from_str::<Part>(&serde_json::to_string(&part).unwrap()).unwrap(), part);
         }
