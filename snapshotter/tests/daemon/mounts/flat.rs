@@ -143,6 +143,6 @@ fn a_container_of_a_thin_image_gets_the_flat_where_image_and_repository_agree() 
 
     // An ordinary layer can't say that it means an image.
     client.prepare("k", "", &[]).unwrap();
-    client.commit("claim", "k", &[("ch.cern.cvmfs.thin.stack", chains[5].to_string())]).unwrap();
+    client.commit("claim", "k", &[("ch.cern.cvmfs.thin.stack", &chains[5].to_string())]).unwrap();
     assert_eq!(client.stat("claim").unwrap().labels.get("ch.cern.cvmfs.thin.stack"), None);
 }
