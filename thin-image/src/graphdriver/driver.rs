@@ -19,7 +19,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
-use super::home::{Home, Kind, Lower, Part, Record, RootAttributes, State};
+use super::home::{Form, Home, Kind, Lower, Part, Record, RootAttributes, State};
 use super::id::LayerId;
 use super::mounts::{self, Stack};
 use super::pack::Change;
@@ -432,8 +432,12 @@ impl Driver {
 
 /// A published layer that is not there any more.
 fn gone(part: &Part, repository: &Repository) -> Refusal {
+    let what = match part.form {
+        Form::Content | Form::Overlay => "layer",
+        Form::Cover | Form::Flat => "the flat root of image",
+    };
     Refusal::new(format!(
-        "layer {} is no longer in repository {} at {}; publish the image again, or pull a newer one",
+        "{what} {} is no longer in repository {} at {}; publish the image again, or pull a newer one",
         part.layer,
         repository.name(),
         repository.mountpoint().display()

@@ -307,6 +307,11 @@ async fn a_container_of_a_thin_image_gets_the_flat_and_the_client_its_list() {
         assert_eq!(said.unwrap().unwrap(), json!({ "list": path(OwnedPath::FlatStartup(image)), "bases": bases }));
     }
 
+    let flat = world.repository().path(&OwnedPath::Flat(image));
+    fs::rename(&flat, flat.with_extension("away")).unwrap();
+    let error = world.create("CreateReadWrite", "late", "c-init").await.unwrap_err();
+    assert!(error.contains(&format!("the flat root of image {image} is no longer in repository {NAME}")), "{error}");
+
     // What image and repository don't agree on, what stands on something, and what is not wanted.
     let mut lying = layers.clone();
     lying[1]["diffid"] = json!(DiffId::of(b"something else"));
