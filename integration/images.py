@@ -213,7 +213,7 @@ def cached(home, name, key, make):
 
 def python_image(home):
     """Debian's python3 with numpy in three layers; the third changes and deletes what the others hold. Returns the layout's directory."""
-    home = Path(home)
+    home = Path(home).resolve()  # apt takes a relative path for one below its own cache
     home.mkdir(parents=True, exist_ok=True)
     return cached(home, "python-image", None, lambda directory: _write_python_image(directory, home / "packages"))
 

@@ -77,6 +77,7 @@ pub const OF_FILES: &[&str] = &[
     "user.external_file",
     "user.external_url",
     "user.direct_io",
+    "user.bundle_trigger",
 ];
 
 /// Information about links.
@@ -334,6 +335,7 @@ fn about_entry(node: &Node, name: &str) -> Option<Vec<u8>> {
         },
         "user.external_file" => flag(entry.flags.is_external()),
         "user.direct_io" => flag(entry.flags.is_direct_io()),
+        "user.bundle_trigger" => flag(entry.flags.is_bundle_trigger()),
         _ => return None,
     };
     Some(text.into_bytes())

@@ -257,6 +257,7 @@ fn every_information_attribute_has_a_sensible_value() {
         ("user.compression", Some("zlib")),
         ("user.external_file", Some("0")),
         ("user.direct_io", Some("0")),
+        ("user.bundle_trigger", Some("0")),
         ("user.external_url", None),
         ("user.rawlink", None),
         ("user.authz", None),

@@ -269,12 +269,15 @@ def thin(case):
         case.check("it is a few KB", archive.stat().st_size < 100_000, f"{archive.stat().st_size} bytes")
         cell.text = case.thin_size("twelve", archive)
         case.relay.reset()
+        before = len(case.node.snapshotter.log())
         case.node.ctr("images", "import", "--snapshotter", SNAPSHOTTER, archive)
         container = case.container("twelve")
         case.right("twelve", container)
         case.equal("no layer is in containerd's store", case.downloaded("twelve"), [])
         case.equal("the registry was asked for nothing", case.relay.requests, 0)
         case.equal("layers from repositories", len([1 for lazy in case.node.directories().values() if lazy]), 1)
+        said = case.node.snapshotter.log()[before:]
+        case.check("it stands on the flat root of the image", "containers get the flat root" in said, said)
 
 
 def restarts(case):

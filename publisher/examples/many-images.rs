@@ -178,6 +178,7 @@ impl Hand<'_> {
             revision: 1,
             generator: "many-images".to_owned(),
             startup: None,
+            bundles: false,
         };
         let file = |file| OwnedPath::ImageFile { platform: None, name: name.clone(), file };
         self.file(&file(ImageFile::Manifest), &manifest_bytes)?;

@@ -273,8 +273,8 @@ Examples:
   A server, for half a minute:
     cvmfs-publisher record quay.io/tools/server:2 images.example.org --for 30s
 
-  A list that was made elsewhere, and none any more:
-    cvmfs-publisher record quay.io/tools/app:1 images.example.org --list startup.json
+  A list that was made elsewhere, for stock clients as well; and none any more:
+    cvmfs-publisher record quay.io/tools/app:1 images.example.org --list startup.json --bundles
     cvmfs-publisher record quay.io/tools/app:1 images.example.org --remove")]
     Record(Record),
 
@@ -642,6 +642,17 @@ pub struct ConvertImage {
     #[arg(long, value_name = "FILE")]
     pub startup: Option<PathBuf>,
 
+    /// Publish the start-up list as a file bundle, too
+    ///
+    /// For stock clients from 2.14 on that are mounted with CVMFS_PREFETCH_FILEBUNDLES=yes: a hidden file in the flat,
+    /// beside the first file of the list. Without it, an image keeps what its name has.
+    #[arg(long, conflicts_with = "no_bundles")]
+    pub bundles: bool,
+
+    /// Publish no file bundle, and take away the one that is there
+    #[arg(long)]
+    pub no_bundles: bool,
+
     /// Put the image into the store for Podman, too: podmanStore in the repository
     #[arg(long)]
     pub podman_store: bool,
@@ -844,6 +855,11 @@ pub struct Sign {
     /// Days until the whitelist expires
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub days: u32,
+}
+
+/// What a pair of options says, of which one contradicts the other.
+pub fn said(yes: bool, no: bool) -> Option<bool> {
+    (yes || no).then_some(yes)
 }
 
 /// Writes a result to standard output. A reader that went away ends the program without complaint.

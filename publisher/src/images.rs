@@ -40,6 +40,8 @@ pub struct PublishedImage {
     pub legacy: bool,
     /// What its start-up list asks for, if it has one.
     pub startup: Option<ListSize>,
+    /// Whether its start-up list is a file bundle in the flat, too.
+    pub bundles: bool,
 }
 
 /// All published images, by path. An image with an unreadable record is an error, not left out.
@@ -67,6 +69,7 @@ pub fn list(target: &Target) -> Result<Vec<PublishedImage>, Failure> {
                 revision: Some(status.revision),
                 legacy: false,
                 startup: None,
+                bundles: status.bundles,
             };
             found.insert(path, image);
         }
@@ -117,6 +120,7 @@ fn legacy_image(layout: &Layout, path: &RepoPath, entry: &Entry) -> Option<Publi
         revision: None,
         legacy: true,
         startup: None,
+        bundles: false,
     })
 }
 
@@ -160,9 +164,9 @@ fn read(target: &Target, entry: &Entry, most: u64) -> Result<Vec<u8>, Failure> {
 /// One line an image.
 pub fn to_text(images: &[PublishedImage]) -> String {
     let line = |i: &PublishedImage| {
-        let startup = i
-            .startup
-            .map_or_else(String::new, |list| format!("  start-up list of {} files, {} bytes", list.files, list.bytes));
+        let bundles = if i.bundles { ", and a file bundle" } else { "" };
+        let listed = |list: ListSize| format!("  start-up list of {} files, {} bytes{bundles}", list.files, list.bytes);
+        let startup = i.startup.map_or_else(String::new, listed);
         match (&i.digest, i.revision) {
             (Some(digest), Some(revision)) => {
                 let platform = i.platform.as_deref().unwrap_or("-");

@@ -510,7 +510,9 @@ impl<'a> Planner<'a> {
             .startup
             .as_ref()
             .is_none_or(|given| status.is_some_and(|status| status.startup == Some(given.digest())));
-        if !(is_same && is_complete && is_listed) {
+        let has_bundles = status.is_some_and(|status| status.bundles);
+        let is_bundled = wanted.options.bundles.is_none_or(|said| said == has_bundles);
+        if !(is_same && is_complete && is_listed && is_bundled) {
             return Ok(Outcome::Updated);
         }
         Ok(Outcome::Unchanged)

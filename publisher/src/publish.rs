@@ -178,7 +178,7 @@ impl Hand<'_> {
         for layer in plan.distinct_layers().filter(|l| has_layers && l.state == LayerState::Legacy) {
             self.mark_legacy(&layer.layer)?;
         }
-        let startup = self.startup_of(plan)?;
+        let (startup, bundles) = (self.startup_of(plan)?, self.bundles_of(plan)?);
         let layers = plan.layers.iter().filter(|_| has_layers).map(|l| l.layer.descriptor.digest);
         self.in_use_again(plan.manifest.config, layers)?;
         if self.leads_elsewhere(plan)? {
@@ -199,11 +199,12 @@ impl Hand<'_> {
             revision: self.revision,
             generator: GENERATOR.to_owned(),
             startup: startup.as_ref().and_then(|list| list.given),
+            bundles,
         };
         self.file(&wanted.file(ImageFile::Status), &status.to_bytes())?;
         self.file(&wanted.file(ImageFile::Manifest), &wanted.record(&plan.manifest).to_bytes())?;
         if let Some(list) = startup {
-            self.put_startup(&wanted.owner(), plan.manifest.config, &plan.config.diff_ids, &list)?;
+            self.put_startup(&wanted.owner(), plan.manifest.config, &plan.config.diff_ids, &list, bundles)?;
         }
         self.public_links(wanted, plan.manifest.config)
     }
@@ -223,6 +224,7 @@ impl Hand<'_> {
             let place = place.map_err(|e| Failure::Content(format!("{at}: {e}")))?;
             self.transaction.put(&place, entry.clone(), &[])?;
         }
+        self.cover_again(image)?;
         self.first_link(&OwnedPath::Index(IndexKey::Image(stack)), &OwnedPath::Flat(image))
     }
 
@@ -378,15 +380,20 @@ impl Hand<'_> {
 
     pub(crate) fn file(&mut self, path: &OwnedPath, bytes: &[u8]) -> Result<(), Failure> {
         let at = repo_path(&self.layout, path);
-        let (hash, _) = put_content(&*self.target.store, &mut self.encoder, ObjectKind::File, bytes)?;
-        if self.transaction.lookup(&at)?.is_some_and(|e| e.content == Some(hash)) {
+        let entry = self.stored(&at, bytes)?;
+        if self.transaction.lookup(&at)?.is_some_and(|old| old.content == entry.content) {
             return Ok(());
         }
         self.directories(path, &at)?;
-        let compression = self.target.codec.compression();
-        let entry = Entry::file(at.name(), file_meta(self.now), bytes.len() as u64, hash, compression);
         self.transaction.put(&at, entry, &[])?;
         self.split_large(path)
+    }
+
+    /// The row of a file with this content, which is in the storage then.
+    pub(crate) fn stored(&mut self, at: &RepoPath, bytes: &[u8]) -> Result<Entry, Failure> {
+        let (hash, _) = put_content(&*self.target.store, &mut self.encoder, ObjectKind::File, bytes)?;
+        let compression = self.target.codec.compression();
+        Ok(Entry::file(at.name(), file_meta(self.now), bytes.len() as u64, hash, compression))
     }
 
     /// Makes the directories above a path, with the nested catalogs that the layout wants.

@@ -25,7 +25,7 @@ use tempfile::TempDir;
 
 use self::inside::Start;
 pub use self::inside::inside;
-use crate::cli::{Record, print_result};
+use crate::cli::{Record, print_result, said};
 use crate::error::{CommandError, ExitStatus};
 use crate::failure::Failure;
 use crate::publish::Hand;
@@ -52,7 +52,8 @@ pub fn record(arguments: &Record, target: &Target, json: bool) -> Result<ExitSta
             Some(GivenList::parse(&text).map_err(CommandError::failed)?)
         }
     };
-    let listed = publish_list(target, &arguments.image, given.as_ref())
+    let bundles = said(arguments.bundles, arguments.no_bundles);
+    let listed = publish_list(target, &arguments.image, given.as_ref(), bundles)
         .map_err(|e| e.into_command_error().context(format!("cannot publish the list of {}", arguments.image)))?;
     print_result(&if json { to_json(&listed) } else { to_text(&listed) })?;
     Ok(ExitStatus::Success)

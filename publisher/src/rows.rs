@@ -3,7 +3,7 @@
 //! In a layer, a whiteout is a 0:0 character device and an opaque directory carries the overlayfs attribute in both of
 //! its families; a flat has neither.
 
-use cvmfs::entry::{Chunk, Entry, FileType, Flags, Meta};
+use cvmfs::entry::{Chunk, Entry, FileType, Meta};
 use cvmfs::hash::{Algorithm, ContentHash};
 use cvmfs::object::Compression;
 use cvmfs::xattr::{self, Xattrs};
@@ -101,9 +101,10 @@ pub fn to_node(entry: Entry, chunks: Vec<Chunk>) -> Node<FileContent> {
     }
 }
 
-/// Whether this is the marker that begins a nested catalog, which is no part of a tree.
+/// Whether this is the marker that begins a nested catalog, or a file bundle that we put beside a file of an image: neither
+/// is part of a tree.
 pub fn is_marker(entry: &Entry) -> bool {
-    entry.name == cvmfs::subtree::MARKER && entry.flags.0 & Flags::HIDDEN != 0
+    entry.name == cvmfs::subtree::MARKER && entry.flags.is_hidden() || cvmfs::bundle::is_hidden_bundle(entry)
 }
 
 #[cfg(test)]

@@ -12,6 +12,10 @@
 //! by which a pass sees that there is nothing to do.
 //!
 //! Of two names of one image with different lists the one published last is what clients find.
+//!
+//! Where the operator says so, the stock client gets the same as a file bundle inside of the flat ([`mod@bundle`]).
+
+mod bundle;
 
 use std::path::Path;
 
@@ -143,6 +147,14 @@ impl Hand<'_> {
         self.fit_to(plan.manifest.config, &list, given, &plan.image).map(Some)
     }
 
+    /// Whether the list of an image goes into its flat as a bundle, too: as its name has it, unless somebody says.
+    pub(crate) fn bundles_of(&mut self, plan: &ImagePlan) -> Result<bool, Failure> {
+        match plan.wanted.options.bundles {
+            Some(said) => Ok(said),
+            None => Ok(self.status_of(&plan.wanted.owner())?.is_some_and(|status| status.bundles)),
+        }
+    }
+
     fn fit_to(
         &mut self,
         flat: ImageId,
@@ -165,14 +177,16 @@ impl Hand<'_> {
         Ok(Startup { list: fitting, given })
     }
 
-    /// Publishes the list of a name; an empty one is none.
+    /// Publishes the list of a name; an empty one is none. With it, or without, goes its bundle.
     pub(crate) fn put_startup(
         &mut self,
         owner: &Owner,
         flat: ImageId,
         diff_ids: &[DiffId],
         startup: &Startup,
+        bundles: bool,
     ) -> Result<(), Failure> {
+        self.change_bundle(flat, Some(&startup.list).filter(|_| bundles))?;
         let places = [record_of(owner, ImageFile::Startup), OwnedPath::FlatStartup(flat)];
         if startup.list.files.is_empty() {
             return places.iter().try_for_each(|path| Ok(self.transaction.remove(&repo_path(&self.layout, path))?));
@@ -202,7 +216,12 @@ impl Hand<'_> {
     }
 
     /// Gives a published name another list, or none; returns what is published then.
-    fn change_startup(&mut self, owner: &Owner, given: Option<&GivenList>) -> Result<ListSize, Failure> {
+    fn change_startup(
+        &mut self,
+        owner: &Owner,
+        given: Option<&GivenList>,
+        bundles: Option<bool>,
+    ) -> Result<ListSize, Failure> {
         let name = &owner.name;
         let manifest = self.read(&record_of(owner, ImageFile::Manifest))?;
         let manifest = manifest.ok_or_else(|| Failure::Content(format!("{name} has no manifest.json")))?;
@@ -217,9 +236,11 @@ impl Hand<'_> {
         if given.is_some() && startup.list.files.is_empty() {
             return Err(Failure::Content(format!("{name} has no file of the start-up list; nothing was changed")));
         }
-        self.put_startup(owner, flat, &diff_ids, &startup)?;
-        if let Some(status) = self.status_of(owner)? {
-            let status = StatusRecord { startup: startup.given, ..status };
+        let status = self.status_of(owner)?;
+        let bundles = bundles.unwrap_or_else(|| status.as_ref().is_some_and(|status| status.bundles));
+        self.put_startup(owner, flat, &diff_ids, &startup, bundles)?;
+        if let Some(status) = status {
+            let status = StatusRecord { startup: startup.given, bundles, ..status };
             self.file(&record_of(owner, ImageFile::Status), &status.to_bytes())?;
         }
         Ok(ListSize::of_list(&startup.list))
@@ -244,12 +265,18 @@ pub struct Listed {
     pub revision: u64,
 }
 
-/// Publishes the list of an image that is published, on all its platforms; or takes it away.
-pub fn publish_list(target: &Target, image: &str, given: Option<&GivenList>) -> Result<Listed, Failure> {
+/// Publishes the list of an image that is published, on all its platforms; or takes it away. `bundles` says whether as a
+/// bundle, too; otherwise that stays as it is.
+pub fn publish_list(
+    target: &Target,
+    image: &str,
+    given: Option<&GivenList>,
+    bundles: Option<bool>,
+) -> Result<Listed, Failure> {
     let (mut listed, (_, revision)) = edit(target, |hand| {
         let mut listed = Listed { schema: 1, image: String::new(), startup: ListSize::default(), revision: 0 };
         for owner in hand.find(image, Sort::Recorded)? {
-            listed.startup = hand.change_startup(&owner, given)?;
+            listed.startup = hand.change_startup(&owner, given, bundles)?;
             listed.image = owner.name.to_string();
         }
         Ok((listed, !hand.transaction.is_empty()))

@@ -44,7 +44,8 @@ pub async fn convert(daemon: &Daemon, dry_run: bool) -> Result<Converted, Error>
         };
         let name = snapshot.info.name.clone();
         let size = hit.layer.size;
-        let found = Found { lowers, how: Way::Chain.as_str(), logical: Usage { size: size.0, inodes: size.1 } };
+        let found =
+            Found { lowers, how: Way::Chain.as_str(), logical: Usage { size: size.0, inodes: size.1 }, stack: None };
         let id = snapshot.id;
         let done = if dry_run {
             let freed = snapshot.usage.map_or(0, |usage| usage.size);

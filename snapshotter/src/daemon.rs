@@ -27,14 +27,14 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use image::digest::{ChainId, LayerDigest};
+use mounted::startup::Recent;
 use parking_lot::Mutex;
 
 pub use self::downloads::Downloaded;
 use self::downloads::Downloads;
-use self::startup::Recent;
 use crate::config::{Config, UsageReport};
 use crate::error::Error;
-use crate::labels::{Labels, SNAPSHOT_REF, Wanted};
+use crate::labels::{Labels, SNAPSHOT_REF, THIN_STACK, Wanted};
 use crate::metrics::Metrics;
 use crate::overlay::{self, Mount};
 use crate::repository::{Down, Repository};
@@ -286,7 +286,8 @@ impl Daemon {
             .await?;
         let found = match record {
             None => None,
-            Some(Ok(record)) => Some(self.thin(&record, below).await?),
+            // A parent may be named only now.
+            Some(Ok(record)) => Some(self.thin(&record, below, below > 0 || parent.is_some()).await?),
             // A container of it would have one file, and no word of why.
             Some(Err(error)) if error.is_of_a_record() => {
                 return Err(Error::FailedPrecondition(format!("this is no thin image that can be used: {error}")));
@@ -328,6 +329,13 @@ fn unavailable(down: &Down, layer: LayerDigest) -> Error {
     Error::Unavailable(format!(
         "layer {layer} can't be reached: {down}. Mount the repository and start the container again"
     ))
+}
+
+/// The chain ID of the image that a committed snapshot shows with all below. One that stands for a thin image has that of the
+/// image that is meant, if it is known.
+pub fn stack_of(snapshot: &Snapshot) -> Option<ChainId> {
+    let meant = snapshot.info.labels.get(THIN_STACK).and_then(|text| ChainId::parse(text).ok());
+    meant.or_else(|| chain_of(snapshot))
 }
 
 /// The chain ID of a committed snapshot and all below: from its label, or from the name that an unpacker gave it.

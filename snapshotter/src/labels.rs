@@ -17,6 +17,10 @@ pub const REMOTE: &str = "containerd.io/snapshot/remote";
 /// Its value.
 pub const REMOTE_VALUE: &str = "cvmfs";
 
+/// What this program adds to a snapshot that stands for a thin image: the chain ID of the image that is meant. Nobody else can
+/// say it: it is taken away where it comes with a request.
+pub const THIN_STACK: &str = "ch.cern.cvmfs.thin.stack";
+
 /// The uncompressed digest (containerd 2.4).
 const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
 /// Set for CRI, Docker, nerdctl and, on request, the transfer service.

@@ -36,7 +36,6 @@ pub mod resolve;
 pub mod serve;
 pub mod service;
 pub mod snapshots;
-pub mod startup;
 pub mod thin;
 pub mod usage;
 

@@ -20,10 +20,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use image::digest::{ChainId, DiffId, ImageId, LayerDigest};
+use image::digest::{ChainId, DiffId, LayerDigest};
 use image::layout::{FormatRecord, IndexKey, LayersJson, Layout, OwnedPath};
-use image::manifest::Config;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use mounted::{is_absence, is_directory, record};
 use serde::{Deserialize, Serialize};
 
 use crate::labels::Wanted;
@@ -267,79 +266,6 @@ fn by_index(repository: &Path, key: Option<IndexKey>) -> io::Result<Option<Candi
             Ok(None)
         }
     }
-}
-
-/// The image that is a whole stack of layers, by the index.
-pub fn image_of(repository: &Path, stack: ChainId) -> io::Result<Option<ImageId>> {
-    let (layout, from) = (Layout::new(), OwnedPath::Index(IndexKey::Image(stack)));
-    let target = match fs::read_link(repository.join(layout.print(&from))) {
-        Ok(target) => target,
-        Err(error) if is_absence(&error) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    Ok(target.to_str().and_then(|target| layout.parse_link(&from, target)).and_then(|path| match path {
-        OwnedPath::Flat(image) => Some(image),
-        _ => None,
-    }))
-}
-
-/// The image whose flat stands for a whole stack of layers. Its config has to make that stack, and a cover has to be there:
-/// without one the flat shows more than the image.
-pub fn flat(repository: &Path, stack: ChainId) -> io::Result<Option<ImageId>> {
-    let Some(image) = image_of(repository, stack)? else { return Ok(None) };
-    let layout = Layout::new();
-    let Some(bytes) = record(repository, &layout.print(&OwnedPath::Index(IndexKey::Config(image))))? else {
-        return Ok(None);
-    };
-    let config = Config::parse(&bytes).ok().filter(|_| ImageId::of(&bytes) == image);
-    if config.and_then(|config| ChainId::stack(&config.diff_ids).last().copied()) != Some(stack) {
-        return Ok(None);
-    }
-    for path in [OwnedPath::FlatCover(image), OwnedPath::Flat(image)] {
-        if !is_directory(repository, &layout.print(&path))? {
-            return Ok(None);
-        }
-    }
-    Ok(Some(image))
-}
-
-/// Longest record that is read, in bytes.
-const MAX_RECORD: u64 = 64 << 20;
-
-/// A small file; nothing if it is absent.
-fn record(repository: &Path, path: &str) -> io::Result<Option<Vec<u8>>> {
-    use std::io::Read as _;
-    // A pipe would wait for a writer.
-    let Some(file) = open(repository, path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)? else { return Ok(None) };
-    if !file.metadata()?.is_file() {
-        return Ok(None);
-    }
-    let mut bytes = Vec::new();
-    file.take(MAX_RECORD + 1).read_to_end(&mut bytes)?;
-    Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= MAX_RECORD))
-}
-
-fn is_directory(repository: &Path, path: &str) -> io::Result<bool> {
-    Ok(open(repository, path, OFlag::O_PATH | OFlag::O_DIRECTORY)?.is_some())
-}
-
-/// Opens what is below a repository without following any link: what is published there is input from outside.
-fn open(repository: &Path, path: &str, flags: OFlag) -> io::Result<Option<fs::File>> {
-    let root = fs::File::open(repository)?;
-    let how = OpenHow::new()
-        .flags(flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW)
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-    match openat2(&root, path, how).map_err(io::Error::from) {
-        Ok(found) => Ok(Some(found.into())),
-        Err(error) if is_absence(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn is_absence(error: &io::Error) -> bool {
-    use nix::libc::{ELOOP, ENOTDIR, EXDEV};
-    // A link or a file where a directory should be is as good as nothing; it is not what we published.
-    error.kind() == io::ErrorKind::NotFound || matches!(error.raw_os_error(), Some(ELOOP | ENOTDIR | EXDEV))
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use image::digest::LayerDigest;
+use image::digest::{ChainId, LayerDigest};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
@@ -205,6 +205,8 @@ pub struct Found {
     pub how: &'static str,
     /// what `usage = "logical"` reports
     pub logical: Usage,
+    /// chain ID of the image that a thin image stands for, if it is all of the snapshot and the layers are known to make it
+    pub stack: Option<ChainId>,
 }
 
 /// The name of a snapshot that is made without a download.
@@ -334,6 +336,7 @@ impl Snapshots {
     ) -> Result<Snapshot, Error> {
         let name = conjured_name(parent, target);
         let mut labels = valid_labels(labels)?.clone();
+        labels.remove(labels::THIN_STACK);
         labels.insert(labels::REMOTE.to_owned(), labels::REMOTE_VALUE.to_owned());
         labels.insert(labels::SNAPSHOT_REF.to_owned(), target.to_owned());
         let parent_id =
@@ -433,7 +436,11 @@ impl Snapshots {
         require_active(&active)?;
         // Outside of the transaction: it may take long, and nobody writes into what is being committed.
         let usage = usage::scan(&self.directories.own(active.id).content)?;
-        let (name, key, labels) = (valid(name)?.to_owned(), key.to_owned(), valid_labels(labels)?.clone());
+        let (name, key, mut labels) = (valid(name)?.to_owned(), key.to_owned(), valid_labels(labels)?.clone());
+        labels.remove(labels::THIN_STACK);
+        if let Some(stack) = found.as_ref().and_then(|found| found.stack) {
+            labels.insert(labels::THIN_STACK.to_owned(), stack.to_string());
+        }
         let parent = parent.map(str::to_owned);
         let directories = Arc::clone(&self.directories);
         let committed_snapshot = self.metadata.write(move |table| {

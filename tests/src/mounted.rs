@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
@@ -29,7 +29,7 @@ pub fn is_possible() -> bool {
 /// A mounted repository; unmounted when dropped.
 #[derive(Debug)]
 pub struct Mounted {
-    mountpoint: std::path::PathBuf,
+    mountpoint: PathBuf,
     client: Option<JoinHandle<()>>,
     // Last, so that they outlive the mount.
     _server: Runtime,
@@ -68,6 +68,11 @@ impl Mounted {
         });
         mounted.recv().expect("the client mounts");
         Mounted { mountpoint, client: Some(client), _server: server, _directory: directory }
+    }
+
+    /// A path in the repository, on this machine.
+    pub fn path(&self, below: impl AsRef<Path>) -> PathBuf {
+        self.mountpoint.join(below)
     }
 
     /// Everything, as the kernel shows it.

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 
+use cvmfs::bundle::is_hidden_bundle;
 use cvmfs::catalog::NestedRef;
 use cvmfs::entry::{Entry, FileType};
 use cvmfs::hash::ObjectKind;
@@ -53,12 +54,16 @@ pub struct Node {
 pub type Tree = BTreeMap<Vec<u8>, Node>;
 
 /// A published tree.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Published {
     /// Its entries.
     pub tree: Tree,
     /// Directories that begin a nested catalog, the place where reading began not included.
     pub catalogs: BTreeSet<String>,
+    /// File bundles that are hidden, by path.
+    pub bundles: BTreeMap<String, Node>,
+    /// Files that are marked as having one.
+    pub triggers: BTreeSet<String>,
 }
 
 /// Reads what is below `top`; nothing if there is no such directory.
@@ -77,7 +82,7 @@ pub fn read(repository: &Repository, scratch: &Path, top: &str) -> Option<Publis
             catalog = loader.load(&nested).expect("a nested catalog");
         }
     }
-    let mut reader = Reader { loader, published: Published { tree: Tree::new(), catalogs: BTreeSet::new() } };
+    let mut reader = Reader { loader, published: Published::default() };
     reader.published.tree.insert(Vec::new(), reader.node(&catalog, &top, &entry));
     if entry.is_directory() {
         reader.directory(&catalog, &top, &mut Vec::new());
@@ -94,11 +99,21 @@ impl Reader<'_> {
     fn directory(&mut self, catalog: &Loaded, path: &RepoPath, relative: &mut Vec<u8>) {
         for row in catalog.list(path.key()).expect("a readable catalog") {
             let entry = row.entry;
-            if entry.flags.is_hidden() {
-                assert_eq!(entry.name, b".cvmfscatalog", "only markers are hidden");
+            let below = path.join(&entry.name);
+            let place =
+                String::from_utf8_lossy(&[&relative[..], b"/", &entry.name].concat()).trim_matches('/').to_owned();
+            if entry.flags.is_bundle_trigger() {
+                self.published.triggers.insert(place.clone());
+            }
+            if is_hidden_bundle(&entry) {
+                let node = self.node(catalog, &below, &entry);
+                self.published.bundles.insert(place, node);
                 continue;
             }
-            let below = path.join(&entry.name);
+            if entry.flags.is_hidden() {
+                assert_eq!(entry.name, b".cvmfscatalog", "only markers and bundles are hidden");
+                continue;
+            }
             let length = relative.len();
             if !relative.is_empty() {
                 relative.push(b'/');

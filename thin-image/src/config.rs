@@ -3,6 +3,7 @@
 //! ```toml
 //! listen = "127.0.0.1:5080"
 //! resolve = true                  # false: tags are left to the registries, only digests are answered
+//! prefer_flat = "auto"            # containers of Docker get the flat root in place of layers: "on", "off", or of four and more
 //! [[repositories]]
 //! name = "images.example.org"
 //! mountpoint = "/cvmfs/images.example.org"    # the usual place if absent
@@ -53,6 +54,19 @@ pub enum ConfigError {
     NoRepository(PathBuf),
 }
 
+/// Whether the flat root of an image is given in place of its layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PreferFlat {
+    /// where it is faster: in place of many layers
+    #[default]
+    Auto,
+    /// wherever it is published
+    On,
+    /// never
+    Off,
+}
+
 /// The configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -60,6 +74,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// are tags answered?
     pub resolve: bool,
+    /// do containers get the flat root of a thin image in place of its layers?
+    pub prefer_flat: PreferFlat,
     /// repositories, the first one that has something serves it
     pub repositories: Vec<Repository>,
 }
@@ -69,6 +85,7 @@ pub struct Config {
 struct Document {
     listen: SocketAddr,
     resolve: bool,
+    prefer_flat: PreferFlat,
     repositories: Vec<RepositoryDocument>,
 }
 
@@ -81,7 +98,7 @@ struct RepositoryDocument {
 
 impl Default for Document {
     fn default() -> Self {
-        Self { listen: LISTEN, resolve: true, repositories: Vec::new() }
+        Self { listen: LISTEN, resolve: true, prefer_flat: PreferFlat::Auto, repositories: Vec::new() }
     }
 }
 
@@ -101,7 +118,8 @@ impl Config {
                 .map_err(|source| ConfigError::Repository { path: path.to_owned(), source: Box::new(source) })
         };
         let repositories = document.repositories.iter().map(repository).collect::<Result<_, _>>()?;
-        Ok(Self { listen: document.listen, resolve: document.resolve, repositories })
+        let Document { listen, resolve, prefer_flat, .. } = document;
+        Ok(Self { listen, resolve, prefer_flat, repositories })
     }
 }
 
@@ -117,8 +135,8 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             Config::read(Some(&path), Path::new("/cvmfs")).map_err(|error| error.to_string())
         };
-        let config = read("listen = \"127.0.0.1:1\"\nresolve = false\n[[repositories]]\nname = \"a.b\"\n[[repositories]]\nname = \"c.d\"\nmountpoint = \"/mnt\"").unwrap();
-        assert_eq!((config.listen.port(), config.resolve), (1, false));
+        let config = read("listen = \"127.0.0.1:1\"\nresolve = false\nprefer_flat = \"off\"\n[[repositories]]\nname = \"a.b\"\n[[repositories]]\nname = \"c.d\"\nmountpoint = \"/mnt\"").unwrap();
+        assert_eq!((config.listen.port(), config.resolve, config.prefer_flat), (1, false, PreferFlat::Off));
         let at: Vec<_> = config.repositories.iter().map(|r| (r.name(), r.mountpoint())).collect();
         assert_eq!(at, [("a.b", Path::new("/cvmfs/a.b")), ("c.d", Path::new("/mnt"))]);
         let nothing = read("").unwrap();

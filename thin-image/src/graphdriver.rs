@@ -25,6 +25,7 @@ pub mod id;
 pub mod jail;
 pub mod mounts;
 pub mod pack;
+pub mod startup;
 pub mod thin;
 pub mod unpack;
 

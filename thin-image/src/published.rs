@@ -9,13 +9,14 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use image::digest::{ChainId, Digest, ImageId, LayerDigest, ManifestDigest};
+use image::digest::{ChainId, DiffId, Digest, ImageId, LayerDigest, ManifestDigest};
 use image::layout::{FormatRecord, ImageFile, IndexKey, Layout, OwnedPath, StatusRecord};
 use image::manifest::{Config, Document, Layer, MAX_DOCUMENT, Manifest, ManifestError};
 use image::platform::{Platform, PlatformDirectory};
 use image::reference::PublicName;
 use image::thin::is_repository_name;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use mounted::is_absence;
+use nix::fcntl::OFlag;
 
 use crate::names::Wanted;
 
@@ -230,11 +231,11 @@ impl Repository {
         self.is_directory(&OwnedPath::LayerContent(layer))
     }
 
-    /// Does this layer say what it deletes in the way of overlayfs? Other tools don't, and don't say how.
-    pub fn deletes_for_overlay(&self, layer: LayerDigest) -> Result<bool, PublishedError> {
+    /// The tar of a layer that says what it deletes in the way of overlayfs. Other tools don't, and don't say how.
+    pub fn for_overlay(&self, layer: LayerDigest) -> Result<Option<DiffId>, PublishedError> {
         let bytes = self.read(&OwnedPath::LayerFormat(layer), MAX_DOCUMENT)?;
         let record = bytes.and_then(|bytes| FormatRecord::parse(&bytes).ok());
-        Ok(record.is_some_and(|record| record.whiteouts == FormatRecord::OVERLAY))
+        Ok(record.filter(|record| record.whiteouts == FormatRecord::OVERLAY).map(|record| record.diff_id))
     }
 
     /// The published layer that stands for this one: itself, else one with the same content. Nothing: there is none.
@@ -482,25 +483,10 @@ fn non_empty(directory: &str) -> &str {
     if directory.is_empty() { "." } else { directory }
 }
 
-/// Opens what is below a repository without following any link.
+/// Opens what is below a repository; nothing if that, or the repository, is absent.
 fn open(repository: &Path, path: &str, flags: OFlag) -> io::Result<Option<File>> {
-    let root = match File::open(repository) {
-        Ok(root) => root,
-        Err(error) if is_absence(&error) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let how = OpenHow::new()
-        .flags(flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW)
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-    match openat2(&root, path, how).map_err(io::Error::from) {
-        Ok(found) => Ok(Some(found.into())),
+    match mounted::open(repository, path, flags) {
         Err(error) if is_absence(&error) => Ok(None),
-        Err(error) => Err(error),
+        answer => answer,
     }
-}
-
-/// A link or a file where a directory should be is as good as nothing: it is not what the publisher writes.
-fn is_absence(error: &io::Error) -> bool {
-    use nix::libc::{ELOOP, ENOTDIR, EXDEV};
-    error.kind() == io::ErrorKind::NotFound || matches!(error.raw_os_error(), Some(ELOOP | ENOTDIR | EXDEV))
 }

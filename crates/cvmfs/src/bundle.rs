@@ -1,15 +1,23 @@
 //! File bundles: what is worth fetching together with a file, as the file `.cvmfsbundle-NAME` beside NAME says.
 //!
-//! Facts (the reference client, experimental there): the document may begin with lines that start with `#`; then comes a
-//! JSON object with `name` (`CVMFS_BUNDLE`), `version` (`1.0.0`), `encoding` (`UTF-8`) and `dependencies`, a list of
-//! paths. They are absolute in the repository; those without a leading `/`, perhaps with `./`, begin at the directory
-//! of the bundle. A dependency does not trigger a bundle of its own, so bundles that name each other are no loop.
+//! Facts (the reference client since 2.14, experimental there): the document may begin with lines that start with `#`;
+//! then comes a JSON object with `name` (`CVMFS_BUNDLE`), `version` (`1.0.0`), `encoding` (`UTF-8`) and `dependencies`, a
+//! list of paths. They are absolute in the repository; those without a leading `/`, perhaps with `./`, begin at the
+//! directory of the bundle. A dependency does not trigger a bundle of its own, so bundles that name each other are no
+//! loop.
+//!
+//! That client looks for a bundle only beside a file whose row has the flag [`BUNDLE_TRIGGER`], which its publisher sets.
+//! It finds hidden rows. Each dependency is fetched whole, in order; what does not fit into its queue (64 KiB of paths) is
+//! dropped.
+//!
+//! [`BUNDLE_TRIGGER`]: crate::entry::Flags::BUNDLE_TRIGGER
 //!
 //! A bundle of another name or of another major version is refused. At most [`MAX_DEPENDENCIES`] of a document of
 //! [`MAX_BYTES`] are kept, and what is no path is left out.
 
 use serde::Deserialize;
 
+use crate::entry::Entry;
 use crate::path::{RepoPath, is_name};
 use crate::startup::Bounded;
 
@@ -20,6 +28,9 @@ pub const MAX_DEPENDENCIES: usize = 10_000;
 
 const NAME: &str = "CVMFS_BUNDLE";
 const MAJOR_VERSION: &str = "1";
+const VERSION: &str = "1.0.0";
+/// What the names of bundles begin with.
+const PREFIX: &[u8] = b".cvmfsbundle-";
 
 /// This is no bundle.
 #[derive(Debug, thiserror::Error)]
@@ -51,8 +62,31 @@ struct Document {
 
 /// Path of the bundle that belongs to a file; none for what can have none.
 pub fn of(file: &RepoPath) -> Option<RepoPath> {
-    let name = [b".cvmfsbundle-", file.name()].concat();
+    let name = [PREFIX, file.name()].concat();
     Some(file.parent()?.join(&name)).filter(|_| is_name(&name))
+}
+
+/// Whether a row is a bundle that listings don't show, as a publisher puts it beside files that are not its own.
+pub fn is_hidden_bundle(entry: &Entry) -> bool {
+    entry.flags.is_hidden() && entry.name.starts_with(PREFIX)
+}
+
+/// Writes a bundle. What is too much for a reader is left out, and so is what is no UTF-8.
+pub fn print<'a>(dependencies: impl IntoIterator<Item = &'a RepoPath>) -> String {
+    let mut text = format!(r#"{{"name":"{NAME}","version":"{VERSION}","encoding":"UTF-8","dependencies":["#);
+    let end = "\n]}\n";
+    let paths = dependencies.into_iter().filter_map(|path| std::str::from_utf8(path.as_bytes()).ok());
+    let mut separator = "\n";
+    for path in paths.take(MAX_DEPENDENCIES) {
+        let line = serde_json::Value::from(path).to_string();
+        if (text.len() + separator.len() + line.len() + end.len()) as u64 > MAX_BYTES {
+            break;
+        }
+        text.push_str(separator);
+        text.push_str(&line);
+        separator = ",\n";
+    }
+    text + end
 }
 
 /// Dependencies that the bundle at `path` names, in order.
@@ -101,6 +135,26 @@ mod tests {
         assert_eq!(bundle("").unwrap(), [""; 0]);
         let text = b"#%CVMFS_BUNDLE version=1 encoding=UTF-8\n# more\n{\"name\":\"CVMFS_BUNDLE\",\"version\":\"1.2\",\"dependencies\":[\"/a\"]}";
         assert_eq!(parse(&RepoPath::ROOT, text).unwrap(), [RepoPath::parse("/a").unwrap()]);
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let paths = ["/.flat/ab/lib/a.so", "/b/\u{fc} \" \\", "/c"].map(|path| RepoPath::parse(path).unwrap());
+        let text = print(&paths);
+        assert_eq!(
+            text,
+            "{\"name\":\"CVMFS_BUNDLE\",\"version\":\"1.0.0\",\"encoding\":\"UTF-8\",\"dependencies\":[\n\
+             \"/.flat/ab/lib/a.so\",\n\"/b/\u{fc} \\\" \\\\\",\n\"/c\"\n]}\n"
+        );
+        assert_eq!(parse(&RepoPath::ROOT, text.as_bytes()).unwrap(), paths);
+        assert_eq!(parse(&RepoPath::ROOT, print(&[]).as_bytes()).unwrap(), []);
+        let mixed = [RepoPath::parse(b"/\xff").unwrap(), RepoPath::parse("/a").unwrap()];
+        assert_eq!(parse(&RepoPath::ROOT, print(&mixed).as_bytes()).unwrap(), mixed[1..]);
+        for (length, fit) in [(5, MAX_DEPENDENCIES), (4000, MAX_BYTES as usize / 4000 - 1)] {
+            let many = vec![RepoPath::parse(format!("/{}", "a/".repeat(length / 2) + "b")).unwrap(); 20_000];
+            let kept = parse(&RepoPath::ROOT, print(&many).as_bytes()).unwrap().len();
+            assert!(kept <= MAX_DEPENDENCIES && kept + 10 >= fit, "{kept} of length {length}");
+        }
     }
 
     #[test]

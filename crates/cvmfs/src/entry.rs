@@ -105,6 +105,7 @@ flag! {
     BIND_MOUNTPOINT = 0x4000, is_bind_mountpoint, "directory that leads to another root catalog";
     HIDDEN = 0x8000, is_hidden, "not listed, found by lookup";
     DIRECT_IO = 0x10000, is_direct_io, "to be opened with direct I/O";
+    BUNDLE_TRIGGER = 0x20000, is_bundle_trigger, "a file bundle lies beside it";
 }
 
 const HASH_SHIFT: u32 = 8;

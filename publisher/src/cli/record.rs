@@ -27,6 +27,17 @@ pub struct Record {
     #[arg(long, conflicts_with_all = ["command", "time", "output", "client", "server_url"])]
     pub remove: bool,
 
+    /// Publish the list as a file bundle in the flat, too
+    ///
+    /// For stock clients from 2.14 on that are mounted with CVMFS_PREFETCH_FILEBUNDLES=yes. Without it, an image keeps what
+    /// its name has.
+    #[arg(long, conflicts_with_all = ["no_bundles", "remove", "output"])]
+    pub bundles: bool,
+
+    /// Publish no file bundle, and take away the one that is there
+    #[arg(long, conflicts_with = "output")]
+    pub no_bundles: bool,
+
     /// Write the list to this file and publish nothing
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,

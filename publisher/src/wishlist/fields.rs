@@ -14,7 +14,7 @@ use super::yaml::{self, Located, Node};
 use crate::cli::{FlatPermissions, duration, values};
 
 /// The options of an image, in `defaults` and in entries.
-pub(super) const OPTIONS: [&str; 14] = [
+pub(super) const OPTIONS: [&str; 15] = [
     "platforms",
     "plain_path",
     "products",
@@ -29,6 +29,7 @@ pub(super) const OPTIONS: [&str; 14] = [
     "public",
     "signature",
     "startup",
+    "bundles",
 ];
 /// Nobody has to look more often.
 const SHORTEST_SCHEDULE: Duration = Duration::from_secs(10);
@@ -77,6 +78,7 @@ impl Fields<'_> {
             "public" => to.public = self.choice(&field, value, &[("true", true), ("false", false)]),
             "signature" => to.signature = self.signature(&field, value),
             "startup" => to.startup = self.path(&field, value),
+            "bundles" => to.bundles = self.choice(&field, value, &[("true", true), ("false", false)]),
             _ => return false,
         }
         true

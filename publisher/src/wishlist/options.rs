@@ -40,6 +40,8 @@ pub struct ImageOptions {
     pub signature: Option<SignatureRequirement>,
     /// What a start of it touches: a file that is published with it.
     pub startup: Option<PathBuf>,
+    /// Whether its start-up list is published as a file bundle, too.
+    pub bundles: Option<bool>,
 }
 
 /// What the plain path of an image of several platforms leads to.
@@ -125,6 +127,7 @@ impl ImageOptions {
             public: self.public.or(defaults.public),
             signature: self.signature.or(defaults.signature),
             startup: self.startup.or(defaults.startup),
+            bundles: self.bundles.or(defaults.bundles),
         }
     }
 
@@ -160,6 +163,7 @@ impl ImageOptions {
             ("public", self.public != other.public),
             ("signature", self.signature != other.signature),
             ("startup", self.startup != other.startup),
+            ("bundles", self.bundles != other.bundles),
         ];
         differ.into_iter().filter(|(_, differ)| *differ).map(|(name, _)| name).collect()
     }

@@ -73,6 +73,7 @@ input:
   public: true
   signature: none
   startup: starts/b.json
+  bundles: true
 ",
     )
     .unwrap();
@@ -99,6 +100,7 @@ input:
         public: Some(true),
         signature: Some(SignatureRequirement::Nobody),
         startup: Some("lists/starts/b.json".into()),
+        bundles: Some(true),
     };
     assert_eq!(**full, expected);
     let request = list.wishes[1].request(list.wishes[1].source.clone());

@@ -6,15 +6,11 @@
 
 use image::digest::{ImageId, LayerDigest};
 
-use super::{Daemon, chain_of};
+use super::{Daemon, stack_of};
 use crate::config::Auto;
 use crate::error::Error;
 use crate::overlay;
-use crate::resolve;
 use crate::snapshots::{Lower, Part, Snapshot};
-
-/// From this many directories on the flat is faster: `make bench-flat`.
-const MANY: usize = 4;
 
 impl Daemon {
     /// Lets the topmost snapshot of an image stand for all of it, if that can be and is wanted; the stack as it is then.
@@ -22,14 +18,14 @@ impl Daemon {
         let is_wanted = match self.config.prefer_flat {
             Auto::Off => false,
             Auto::On => true,
-            Auto::Auto => overlay::count(stack.iter()) >= MANY,
+            Auto::Auto => overlay::count(stack.iter()) >= mounted::MANY_DIRECTORIES,
         };
         let Some(top) = stack.first().filter(|top| is_wanted && top.is_remote() && top.whole().is_empty()) else {
             return Ok(stack);
         };
-        let Some(chain) = chain_of(top).filter(|chain| !self.flats.has(*chain)) else { return Ok(stack) };
+        let Some(chain) = stack_of(top).filter(|chain| !self.flats.has(*chain)) else { return Ok(stack) };
         let repository = self.repository(&top.lowers[0].repository);
-        let image = match repository.look(move |mountpoint| resolve::flat(mountpoint, chain)).await {
+        let image = match repository.look(move |mountpoint| mounted::flat(mountpoint, chain)).await {
             Ok(Some(image)) => image,
             Ok(None) => {
                 self.flats.add(chain);

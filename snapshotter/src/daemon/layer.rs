@@ -130,7 +130,7 @@ impl Daemon {
     ) -> Result<Vec<Mount>, Error> {
         let size = Usage { size: hit.layer.size.0, inodes: hit.layer.size.1 };
         let how = hit.way.as_str();
-        let found = Found { lowers, how, logical: size };
+        let found = Found { lowers, how, logical: size, stack: None };
         let (parent, target, labels) = asked.owned();
         self.blocking(move |snapshots| snapshots.insert_remote(parent.as_deref(), &target, &labels, &found)).await?;
         self.metrics.prepared("remote", how, repository.name(), asked.start);

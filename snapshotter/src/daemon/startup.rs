@@ -3,50 +3,20 @@
 //! A container does not wait for this and does not fail by it. Of many containers of one image that start together the
 //! client is told once.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use image::digest::ChainId;
-use parking_lot::Mutex;
+use mounted::startup::{Announcement, MAX_BASES, announce, find};
 
-use super::{Daemon, chain_of};
+use super::{Daemon, stack_of};
 use crate::metrics::Metrics;
 use crate::repository::Repository;
 use crate::snapshots::{Snapshot, used};
-use crate::startup::{Announcement, announce, find};
-
-/// How long an image counts as started: what it touches is in the cache then.
-const RECENTLY: Duration = Duration::from_secs(60);
-/// Directories that an announcement names: the client takes no longer ones than 64 KiB.
-const MAX_BASES: usize = 400;
-
-/// Images about which something was learned a moment ago.
-#[derive(Debug, Default)]
-pub(super) struct Recent(Mutex<HashMap<ChainId, Instant>>);
-
-impl Recent {
-    /// Adds an image; whether it was not there.
-    pub(super) fn add(&self, stack: ChainId) -> bool {
-        let mut recent = self.0.lock();
-        recent.retain(|_, when| when.elapsed() < RECENTLY);
-        recent.insert(stack, Instant::now()).is_none()
-    }
-
-    /// Whether an image is there.
-    pub(super) fn has(&self, stack: ChainId) -> bool {
-        self.0.lock().get(&stack).is_some_and(|when| when.elapsed() < RECENTLY)
-    }
-
-    fn forget(&self, stack: ChainId) {
-        self.0.lock().remove(&stack);
-    }
-}
 
 impl Daemon {
     /// A container is going to start on these snapshots, the nearest first.
     pub(super) fn announce(&self, ancestors: &[Snapshot]) {
-        let Some(stack) = ancestors.first().and_then(chain_of) else { return };
+        let Some(stack) = ancestors.first().and_then(stack_of) else { return };
         let published = used(ancestors).filter(|lower| lower.part.is_published());
         let Some(first) = published.clone().next() else { return };
         let repository = self.repository(&first.repository);

@@ -18,7 +18,7 @@ use crate::usage::Usage;
 
 impl Daemon {
     /// What stands for a thin image: its layers, all of them, from configured repositories.
-    pub(super) async fn thin(&self, record: &ThinRecord, below: usize) -> Result<Found, Error> {
+    pub(super) async fn thin(&self, record: &ThinRecord, below: usize, has_parent: bool) -> Result<Found, Error> {
         let origin = record.origin.as_deref().unwrap_or("without a name");
         let mut chain = Below::Nothing;
         let looks = record.layers.iter().map(|layer| {
@@ -43,7 +43,9 @@ impl Daemon {
             match decision.action() {
                 Action::Serve { hit, .. } => {
                     let lowers = self.lowers(repository, &hit.layer).await.map_err(Error::Unavailable)?;
-                    Ok((lowers, hit.layer.size))
+                    // What the image says of its layers is used where the repository says the same.
+                    let is_known = layer.diff_id.is_some() && layer.diff_id == hit.layer.diff;
+                    Ok((lowers, hit.layer.size, is_known))
                 }
                 Action::Download(reason) => Err(Error::Unavailable(format!(
                     "layer {} of thin image {origin} can't be used: {reason}; publish the image again, or mount the repository",
@@ -52,11 +54,16 @@ impl Daemon {
                 Action::Refuse(down) => Err(unavailable(&down, layer.layer)),
             }
         });
-        let mut found = Found { lowers: Vec::new(), how: "thin", logical: Usage::default() };
+        let whole = match chain {
+            Below::Chain(stack) if !has_parent => Some(stack),
+            _ => None,
+        };
+        let mut found = Found { lowers: Vec::new(), how: "thin", logical: Usage::default(), stack: whole };
         // The list begins at the bottom, a stack at the top.
         for layer in join_all(looks).await.into_iter().rev() {
-            let (lowers, (size, inodes)) = layer?;
+            let (lowers, (size, inodes), is_known) = layer?;
             found.lowers.extend(lowers);
+            found.stack = found.stack.filter(|_| is_known);
             found.logical.size = found.logical.size.saturating_add(size);
             found.logical.inodes = found.logical.inodes.saturating_add(inodes);
         }

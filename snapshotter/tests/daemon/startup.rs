@@ -10,6 +10,7 @@ use image::layout::{IndexKey, Layout, OwnedPath};
 use serde_json::{Value, json};
 
 use crate::common::{Client, Layer, PATIENCE, Repository, World, request};
+use crate::thin;
 
 const NAME: &str = "images.example.org";
 
@@ -81,6 +82,23 @@ fn a_container_makes_the_client_fetch_the_list_of_its_image_once() {
     client.prepare("three", &tops[1], &[]).unwrap();
     let expected = json!({"list": other, "bases": [base(&layers[2])]});
     assert_eq!(told.recv_timeout(PATIENCE).unwrap(), expected, "the second container is none of news");
+}
+
+#[test]
+fn a_container_of_a_thin_image_makes_the_client_fetch_the_list_of_the_image_that_is_meant() {
+    let mut world = World::new();
+    let repository = world.repository(NAME);
+    let layers: Vec<Layer> = (0..2).map(|number| repository.layer(&format!("f{number}"))).collect();
+    let list = publish_list(&repository, repository.index(&layers)[1]);
+    let Some(told) = client_of(&world, &repository, r#"{"files":3,"bytes":10,"left_out":0}"#) else { return };
+    let daemon = world.start();
+    let mut client = daemon.client();
+    let all: Vec<(&str, &Layer)> = layers.iter().map(|layer| (NAME, layer)).collect();
+    thin::unpack(&mut client, "thin", "", &thin::record(&all)).unwrap();
+    client.prepare("one", "thin", &[]).unwrap();
+    let base = |layer: &Layer| format!("/{}", Layout::new().print(&OwnedPath::LayerContent(layer.digest)));
+    let expected = json!({"list": list, "bases": [base(&layers[1]), base(&layers[0])]});
+    assert_eq!(told.recv_timeout(PATIENCE).unwrap(), expected);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::common::{Client, Layer, World};
 
 const NAME: &str = "images.example.org";
 
-fn record(layers: &[(&str, &Layer)]) -> Vec<u8> {
+pub fn record(layers: &[(&str, &Layer)]) -> Vec<u8> {
     let layers = layers.iter().map(|(repository, layer)| ThinLayer {
         repository: (*repository).to_owned(),
         layer: layer.digest,
@@ -23,7 +23,7 @@ fn record(layers: &[(&str, &Layer)]) -> Vec<u8> {
 }
 
 /// What containerd does with the layer of a thin image: prepares, unpacks, commits.
-fn unpack(client: &mut Client, name: &str, parent: &str, thin: &[u8]) -> Result<(), crate::common::Failure> {
+pub fn unpack(client: &mut Client, name: &str, parent: &str, thin: &[u8]) -> Result<(), crate::common::Failure> {
     let key = format!("extract {name}");
     let mounts = client.prepare(&key, parent, &[])?;
     let upper = mounts[0].options.iter().find_map(|option| option.strip_prefix("upperdir="));

@@ -1,6 +1,7 @@
 //! From a wish to a published tree.
 
 mod algorithms;
+mod bundles;
 mod flats;
 mod images;
 mod layout;

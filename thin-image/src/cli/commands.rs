@@ -247,18 +247,20 @@ fn chosen(
     Ok(repositories)
 }
 
-fn allowed(plugin: &Plugin, global: &Global) -> anyhow::Result<Vec<Repository>> {
+/// The configuration of a plugin, with the repositories that it may use.
+fn allowed(plugin: &Plugin, global: &Global) -> anyhow::Result<Config> {
     if !nix::unistd::geteuid().is_root() {
         bail!("plugins of Docker mount file systems and have to run as root");
     }
     let config = Config::read(plugin.config.as_deref(), &global.cvmfs)?;
-    chosen(config.repositories, &plugin.repo, plugin.config.as_deref(), global)
+    let repositories = chosen(config.repositories, &plugin.repo, plugin.config.as_deref(), global)?;
+    Ok(Config { repositories, ..config })
 }
 
 async fn run_graphdriver(arguments: &Graphdriver, global: &Global) -> anyhow::Result<()> {
     let plugin = &arguments.plugin;
-    let repositories = allowed(plugin, global)?;
-    let driver = Driver::new(repositories.clone(), &plugin.state)?;
+    let Config { repositories, prefer_flat, .. } = allowed(plugin, global)?;
+    let driver = Driver::new(repositories.clone(), prefer_flat, &plugin.state)?;
     let mut router = graphdriver::router(Arc::new(driver));
     if !arguments.volumes {
         return serve(router.merge(activate(&[graphdriver::IMPLEMENTS])), &plugin.socket).await;
@@ -268,7 +270,7 @@ async fn run_graphdriver(arguments: &Graphdriver, global: &Global) -> anyhow::Re
 }
 
 async fn run_volumes(plugin: &Plugin, global: &Global) -> anyhow::Result<()> {
-    let volumes = Volumes::open(allowed(plugin, global)?, &plugin.client, &plugin.state)?;
+    let volumes = Volumes::open(allowed(plugin, global)?.repositories, &plugin.client, &plugin.state)?;
     let router = volumes::router(Arc::new(volumes));
     serve(router.merge(activate(&[volumes::IMPLEMENTS])), &plugin.socket).await
 }

@@ -14,15 +14,18 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
+use image::digest::ChainId;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
-use super::home::{Home, Kind, Lower, Part, Record, RootAttributes, State};
+use super::home::{Form, Home, Kind, Lower, Part, Record, RootAttributes, State};
 use super::id::LayerId;
 use super::mounts::{self, Stack};
 use super::pack::Change;
+use super::startup::Announcer;
 use super::{jail, pack, thin, unpack};
+use crate::config::PreferFlat;
 use crate::files;
 use crate::look::Looks;
 use crate::plugin::Refusal;
@@ -44,13 +47,15 @@ struct Remembered {
 pub struct Driver {
     repositories: Vec<Repository>,
     looks: Looks,
+    prefer_flat: PreferFlat,
+    announcer: Announcer,
     state: PathBuf,
     home: RwLock<Option<Arc<Home>>>,
 }
 
 impl Driver {
     /// A driver for thin images of these repositories, which remembers in `state` where it was used.
-    pub fn new(repositories: Vec<Repository>, state: &Path) -> Result<Self, Refusal> {
+    pub fn new(repositories: Vec<Repository>, prefer_flat: PreferFlat, state: &Path) -> Result<Self, Refusal> {
         let file = state.join(REMEMBERED);
         let home = match fs::read(&file) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
@@ -61,7 +66,14 @@ impl Driver {
                 _ => None,
             },
         };
-        Ok(Self { repositories, looks: Looks::default(), state: state.to_owned(), home: RwLock::new(home) })
+        Ok(Self {
+            repositories,
+            looks: Looks::default(),
+            prefer_flat,
+            announcer: Announcer::default(),
+            state: state.to_owned(),
+            home: RwLock::new(home),
+        })
     }
 
     fn home(&self) -> Result<Arc<Home>, Refusal> {
@@ -116,6 +128,7 @@ impl Driver {
             size: 0,
             opaque: false,
             thin: Vec::new(),
+            stack: None,
         };
         match home.find(id)? {
             Some(found) if found == new => return Ok(()),
@@ -132,6 +145,7 @@ impl Driver {
         if kind == Kind::Container {
             // Docker leaves a layer behind that it could make and could not get.
             self.directories(&home, &stack)?;
+            self.announce(&home, parent)?;
         }
         let root = match stack.first() {
             None => ROOT,
@@ -189,6 +203,9 @@ impl Driver {
             return Ok(home.diff(id));
         }
         let writable = record.kind == Kind::Container;
+        if writable {
+            self.announce(&home, record.parent.as_ref())?;
+        }
         let own = (!writable).then(|| home.diff(id));
         let mut targets: Vec<PathBuf> = own.into_iter().collect();
         targets.extend(self.directories(&home, &below)?);
@@ -275,12 +292,43 @@ impl Driver {
         let (unpacked, found) = jail::within(&diff, || Ok((unpack::unpack(archive)?, thin::read())))?;
         if let Some(found) = found {
             let said = found.map_err(Refusal::of("the image is no thin image that can be used"))?;
-            record.thin = thin::resolve(&said, &self.repositories, &self.looks)?;
-            tracing::info!(layer = %id, origin = said.origin, layers = record.thin.len(), "a thin image stands for published layers");
+            let thin::Resolved { parts, stack } = thin::resolve(&said, &self.repositories, &self.looks)?;
+            // What stands on another layer is not all of the image.
+            record.stack = stack.filter(|_| parent.is_none());
+            let layers = parts.len();
+            record.thin = self.flat(&parts, record.stack).unwrap_or(parts);
+            let is_flat = record.thin.len() < layers;
+            tracing::info!(layer = %id, origin = said.origin, layers, is_flat, "a thin image stands for published layers");
         }
         record = Record { state: State::Applied, size: unpacked.size, opaque: unpacked.opaque, ..record };
         home.write(id, &record)?;
         Ok(unpacked.size)
+    }
+
+    /// The flat root in place of these layers, if it is there and wanted.
+    fn flat(&self, layers: &[Part], stack: Option<ChainId>) -> Option<Vec<Part>> {
+        let is_wanted = match self.prefer_flat {
+            PreferFlat::Off => false,
+            PreferFlat::On => true,
+            PreferFlat::Auto => layers.len() >= mounted::MANY_DIRECTORIES,
+        };
+        let repository = thin::allowed(&self.repositories, &layers.first()?.repository).ok()?;
+        thin::flat(repository, stack.filter(|_| is_wanted)?, &self.looks)
+    }
+
+    /// Tells the client of the repository what a container of a thin image will read.
+    fn announce(&self, home: &Home, parent: Option<&LayerId>) -> Result<(), Refusal> {
+        let mut next = parent.cloned();
+        while let Some(id) = next {
+            let record = home.get(&id)?;
+            if let (Some(stack), Some(first)) = (record.stack, record.thin.first()) {
+                let repository = thin::allowed(&self.repositories, &first.repository)?;
+                self.announcer.begins(&self.looks, repository, stack, &record.thin);
+            }
+            // Between a container and its image Docker has a layer of its own.
+            next = record.parent.filter(|_| record.kind == Kind::Container);
+        }
+        Ok(())
     }
 
     /// Writes what a layer changes of its parent as an archive.
@@ -384,8 +432,12 @@ impl Driver {
 
 /// A published layer that is not there any more.
 fn gone(part: &Part, repository: &Repository) -> Refusal {
+    let what = match part.form {
+        Form::Content | Form::Overlay => "layer",
+        Form::Cover | Form::Flat => "the flat root of image",
+    };
     Refusal::new(format!(
-        "layer {} is no longer in repository {} at {}; publish the image again, or pull a newer one",
+        "{what} {} is no longer in repository {} at {}; publish the image again, or pull a newer one",
         part.layer,
         repository.name(),
         repository.mountpoint().display()

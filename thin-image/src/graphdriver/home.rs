@@ -25,7 +25,7 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown, symlink}
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use image::digest::LayerDigest;
+use image::digest::{ChainId, ImageId, LayerDigest};
 use image::layout::OwnedPath;
 use serde::{Deserialize, Serialize};
 
@@ -59,28 +59,65 @@ pub enum State {
     Applied,
 }
 
-/// A layer of a repository on which others stand in the place of a thin one.
+/// A directory of a repository on which others stand in the place of a thin layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "WrittenPart")]
 pub struct Part {
     /// name of the repository
     pub repository: String,
-    /// which layer
+    /// which layer, or the config of which image
     pub layer: LayerDigest,
+    /// which of its directories
+    pub form: Form,
+}
+
+/// Which directory it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Form {
+    /// of a layer
+    Content,
     /// the copy whose deletions overlayfs understands, of a layer that another tool published
+    Overlay,
+    /// what lies over the flat root of an image; the digest is that of the image's config, as with the next
+    Cover,
+    /// the flat root of an image: with the cover over it all of its layers
+    Flat,
+}
+
+/// As records had it before there were forms.
+#[derive(Deserialize)]
+struct WrittenPart {
+    repository: String,
+    layer: LayerDigest,
     #[serde(default)]
-    pub overlay: bool,
+    overlay: bool,
+    form: Option<Form>,
+}
+
+impl From<WrittenPart> for Part {
+    fn from(WrittenPart { repository, layer, overlay, form }: WrittenPart) -> Self {
+        let form = form.unwrap_or(if overlay { Form::Overlay } else { Form::Content });
+        Self { repository, layer, form }
+    }
 }
 
 impl Part {
     /// Its directory in the repository.
     pub fn path(&self) -> OwnedPath {
-        if self.overlay { OwnedPath::LayerOverlay(self.layer) } else { OwnedPath::LayerContent(self.layer) }
+        let image = ImageId::from_digest(self.layer.digest());
+        match self.form {
+            Form::Content => OwnedPath::LayerContent(self.layer),
+            Form::Overlay => OwnedPath::LayerOverlay(self.layer),
+            Form::Cover => OwnedPath::FlatCover(image),
+            Form::Flat => OwnedPath::Flat(image),
+        }
     }
 
     /// The same on this machine, with the files in it.
     pub fn content(&self, repository: &Repository) -> PathBuf {
         let path = repository.path(&self.path());
-        if self.overlay { path.join("layerfs") } else { path }
+        if self.form == Form::Overlay { path.join("layerfs") } else { path }
     }
 }
 
@@ -104,6 +141,9 @@ pub struct Record {
     /// of a thin layer: what stands for it, the nearest first
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub thin: Vec<Part>,
+    /// of a thin layer: the chain ID of the image that is meant, if the repository confirms it
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stack: Option<ChainId>,
 }
 
 /// A directory in a stack.
@@ -335,11 +375,20 @@ mod tests {
 
     fn record(parent: Option<&str>) -> Record {
         let parent = parent.map(id);
-        Record { schema: 1, parent, kind: Kind::Image, state: State::Applied, size: 0, opaque: false, thin: Vec::new() }
+        Record {
+            schema: 1,
+            parent,
+            kind: Kind::Image,
+            state: State::Applied,
+            size: 0,
+            opaque: false,
+            thin: Vec::new(),
+            stack: None,
+        }
     }
 
     fn part(number: u8) -> Part {
-        Part { repository: "a.b".into(), layer: LayerDigest::of(&[number]), overlay: false }
+        Part { repository: "a.b".into(), layer: LayerDigest::of(&[number]), form: Form::Content }
     }
 
     /// A home that this user may make layers in.
@@ -367,6 +416,22 @@ mod tests {
         assert_eq!(stack("emptied"), [Lower::Local(id("emptied"))]);
         assert_eq!(home.stack(None).unwrap(), []);
         assert!(home.stack(Some(&id("absent"))).unwrap_err().to_string().contains("no layer absent"));
+    }
+
+    #[test]
+    fn records_of_older_versions_are_understood() {
+        let layer = LayerDigest::of(b"x");
+        for (more, form) in [
+            ("", Form::Content),
+            (r#","overlay":false"#, Form::Content),
+            (r#","overlay":true"#, Form::Overlay),
+            (r#","form":"flat""#, Form::Flat),
+        ] {
+            let part: Part =
+                serde_json::from_str(&format!(r#"{{"repository":"a.b","layer":"{layer}"{more}}}"#)).unwrap();
+            assert_eq!(part, Part { repository: "a.b".into(), layer, form });
+            assert_eq!(serde_json::from_str::<Part>(&serde_json::to_string(&part).unwrap()).unwrap(), part);
+        }
     }
 
     #[test]

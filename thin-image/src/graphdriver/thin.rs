@@ -9,10 +9,11 @@ use std::io::Read as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
+use image::digest::{ChainId, DiffId, LayerDigest};
 use image::layout::OwnedPath;
 use image::thin::{FILE, MAX_THIN, ThinError, ThinRecord};
 
-use super::home::{MAX_LOWERS, Part};
+use super::home::{Form, MAX_LOWERS, Part};
 use crate::look::Looks;
 use crate::plugin::Refusal;
 use crate::published::Repository;
@@ -46,8 +47,17 @@ pub fn allowed<'a>(repositories: &'a [Repository], name: &str) -> Result<&'a Rep
     })
 }
 
-/// What stands for a thin layer, the nearest first: all of it is there.
-pub fn resolve(record: &ThinRecord, repositories: &[Repository], looks: &Looks) -> Result<Vec<Part>, Refusal> {
+/// What stands for a thin layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolved {
+    /// directories, the nearest first: all of them are there
+    pub parts: Vec<Part>,
+    /// chain ID of the image that is meant, if the repository says of each layer what the image says of it
+    pub stack: Option<ChainId>,
+}
+
+/// What stands for a thin layer.
+pub fn resolve(record: &ThinRecord, repositories: &[Repository], looks: &Looks) -> Result<Resolved, Refusal> {
     let origin = printable(record.origin.as_deref().unwrap_or("without a name"), 300);
     let whose = |refusal: Refusal| Refusal::new(format!("thin image {origin}: {refusal}"));
     if record.layers.is_empty() || record.layers.len() > MAX_LOWERS {
@@ -59,27 +69,51 @@ pub fn resolve(record: &ThinRecord, repositories: &[Repository], looks: &Looks) 
         .layers
         .iter()
         .rev()
-        .map(|layer| Part { repository: layer.repository.clone(), layer: layer.layer, overlay: false })
+        .map(|layer| Part { repository: layer.repository.clone(), layer: layer.layer, form: Form::Content })
         .collect();
     let mut names: Vec<String> = parts.iter().map(|part| part.repository.clone()).collect();
     names.sort();
     names.dedup();
     // All of them before one is looked at.
     let used = names.iter().map(|name| allowed(repositories, name)).collect::<Result<Vec<_>, _>>().map_err(whose)?;
+    let mut diffs: Vec<Option<DiffId>> = vec![None; parts.len()];
     for repository in used {
         looks.mounted(repository).map_err(whose)?;
-        let own: Vec<&mut Part> = parts.iter_mut().filter(|part| part.repository == repository.name()).collect();
-        let questions = own.iter().map(|part| part.layer).collect();
+        let own = parts.iter_mut().zip(&mut diffs).filter(|(part, _)| part.repository == repository.name());
+        let own: Vec<(&mut Part, &mut Option<DiffId>)> = own.collect();
+        let questions = own.iter().map(|(part, _)| part.layer).collect();
         let forms = looks.all(repository, questions, |repository, layer| form(repository, *layer)).map_err(whose)?;
-        for (part, overlay) in own.into_iter().zip(forms) {
-            part.overlay = overlay;
+        for ((part, diff), (form, known)) in own.into_iter().zip(forms) {
+            (part.form, *diff) = (form, known);
         }
     }
-    Ok(parts)
+    let said = record.layers.iter().rev().map(|layer| layer.diff_id);
+    let is_known = said.zip(&diffs).all(|(said, known)| known.is_some() && said == *known);
+    let diffs: Vec<DiffId> = diffs.into_iter().rev().flatten().collect();
+    let stack = ChainId::stack(&diffs).last().copied().filter(|_| is_known);
+    Ok(Resolved { parts, stack })
 }
 
-/// Is it the copy made for overlayfs that has to be used for a layer? That of another tool may say deletions in its own way.
-fn form(repository: &Repository, layer: image::digest::LayerDigest) -> Result<bool, Refusal> {
+/// Cover and flat in the place of many layers, where the repository has them for this stack. A repository that does not
+/// answer has none.
+pub fn flat(repository: &Repository, stack: ChainId, looks: &Looks) -> Option<Vec<Part>> {
+    let look = |repository: &Repository, stack: &ChainId| {
+        mounted::flat(repository.mountpoint(), *stack).map_err(Refusal::of("the flat root can't be looked for"))
+    };
+    let image = match looks.all(repository, vec![stack], look) {
+        Ok(found) => found.into_iter().next().flatten()?,
+        Err(refusal) => {
+            tracing::info!(image = %stack, repository = repository.name(), error = %refusal, "layers in place of the flat root");
+            return None;
+        }
+    };
+    let layer = LayerDigest::from_digest(image.digest());
+    let part = |form| Part { repository: repository.name().to_owned(), layer, form };
+    Some([Form::Cover, Form::Flat].map(part).into())
+}
+
+/// Which directory has to be used for a layer, and what tar it is. That of another tool may say deletions in its own way.
+fn form(repository: &Repository, layer: LayerDigest) -> Result<(Form, Option<DiffId>), Refusal> {
     let trouble = |error| Refusal::of("it can't be looked at")(error);
     if !repository.has_layer(layer).map_err(trouble)? {
         return Err(Refusal::new(format!(
@@ -87,15 +121,15 @@ fn form(repository: &Repository, layer: image::digest::LayerDigest) -> Result<bo
             repository.name()
         )));
     }
-    if repository.deletes_for_overlay(layer).map_err(trouble)? {
-        return Ok(false);
+    if let Some(diff) = repository.for_overlay(layer).map_err(trouble)? {
+        return Ok((Form::Content, Some(diff)));
     }
     if repository.is_directory(&OwnedPath::LayerOverlay(layer)).map_err(trouble)? {
-        return Ok(true);
+        return Ok((Form::Overlay, None));
     }
     let content = repository.path(&OwnedPath::LayerContent(layer));
     match has_marks(&content) {
-        Ok(Some(false)) => Ok(false),
+        Ok(Some(false)) => Ok((Form::Content, None)),
         Ok(_) => Err(Refusal::new(format!(
             "layer {layer} in repository {} was published by another tool, and what it deletes is not said in the way of overlayfs; \
              cvmfs-publisher check --fix puts a copy beside it that can be used",

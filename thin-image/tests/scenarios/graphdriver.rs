@@ -1,20 +1,23 @@
 //! The graph driver, asked as Docker asks it: through its socket's routes, with real overlays where this machine lets us mount.
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, lchown, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::{Request, StatusCode};
-use image::digest::LayerDigest;
-use image::layout::OwnedPath;
+use image::digest::{ChainId, DiffId, ImageId, LayerDigest};
+use image::layout::{FormatRecord, IndexKey, Layout, OwnedPath};
+use image::manifest::Config;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::{Value, json};
+use thin_image::config::PreferFlat;
 use thin_image::graphdriver::driver::Driver;
 use thin_image::graphdriver::router;
 use thin_image::published::Repository;
@@ -60,7 +63,7 @@ impl World {
     /// Another process in the place of this one; Docker goes on and says nothing.
     fn restart(&mut self) {
         let state = self.directory.path().join("state");
-        self.router = router(Arc::new(Driver::new(vec![self.repository()], &state).unwrap()));
+        self.router = router(Arc::new(Driver::new(vec![self.repository()], PreferFlat::Auto, &state).unwrap()));
     }
 
     /// Publishes a layer with one file; returns how a thin image names it.
@@ -71,6 +74,72 @@ impl World {
         fs::write(content.join(file), file).unwrap();
         let hex = layer.hex();
         json!({ "digest": hex, "url": format!("cvmfs://{NAME}/.layers/{}/{hex}/layerfs", &hex[..2]) })
+    }
+
+    /// The same for a layer of our own publisher, whose tar is known.
+    fn publish_known(&self, file: &str) -> (Value, DiffId) {
+        let mut named = self.publish(file);
+        let diff_id = DiffId::of(file.as_bytes());
+        let format = FormatRecord {
+            whiteouts: FormatRecord::OVERLAY.into(),
+            xattrs: true,
+            diff_id,
+            size: 1,
+            entries: 1,
+            rows: 1,
+            lost: Vec::new(),
+            lost_more: 0,
+            owners: true,
+            settled_on: None,
+            implicit: Vec::new(),
+        };
+        self.write(&OwnedPath::LayerFormat(LayerDigest::of(file.as_bytes())), &format.to_bytes());
+        named["diffid"] = json!(diff_id);
+        (named, diff_id)
+    }
+
+    fn write(&self, path: &OwnedPath, bytes: &[u8]) {
+        let path = self.repository().path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+
+    /// Publishes the flat of an image of these layers, with a file more and a cover that hides it, and a start-up list.
+    fn publish_flat(&self, diffs: &[DiffId]) -> ImageId {
+        let diffs: Vec<String> = diffs.iter().map(DiffId::to_string).collect();
+        let config = json!({"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": diffs}});
+        let config = config.to_string();
+        let parsed = Config::parse(config.as_bytes()).unwrap();
+        let (image, stack) =
+            (ImageId::of(config.as_bytes()), *ChainId::stack(&parsed.diff_ids).last().expect("it has layers"));
+        self.write(&OwnedPath::Index(IndexKey::Config(image)), config.as_bytes());
+        self.write(&OwnedPath::FlatStartup(image), b"{}");
+        let (repository, layout, key) = (self.repository(), Layout::new(), OwnedPath::Index(IndexKey::Image(stack)));
+        let (flat, cover) = (repository.path(&OwnedPath::Flat(image)), repository.path(&OwnedPath::FlatCover(image)));
+        [&flat, &cover].into_iter().for_each(|directory| fs::create_dir_all(directory).unwrap());
+        ["flat", "environment"].into_iter().for_each(|name| fs::write(flat.join(name), "").unwrap());
+        mknod(&cover.join("environment"), SFlag::S_IFCHR, Mode::empty(), makedev(0, 0)).unwrap();
+        let link = repository.path(&key);
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        symlink(layout.link(&key, &OwnedPath::Flat(image)), link).unwrap();
+        image
+    }
+
+    /// A client that answers announcements; nothing where no attribute can name it.
+    fn client(&self) -> Option<std::sync::mpsc::Receiver<Value>> {
+        let socket = self.directory.path().join("client.sock");
+        xattr::set(self.repository().mountpoint(), "user.control", socket.as_os_str().as_encoded_bytes()).ok()?;
+        let listener = UnixListener::bind(socket).unwrap();
+        let (send, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let mut line = String::new();
+                BufReader::new(&stream).read_line(&mut line).unwrap();
+                writeln!(&stream, r#"{{"files":3,"bytes":10}}"#).unwrap();
+                let _ = send.send(serde_json::from_str(line.strip_prefix("prefetch ").unwrap()).unwrap());
+            }
+        });
+        Some(told)
     }
 
     async fn send(&self, uri: &str, body: Body) -> (StatusCode, Bytes) {
@@ -216,6 +285,54 @@ async fn a_container_of_a_thin_image_stands_on_published_layers() {
     }
     assert_eq!(names(&world.home().join("layers")), [""; 0]);
     assert_eq!(names(&world.home().join("trash")), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_container_of_a_thin_image_gets_the_flat_and_the_client_its_list() {
+    let Some(mut world) = World::new().await else { return };
+    let (layers, diffs): (Vec<Value>, Vec<DiffId>) =
+        ["a", "b", "c", "d"].map(|name| world.publish_known(name)).into_iter().unzip();
+    let image = world.publish_flat(&diffs);
+    let told = world.client();
+    world.image("thin", "", thin_json(&layers)).await;
+    world.create("CreateReadWrite", "c-init", "thin").await.unwrap();
+    world.create("CreateReadWrite", "c", "c-init").await.unwrap();
+    assert_eq!(names(&world.get("c").await.unwrap()), ["flat"]);
+    world.restart();
+    assert_eq!(names(&world.get("c").await.unwrap()), ["flat"]);
+    let path = |path: OwnedPath| format!("/{}", Layout::new().print(&path));
+    if let Some(told) = told {
+        let said = tokio::task::spawn_blocking(move || told.recv_timeout(std::time::Duration::from_secs(20))).await;
+        let bases = [path(OwnedPath::FlatCover(image)), path(OwnedPath::Flat(image))];
+        assert_eq!(said.unwrap().unwrap(), json!({ "list": path(OwnedPath::FlatStartup(image)), "bases": bases }));
+    }
+
+    let flat = world.repository().path(&OwnedPath::Flat(image));
+    fs::rename(&flat, flat.with_extension("away")).unwrap();
+    let error = world.create("CreateReadWrite", "late", "c-init").await.unwrap_err();
+    assert!(error.contains(&format!("the flat root of image {image} is no longer in repository {NAME}")), "{error}");
+
+    // What image and repository don't agree on, what stands on something, and what is not wanted.
+    let mut lying = layers.clone();
+    lying[1]["diffid"] = json!(DiffId::of(b"something else"));
+    world.image("lie", "", thin_json(&lying)).await;
+    world.image("below", "", archive(&[("e", FILE, "x")])).await;
+    world.image("on", "below", thin_json(&layers)).await;
+    world.image("few", "", thin_json(&layers[..3])).await;
+    world.publish_flat(&diffs[..3]);
+    let driver = Driver::new(vec![world.repository()], PreferFlat::Off, &world.directory.path().join("state")).unwrap();
+    world.router = router(Arc::new(driver));
+    world.image("off", "", thin_json(&layers)).await;
+    for (id, expected) in [
+        ("lie", &["a", "b", "c", "d"][..]),
+        ("on", &["a", "b", "c", "d", "e"]),
+        ("few", &["a", "b", "c"]),
+        ("off", &["a", "b", "c", "d"]),
+    ] {
+        let container = format!("of-{id}");
+        world.create("CreateReadWrite", &container, id).await.unwrap();
+        assert_eq!(names(&world.get(&container).await.unwrap()), expected, "{id}");
+    }
 }
 
 #[tokio::test]

@@ -204,6 +204,7 @@ impl Fake {
             revision: 1,
             generator: "test".into(),
             startup: None,
+            bundles: false,
         };
         self.put(&file(ImageFile::Status), &status.to_bytes());
         self.put(&OwnedPath::Index(IndexKey::Config(image.id())), &config);

@@ -556,7 +556,7 @@ impl Scanner<'_> {
             }
             let marker = self.tools.marker;
             self.findings.repair(Rule::ContentHash, path, "an empty file gets the empty object");
-            let kept = Flags::FILE | Flags::HIDDEN | Flags::DIRECT_IO;
+            let kept = Flags::FILE | Flags::HIDDEN | Flags::DIRECT_IO | Flags::BUNDLE_TRIGGER;
             entry.content = marker.content;
             entry.flags = Flags((marker.flags.0 & !kept) | (entry.flags.0 & kept));
             *is_changed = true;

@@ -62,6 +62,23 @@ impl Transaction {
         if entry.is_directory() { self.add_links(&parent, 1) } else { Ok(()) }
     }
 
+    /// Sets or clears flags of a file that say nothing of its type or content; nothing happens when it does not exist.
+    pub fn set_flags(&mut self, path: &RepoPath, flags: u32, is_set: bool) -> Result<(), RepositoryError> {
+        let Some(parent) = path.parent() else { return Ok(()) };
+        let Some(home) = self.find_home(&parent)? else { return Ok(()) };
+        let catalog = self.catalog(&home);
+        let Some(row) = catalog.writer.lookup(path.key())?.filter(|row| !row.entry.is_directory()) else {
+            return Ok(());
+        };
+        let old = row.entry.flags;
+        let new = if is_set { old.with(flags) } else { old.without(flags) };
+        if new != old {
+            catalog.writer.update(path.key(), &Entry { flags: new, ..row.entry })?;
+            catalog.dirty = true;
+        }
+        Ok(())
+    }
+
     fn set_directory(&mut self, path: &RepoPath, old: &Entry, entry: Entry) -> Result<(), RepositoryError> {
         let new = Entry { links: old.links, flags: old.flags, size: old.size, ..entry };
         self.update_directory(path, |row| {

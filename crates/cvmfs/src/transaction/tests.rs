@@ -5,7 +5,7 @@ use std::sync::Arc;
 use time::UtcDateTime;
 
 use super::*;
-use crate::entry::Meta;
+use crate::entry::{Flags, Meta};
 use crate::hash::Algorithm;
 use crate::keys::Signer;
 use crate::object::{Codec, Compression, Encoder};
@@ -51,7 +51,7 @@ impl World {
         let (empty, _) = put_content(&*store, &mut encoder, ObjectKind::File, b"").unwrap();
         let marker_meta = Meta { permissions: 0o644, ..META };
         let mut marker = Entry::file(".cvmfscatalog", marker_meta, 0, empty, Compression::Zlib);
-        marker.flags = marker.flags.with(crate::entry::Flags::HIDDEN);
+        marker.flags = marker.flags.with(Flags::HIDDEN);
         World { store, repository, signer, master, scratch, marker }
     }
 
@@ -137,6 +137,33 @@ fn grafts_edits_and_removals_keep_links_and_counters_exact() {
     let history = world.repository.history(world.scratch.path()).unwrap();
     let tags: Vec<(&str, u64)> = history.tags.iter().map(|t| (t.name.as_str(), t.revision)).collect();
     assert_eq!(tags, [("trunk-previous", 2), ("trunk", 3)]);
+}
+
+#[test]
+fn flags_change_in_a_grafted_catalog_and_nothing_else_does() {
+    let mut world = World::new();
+    let hello = "5798f7f4ca7585d850eea64610a1f73d8f8de7a3".parse().unwrap();
+    let file = Entry::file("", META, 6, hello, Compression::Zlib);
+    let graft = world.graft("/g", &[("d", Entry::directory("", META)), ("d/f", file)], 100);
+    let mut transaction = world.begin();
+    transaction.graft(&graft).unwrap();
+    world.publish(transaction);
+    let (counters, at) = (world.counters(), path("/g/d/f"));
+    let before = world.begin().lookup(&at).unwrap().unwrap();
+    for is_set in [true, false] {
+        let mut transaction = world.begin();
+        transaction.set_flags(&at, Flags::BUNDLE_TRIGGER, is_set).unwrap();
+        assert!(!transaction.is_empty());
+        assert_eq!(world.publish(transaction).catalogs, 2, "the root and the graft");
+        let mut transaction = world.begin();
+        let flags = if is_set { before.flags.with(Flags::BUNDLE_TRIGGER) } else { before.flags };
+        assert_eq!(transaction.lookup(&at).unwrap().unwrap(), Entry { flags, ..before.clone() });
+        transaction.set_flags(&at, Flags::BUNDLE_TRIGGER, is_set).unwrap();
+        transaction.set_flags(&path("/g/d"), Flags::BUNDLE_TRIGGER, true).unwrap();
+        transaction.set_flags(&path("/g/none/at/all"), Flags::BUNDLE_TRIGGER, true).unwrap();
+        assert!(transaction.is_empty(), "what is so already, a directory, and what is not there");
+    }
+    assert_eq!(world.counters(), counters);
 }
 
 /// Section "minimal complete example" of the format: a root with one file and one link.

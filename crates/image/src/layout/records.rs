@@ -203,6 +203,9 @@ pub struct StatusRecord {
     /// digest of the start-up list as somebody gave it; what is published of it has the sizes of this image
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub startup: Option<Digest>,
+    /// whether its start-up list is a file bundle in the flat, too
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub bundles: bool,
 }
 record!(StatusRecord, "status.json", schema);
 

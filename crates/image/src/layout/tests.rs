@@ -285,13 +285,18 @@ fn writes_the_records_of_the_design() {
         revision: 17,
         generator: "test 1".to_owned(),
         startup: None,
+        bundles: false,
     };
     let text = String::from_utf8(status.to_bytes()).unwrap();
     assert!(text.starts_with(r#"{"schema":1,"image":"https://r.io/a:1","digest":"sha256:abab"#), "{text}");
     assert!(text.contains(r#""platform":"linux/amd64","published":"2026-11-21T20:00:00Z","revision":17"#), "{text}");
     assert_eq!(StatusRecord::parse(text.as_bytes()).unwrap(), status);
-    let indexed =
-        StatusRecord { index: Some(ManifestDigest::of(b"index")), startup: Some(Digest::of(b"list")), ..status };
+    let indexed = StatusRecord {
+        index: Some(ManifestDigest::of(b"index")),
+        startup: Some(Digest::of(b"list")),
+        bundles: true,
+        ..status
+    };
     assert_eq!(StatusRecord::parse(&indexed.to_bytes()).unwrap(), indexed);
     let later = text.replace("\"schema\":1", "\"schema\":2");
     assert!(matches!(StatusRecord::parse(later.as_bytes()), Err(RecordError::Schema { found: 2, .. })));

@@ -7,6 +7,7 @@ use image::layout::{IndexKey, Layout, OwnedPath};
 use serde_json::json;
 
 use crate::common::{Client, Layer, Mounted, Repository, World, may_mount, names, request};
+use crate::thin;
 
 const NAME: &str = "images.example.org";
 
@@ -107,4 +108,41 @@ fn layers_are_used_where_the_flat_is_not_wanted_or_not_the_image() {
         let top = pull(&mut client, &chains);
         assert_eq!(lowers(&client.prepare("one", &top, &[]).unwrap()), expected, "case {number}");
     }
+}
+
+#[test]
+fn a_container_of_a_thin_image_gets_the_flat_where_image_and_repository_agree() {
+    if !may_mount() {
+        return;
+    }
+    let mut world = World::new();
+    let repository = world.repository(NAME);
+    let (chains, _) = publish(&repository, 6);
+    let daemon = world.start();
+    let mut client = daemon.client();
+    let layers: Vec<Layer> = (0..6).map(|number| Layer::named(&format!("f{number}"))).collect();
+    let all: Vec<(&str, &Layer)> = layers.iter().map(|layer| (NAME, layer)).collect();
+    thin::unpack(&mut client, "thin", "", &thin::record(&all)).unwrap();
+    let answer = client.prepare("one", "thin", &[]).unwrap();
+    assert_eq!(lowers(&answer), 2);
+    let container = Mounted::new(&world, &answer);
+    assert_eq!(names(&container.path), (0..6).map(|number| format!("f{number}")).collect());
+    assert_eq!(fs::read_to_string(container.join("f3")).unwrap(), "in the flat");
+    drop(container);
+
+    // Other layers under the name of this image, and an image that stands on something.
+    let liar = repository.layer("liar");
+    let lying = Layer { digest: liar.digest, ..Layer::named("f3") };
+    let mut others = all.clone();
+    others[3] = (NAME, &lying);
+    thin::unpack(&mut client, "lie", "", &thin::record(&others)).unwrap();
+    assert_eq!(lowers(&client.prepare("two", "lie", &[]).unwrap()), 6);
+    client.layer("below", "");
+    thin::unpack(&mut client, "on", "below", &thin::record(&all)).unwrap();
+    assert_eq!(lowers(&client.prepare("three", "on", &[]).unwrap()), 7);
+
+    // An ordinary layer can't say that it means an image.
+    client.prepare("k", "", &[]).unwrap();
+    client.commit("claim", "k", &[("ch.cern.cvmfs.thin.stack", &chains[5].to_string())]).unwrap();
+    assert_eq!(client.stat("claim").unwrap().labels.get("ch.cern.cvmfs.thin.stack"), None);
 }

@@ -4,9 +4,11 @@
 //! (`cvmfs-client`: the attribute `user.control` of the mountpoint names its control socket; one line
 //! `prefetch ANNOUNCEMENT`, one line of JSON in answer). Other clients have no such attribute and are left alone.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use image::digest::ChainId;
@@ -16,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 
-use crate::resolve::image_of;
+use crate::image_of;
 
 /// Where a mounted repository says how its client is asked.
 const CONTROL: &str = "user.control";
@@ -24,6 +26,38 @@ const CONTROL: &str = "user.control";
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Longest answer.
 const MAX_ANSWER: u64 = 64 << 10;
+
+/// Directories that an announcement names at most: a client takes no longer one than 64 KiB.
+pub const MAX_BASES: usize = 400;
+/// How long an image counts as started: what it touches is in the cache then.
+const RECENTLY: Duration = Duration::from_secs(60);
+
+/// Images about which something was learned a moment ago.
+#[derive(Debug, Default)]
+pub struct Recent(Mutex<HashMap<ChainId, Instant>>);
+
+impl Recent {
+    /// Adds an image; whether it was not there.
+    pub fn add(&self, stack: ChainId) -> bool {
+        let mut recent = self.images();
+        recent.retain(|_, when| when.elapsed() < RECENTLY);
+        recent.insert(stack, Instant::now()).is_none()
+    }
+
+    /// Whether an image is there.
+    pub fn has(&self, stack: ChainId) -> bool {
+        self.images().get(&stack).is_some_and(|when| when.elapsed() < RECENTLY)
+    }
+
+    /// Takes an image out.
+    pub fn forget(&self, stack: ChainId) {
+        self.images().remove(&stack);
+    }
+
+    fn images(&self) -> MutexGuard<'_, HashMap<ChainId, Instant>> {
+        self.0.lock().expect("nobody panics while holding it")
+    }
+}
 
 /// What the client is asked to fetch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
