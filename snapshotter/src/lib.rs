@@ -10,7 +10,6 @@
 //! The data path is not here: a published layer is a symbolic link into the repository, overlayfs reads it through the kernel, and
 //! the daemon can stop, crash or be replaced without any container noticing.
 
-pub mod bare;
 pub mod cli;
 pub mod config;
 pub mod containerd;

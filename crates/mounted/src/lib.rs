@@ -4,6 +4,7 @@
 //! from outside: no link is followed but those of the index, which are parsed and not followed either, and what is read is
 //! bounded.
 
+pub mod bare;
 pub mod startup;
 
 use std::fs;

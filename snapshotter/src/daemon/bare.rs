@@ -7,13 +7,12 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use mounted::{bare, startup};
 use parking_lot::Mutex;
 
 use super::Daemon;
-use crate::bare;
 use crate::repository::Repository;
 use crate::snapshots::{Lower, Snapshot, used};
-use crate::startup;
 
 /// Directories of which it is kept whether they have attributes.
 const MOST: usize = 10_000;
