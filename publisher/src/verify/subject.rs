@@ -106,7 +106,7 @@ impl Verification<'_> {
         let config_bytes = match self.kept(hand, places, &|bytes| ImageId::of(bytes) == config) {
             Some(bytes) => bytes,
             None => match from {
-                Some(source) => self.sources.config(source, &manifest)?,
+                Some(source) => self.sources.config(source, manifest.config)?,
                 None => {
                     return Err(Failure::Content(format!(
                         "the config {config} is nowhere in the repository, and there is no registry to ask"
