@@ -39,7 +39,7 @@ use crate::thin;
 use crate::verify;
 use crate::watch;
 use crate::weight;
-use crate::wishlist::{Lint, SCHEMA, WishList, absent};
+use crate::wishlist::{ImageOptions, Lint, SCHEMA, WishList, absent};
 
 /// Runs one command.
 pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>) -> Result<ExitStatus, CommandError> {
@@ -112,7 +112,8 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
             let startup =
                 arguments.startup.as_deref().map(GivenList::read).transpose().map_err(CommandError::config)?;
             let (name, startup) = (arguments.name.clone(), startup.map(Arc::new));
-            let request = Request { name, startup, ..Request::new(source.to_string(), source) };
+            let options = ImageOptions { credentials: arguments.credentials.clone(), ..ImageOptions::default() };
+            let request = Request { name, startup, options: options.into(), ..Request::new(source.to_string(), source) };
             convert(
                 &target,
                 &[request],

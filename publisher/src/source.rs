@@ -24,6 +24,7 @@ use tokio_util::io::SyncIoBridge;
 use crate::docker_archive::DockerArchive;
 use crate::error::Signal;
 use crate::failure::Failure;
+use crate::pulse::Pulse;
 use crate::signature::{self, Found};
 use crate::stop::Stop;
 
@@ -41,6 +42,7 @@ pub struct Sources {
     runtime: Handle,
     scratch: PathBuf,
     stop: Stop,
+    pulse: Pulse,
     archives: Mutex<HashMap<String, Arc<DockerArchive>>>,
 }
 
@@ -96,8 +98,8 @@ impl From<RawManifest> for RawDocument {
 impl Sources {
     /// Registries are asked by `client` on `runtime`; archives are unpacked into `scratch`.
     pub fn new(client: Client, runtime: Handle, scratch: &Path) -> Sources {
-        let (stop, archives) = (Stop::default(), Mutex::default());
-        Sources { client, anonymous: None, runtime, scratch: scratch.to_owned(), stop, archives }
+        let (stop, pulse, archives) = (Stop::default(), Pulse::default(), Mutex::default());
+        Sources { client, anonymous: None, runtime, scratch: scratch.to_owned(), stop, pulse, archives }
     }
 
     /// The same, which can find out what everybody may read: by asking with a client that has no credentials.
@@ -112,6 +114,12 @@ impl Sources {
         Sources { stop, ..self }
     }
 
+    /// The same, whose answers are signs of life.
+    #[must_use]
+    pub fn with_pulse(self, pulse: Pulse) -> Sources {
+        Sources { pulse, ..self }
+    }
+
     /// Waits for a registry, but not for longer than it may.
     fn wait<T>(&self, answer: impl Future<Output = Result<T, registry::Error>>) -> Result<T, Failure> {
         self.runtime.block_on(self.stoppable(answer))
@@ -121,7 +129,10 @@ impl Sources {
         tokio::select! {
             biased;
             () = self.stop.wait() => Err(Failure::Stopped(self.stop.asked().unwrap_or(Signal::Terminate))),
-            answer = answer => Ok(answer?),
+            answer = answer => {
+                self.pulse.beat();
+                Ok(answer?)
+            }
         }
     }
 

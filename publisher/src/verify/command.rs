@@ -18,6 +18,7 @@ use crate::removal::Owner;
 use crate::repair::damaged::Damaged;
 use crate::report;
 use crate::target::Target;
+use crate::wishlist::ImageOptions;
 
 /// Runs `verify`. `open` opens the repository: once to look at it, and once to publish.
 pub fn verify(
@@ -32,6 +33,7 @@ pub fn verify(
         data: arguments.data,
         offline: arguments.offline,
         from: arguments.from.clone(),
+        credentials: arguments.credentials.clone(),
         show: arguments.show,
         limits: arguments.conversion.limits.clone(),
     };
@@ -89,6 +91,9 @@ fn fix(
         requests.push(Request { name: Some(owner.name.clone()), ..Request::new(&image.image, Wish::Image(source)) });
         damages.push(&image.damage);
     }
+    let options = ImageOptions { credentials: arguments.credentials.clone(), ..ImageOptions::default() };
+    let options = Arc::new(options);
+    requests.iter_mut().for_each(|request| request.options = options.clone());
     noted.write(target)?;
     let mut plan = converter.plan(&requests)?;
     for (image, damage) in plan.images.iter_mut().zip(damages) {
