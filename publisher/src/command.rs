@@ -113,7 +113,8 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
                 arguments.startup.as_deref().map(GivenList::read).transpose().map_err(CommandError::config)?;
             let (name, startup) = (arguments.name.clone(), startup.map(Arc::new));
             let options = ImageOptions { credentials: arguments.credentials.clone(), ..ImageOptions::default() };
-            let request = Request { name, startup, options: options.into(), ..Request::new(source.to_string(), source) };
+            let request =
+                Request { name, startup, options: options.into(), ..Request::new(source.to_string(), source) };
             convert(
                 &target,
                 &[request],

@@ -1,7 +1,7 @@
 //! Tells systemd (`WatchdogSec`) that a watching publisher gets on with its work.
 //!
-//! A sign of life is what cannot come from a turn that is stuck: an event of its progress, an answer of a registry, an object of the
-//! storage that was read, written, found or removed. Named files beside the objects are no sign: leases are renewed by threads of their
+//! A sign of life is what cannot come from a turn that is stuck: an event of its progress, an answer of a registry or bytes of a
+//! layer, an object of the storage that was read, written, found or removed. Named files beside the objects are no sign: leases are renewed by threads of their
 //! own, whatever became of the work.
 
 use std::io::{self, Read, Write};
@@ -57,6 +57,11 @@ impl Pulse {
         }
     }
 
+    /// A stream whose bytes are.
+    pub fn of_reader<R: Read + Send>(&self, inner: R) -> impl Read + Send {
+        Beating { inner, pulse: self.clone() }
+    }
+
     /// A storage whose objects are.
     pub fn of_store(&self, inner: Arc<dyn Listing>) -> Arc<dyn Listing> {
         match self.0 {
@@ -83,6 +88,16 @@ impl<T> Beating<T> {
 impl Progress for Beating<Arc<dyn Progress>> {
     fn event(&self, event: Event<'_>) {
         self.after(self.inner.event(event));
+    }
+}
+
+impl<R: Read> Read for Beating<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        if read > 0 {
+            self.pulse.beat();
+        }
+        Ok(read)
     }
 }
 

@@ -289,7 +289,7 @@ impl Sources {
     ) -> Result<Box<dyn Read + Send>, Failure> {
         let reader = self.wait(client.blob(repository, layer.digest(), size))?;
         let bridge = SyncIoBridge::new_with_handle(self.stop.guard(reader), self.runtime.clone());
-        Ok(Box::new(BufReader::with_capacity(BUFFER, bridge)))
+        Ok(Box::new(BufReader::with_capacity(BUFFER, self.pulse.of_reader(bridge))))
     }
 
     /// The signatures beside the image with this digest, as cosign puts them there; nothing if there are none.

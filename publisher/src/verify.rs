@@ -237,12 +237,7 @@ impl Verification<'_> {
     }
 
     /// Whether the source still has the image that is published.
-    fn origin(
-        &self,
-        status: &StatusRecord,
-        asked: Option<Asked<'_>>,
-        findings: &Findings,
-    ) -> Result<bool, Failure> {
+    fn origin(&self, status: &StatusRecord, asked: Option<Asked<'_>>, findings: &Findings) -> Result<bool, Failure> {
         if self.options.offline {
             return Ok(false);
         }
@@ -255,7 +250,9 @@ impl Verification<'_> {
             Ok(digest) if digest == named || digest == status.digest => {}
             Ok(digest) => findings.note(format!("{} leads to {digest} now", image_name(asked.source()))),
             Err(stopped @ Failure::Stopped(_)) => return Err(stopped),
-            Err(error) => findings.note(format!("{} cannot be asked: {}", image_name(asked.source()), one_line(&error))),
+            Err(error) => {
+                findings.note(format!("{} cannot be asked: {}", image_name(asked.source()), one_line(&error)))
+            }
         }
         match self.sources.document(asked, status.digest) {
             Ok(_) => Ok(true),

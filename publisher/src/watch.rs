@@ -331,13 +331,7 @@ fn due_again(
 }
 
 /// Waits for the time, an event, a change of the list, or the end.
-async fn rest(
-    until: UtcDateTime,
-    wake: &Notify,
-    stop: &Stop,
-    list_changed: impl Fn() -> bool,
-    pulse: &Pulse,
-) {
+async fn rest(until: UtcDateTime, wake: &Notify, stop: &Stop, list_changed: impl Fn() -> bool, pulse: &Pulse) {
     let pause = pulse.every().map_or(LIST, |every| every.min(LIST));
     loop {
         pulse.beat();

@@ -317,7 +317,8 @@ impl TestRegistry {
     /// How many of those requests were under way at the same time, at most.
     pub fn most_at_once(&self, method: &str, part: &str) -> usize {
         let store = self.state.store();
-        let asked: Vec<&Recorded> = store.requests.iter().filter(|r| r.method == method && r.path.contains(part)).collect();
+        let asked: Vec<&Recorded> =
+            store.requests.iter().filter(|r| r.method == method && r.path.contains(part)).collect();
         let is_under_way = |other: &Recorded, at| other.at <= at && other.answered.get().is_none_or(|end| *end > at);
         asked.iter().map(|one| asked.iter().filter(|other| is_under_way(other, one.at)).count()).max().unwrap_or(0)
     }

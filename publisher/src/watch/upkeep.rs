@@ -106,8 +106,7 @@ impl Upkeep {
         let wanted = Wanted::of(&list.wishes)?;
         // Where the newest tags are wished for, each new one makes another one old.
         let newest = list.wishes.iter().any(|wish| wish.tags.newest.is_some());
-        let is_done =
-            |(known, revision): &(Wanted, u64)| *known == wanted && (!newest || now_at == Some(*revision));
+        let is_done = |(known, revision): &(Wanted, u64)| *known == wanted && (!newest || now_at == Some(*revision));
         if self.pruned.as_ref().is_some_and(is_done) {
             return Ok(());
         }
@@ -124,13 +123,7 @@ impl Upkeep {
         Ok(())
     }
 
-    fn collect(
-        &mut self,
-        target: &Target,
-        list: &WishList,
-        site: &Site,
-        now: UtcDateTime,
-    ) -> Result<(), Failure> {
+    fn collect(&mut self, target: &Target, list: &WishList, site: &Site, now: UtcDateTime) -> Result<(), Failure> {
         let Some(every) = self.options.collect.0 else { return Ok(()) };
         if self.done.collected.is_some_and(|last| last.0 <= now && now < last.0 + every) {
             return Ok(());

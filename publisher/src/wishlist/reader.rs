@@ -36,6 +36,7 @@ const KEYS_OF_2: [&str; 10] = [
 ];
 /// Those that an included file may have.
 const KEYS_OF_INCLUDED: [&str; 5] = ["version", "cvmfs_repo", "input", "include", "defaults"];
+
 /// A line of a file.
 #[derive(Debug, Clone)]
 struct Place {

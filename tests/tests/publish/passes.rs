@@ -136,8 +136,7 @@ fn planning_keeps_few_catalogs_open_and_opens_none_again_and_again() {
         plan.images.iter().flatten().map(|image| (&image.wanted, image.document.digest)).collect();
     let (converter, options) = (site.converter(), &site.options);
     let store = (options.in_store.clone(), options.store_limit);
-    let mut planner =
-        Planner::new(&site.target, &converter.sources, &options.limits, store, &options.policy).unwrap();
+    let mut planner = Planner::new(&site.target, &converter.sources, &options.limits, store, &options.policy).unwrap();
     reads.store(0, Relaxed);
     let plans = planner.plan(&images);
     assert_eq!(plans.into_iter().map(|plan| plan.unwrap().outcome).collect::<Vec<_>>(), [Unchanged; 50]);
