@@ -58,7 +58,7 @@ impl Pulse {
     }
 
     /// A stream whose bytes are.
-    pub fn of_reader<R: Read + Send>(&self, inner: R) -> impl Read + Send {
+    pub fn of_reader<R: Read + Send>(&self, inner: R) -> impl Read + Send + use<R> {
         Beating { inner, pulse: self.clone() }
     }
 
@@ -87,7 +87,8 @@ impl<T> Beating<T> {
 
 impl Progress for Beating<Arc<dyn Progress>> {
     fn event(&self, event: Event<'_>) {
-        self.after(self.inner.event(event));
+        self.inner.event(event);
+        self.pulse.beat();
     }
 }
 
@@ -145,7 +146,10 @@ impl Store for Beating<Arc<dyn Listing>> {
 
 impl Listing for Beating<Arc<dyn Listing>> {
     fn list(&self, bucket: Option<&str>, visit: &mut dyn FnMut(Listed<'_>)) -> Result<(), StoreError> {
-        self.inner.list(bucket, &mut |listed| self.after(visit(listed)))
+        self.inner.list(bucket, &mut |listed| {
+            visit(listed);
+            self.pulse.beat();
+        })
     }
 
     fn remove(&self, id: ObjectId) -> Result<(), StoreError> {

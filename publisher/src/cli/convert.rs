@@ -75,7 +75,7 @@ pub struct ConvertImage {
     #[arg(long, value_name = "FILE")]
     pub startup: Option<PathBuf>,
 
-    /// Ask registries with the credentials of this name in the configuration, and no others
+    /// Ask with the credentials of this name in the configuration
     ///
     /// As credentials: NAME of a wish list. Without it they are those that the configuration has for the registry.
     #[arg(long, value_name = "NAME")]

@@ -32,7 +32,7 @@ pub struct Verify {
     #[arg(long, value_name = "IMAGE", value_parser = ImageSource::parse)]
     pub from: Option<ImageSource>,
 
-    /// Ask registries with the credentials of this name in the configuration, and no others
+    /// Ask with the credentials of this name in the configuration
     ///
     /// As the wish of the image says in its list. Without it they are those that the configuration has for the registry.
     #[arg(long, value_name = "NAME", conflicts_with = "offline")]

@@ -28,6 +28,10 @@ pub fn verify(
     json: bool,
     progress: Arc<dyn Progress>,
 ) -> Result<ExitStatus, CommandError> {
+    if let Some(name) = &arguments.credentials {
+        // Otherwise the image would be compared with itself, since no registry can be asked.
+        config.registries.has(name).map_err(CommandError::config)?;
+    }
     let workshop = Workshop::new(&arguments.conversion, config, progress.clone())?;
     let options = Options {
         data: arguments.data,
