@@ -113,8 +113,10 @@ pub fn run(command: &cli::Command, global: &Global, progress: Arc<dyn Progress>)
                 arguments.startup.as_deref().map(GivenList::read).transpose().map_err(CommandError::config)?;
             let (name, startup) = (arguments.name.clone(), startup.map(Arc::new));
             let bundles = said(arguments.bundles, arguments.no_bundles);
-            let options = Arc::new(ImageOptions { bundles, ..ImageOptions::default() });
-            let request = Request { name, startup, options, ..Request::new(source.to_string(), source) };
+            let credentials = arguments.credentials.clone();
+            let options = ImageOptions { credentials, bundles, ..ImageOptions::default() };
+            let request =
+                Request { name, startup, options: options.into(), ..Request::new(source.to_string(), source) };
             convert(
                 &target,
                 &[request],

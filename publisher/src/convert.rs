@@ -12,10 +12,8 @@ mod pass;
 mod room;
 mod schedule;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use image::digest::ManifestDigest;
 use image::platform::Platform;
 use image::reference::{PublicName, Wish as WishSource};
 
@@ -135,34 +133,19 @@ impl Converter<'_> {
         let mut planner = Planner::new(self.target, &self.sources, &options.limits, store, &options.policy)?;
         let revision = self.target.repository()?.manifest().revision;
         let wanted = self.expand(&mut planner, requests, is_wanted);
-        let digests = self.resolve_all(&wanted);
-        let images = wanted
-            .into_iter()
-            .zip(digests)
-            .map(|(wanted, digest)| {
-                let wanted = wanted?;
-                let plan = digest.and_then(|digest| planner.plan(&wanted, digest));
-                plan.map_err(|e| failed(&wanted, &e))
-            })
-            .collect();
+        let asked: Vec<Asked<'_>> = wanted.iter().flatten().map(Wanted::asked).collect();
+        let resolved: Vec<_> = wanted.iter().flatten().zip(self.sources.resolve_all(&asked)).collect();
+        let good: Vec<_> = resolved.iter().filter_map(|(w, digest)| Some((*w, *digest.as_ref().ok()?))).collect();
+        let mut plans = planner.plan(&good).into_iter();
+        let mut resolved = resolved.into_iter();
+        let image = |wanted: &Result<Wanted, Box<WishOutcome>>| {
+            let wanted = wanted.as_ref().map_err(Clone::clone)?;
+            let (_, digest) = resolved.next().expect("every image was resolved");
+            let plan = digest.and_then(|_| plans.next().expect("every image that has a digest was planned"));
+            plan.map_err(|e| failed(wanted, &e))
+        };
+        let images = wanted.iter().map(image).collect();
         Ok(Plan { revision, images })
-    }
-
-    /// What the sources lead to now. Each is asked once, however many platforms are wanted of it.
-    fn resolve_all(&self, wanted: &[Result<Wanted, Box<WishOutcome>>]) -> Vec<Result<ManifestDigest, Failure>> {
-        let mut places: HashMap<Asked<'_>, usize> = HashMap::new();
-        let mut asked = Vec::new();
-        for wanted in wanted.iter().flatten() {
-            places.entry(wanted.asked()).or_insert_with(|| {
-                asked.push(wanted.asked());
-                asked.len() - 1
-            });
-        }
-        let answers = self.sources.resolve_all(&asked);
-        let answers: Vec<_> = answers.into_iter().map(|answer| answer.map_err(|e| one_line(&e))).collect();
-        let answer = |wanted: &Wanted| answers[places[&wanted.asked()]].clone().map_err(Failure::Elsewhere);
-        let unasked = |_: &_| Err(Failure::Elsewhere("the wish failed before".into()));
-        wanted.iter().map(|wanted| wanted.as_ref().map_or_else(unasked, answer)).collect()
     }
 
     /// Executes a plan.

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use image::digest::{DiffId, LayerDigest};
 use image::tar::TarError;
@@ -188,6 +189,9 @@ pub enum Failure {
     /// A key that a wish names cannot be used.
     #[error(transparent)]
     SignatureKey(#[from] crate::signature::KeyError),
+    /// What several wait for failed for all of them.
+    #[error(transparent)]
+    Shared(Arc<Failure>),
     /// Another part of the same work failed, and said so.
     #[error("{0}")]
     Elsewhere(String),
@@ -228,7 +232,11 @@ impl Failure {
 
     /// What the program shows, and its exit status.
     pub fn into_command_error(self) -> CommandError {
-        let kind = match &self {
+        CommandError::new(self.kind(), self)
+    }
+
+    fn kind(&self) -> ErrorKind {
+        match self {
             Failure::Repository(_) | Failure::Locked { .. } | Failure::Lease { .. } | Failure::Key { .. } => {
                 ErrorKind::Repository
             }
@@ -237,8 +245,25 @@ impl Failure {
             }
             Failure::Adopt(error) => error.kind(),
             Failure::Stopped(signal) => ErrorKind::Stopped(*signal),
+            Failure::Shared(failure) => failure.kind(),
             _ => ErrorKind::Failed,
-        };
-        CommandError::new(kind, self)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::one_line;
+
+    #[test]
+    fn what_is_shared_is_what_it_was() {
+        let shared = |failure| Failure::Shared(Arc::new(failure));
+        let io = Failure::Io { action: "open", path: "/x".into(), source: io::Error::other("why") };
+        let said = one_line(&io);
+        assert_eq!(one_line(&shared(io)), said);
+        assert!(said.ends_with("why"), "{said}");
+        let stopped = shared(shared(Failure::Stopped(Signal::Interrupt)));
+        assert_eq!(stopped.into_command_error().kind(), ErrorKind::Stopped(Signal::Interrupt));
     }
 }

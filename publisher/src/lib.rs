@@ -26,6 +26,7 @@ pub mod plan;
 pub mod podman;
 pub mod progress;
 pub mod publish;
+pub mod pulse;
 pub mod quota;
 pub mod raw_index;
 pub mod record;

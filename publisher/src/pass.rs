@@ -16,6 +16,7 @@ use crate::failure::Failure;
 use crate::notify::Notifier;
 use crate::podman::InStore;
 use crate::progress::Progress;
+use crate::pulse::Pulse;
 use crate::report::Report;
 use crate::source::Sources;
 use crate::stop::Stop;
@@ -37,6 +38,7 @@ pub struct Workshop {
     progress: Arc<dyn Progress>,
     notifier: Option<Notifier>,
     stop: Stop,
+    pulse: Pulse,
 }
 
 impl Workshop {
@@ -70,6 +72,7 @@ impl Workshop {
             progress,
             notifier: None,
             stop,
+            pulse: Pulse::default(),
             runtime,
         })
     }
@@ -81,6 +84,12 @@ impl Workshop {
             self.notifier = Some(notifier);
         }
         Ok(self)
+    }
+
+    /// The same, whose answers of registries are signs of life.
+    #[must_use]
+    pub fn with_pulse(self, pulse: Pulse) -> Self {
+        Self { pulse, ..self }
     }
 
     /// How many notifications reached nobody.
@@ -106,9 +115,10 @@ impl Workshop {
     /// A converter for a repository.
     pub fn converter<'a>(&self, target: &'a Target) -> Converter<'a> {
         let sources = Sources::new(self.client.clone(), self.runtime().clone(), target.scratch());
+        let sources = sources.with_stop(self.stop.clone()).with_pulse(self.pulse.clone());
         Converter {
             target,
-            sources: sources.with_stop(self.stop.clone()).with_anonymous(self.anonymous.clone()),
+            sources: sources.with_anonymous(self.anonymous.clone()),
             options: self.options.clone(),
             progress: self.progress.clone(),
         }

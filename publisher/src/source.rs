@@ -3,19 +3,20 @@
 //! Everything handed out was compared with its digest; a stream reports its end only after it matched. The questions
 //! are blocking: network work runs on the runtime, callers are threads of the pipeline.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
+use std::hash::Hash;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
-use image::digest::{Digest, LayerDigest, ManifestDigest};
-use image::manifest::{Document, Index, LayerDescriptor, MAX_DOCUMENT, Manifest};
+use image::digest::{Digest, ImageId, LayerDigest, ManifestDigest};
+use image::manifest::{Document, Index, LayerDescriptor, MAX_DOCUMENT};
 use image::reference::{ImageSource, Reference, Repository};
 use parking_lot::Mutex;
-use registry::Client;
+use registry::{Client, RawManifest};
 use sha2::{Digest as _, Sha256};
 use tokio::runtime::Handle;
 use tokio_util::io::SyncIoBridge;
@@ -23,11 +24,12 @@ use tokio_util::io::SyncIoBridge;
 use crate::docker_archive::DockerArchive;
 use crate::error::Signal;
 use crate::failure::Failure;
+use crate::pulse::Pulse;
 use crate::signature::{self, Found};
 use crate::stop::Stop;
 
-/// Tags resolved at the same time, of one registry.
-const RESOLVERS: usize = 16;
+/// Questions that one registry has to answer at the same time.
+const TOGETHER: usize = 16;
 /// Network reads come in pieces of this size.
 const BUFFER: usize = 256 << 10;
 
@@ -40,6 +42,7 @@ pub struct Sources {
     runtime: Handle,
     scratch: PathBuf,
     stop: Stop,
+    pulse: Pulse,
     archives: Mutex<HashMap<String, Arc<DockerArchive>>>,
 }
 
@@ -86,11 +89,17 @@ impl RawDocument {
     }
 }
 
+impl From<RawManifest> for RawDocument {
+    fn from(raw: RawManifest) -> Self {
+        Self { digest: raw.digest, bytes: raw.bytes.to_vec(), media_type: Some(raw.media_type) }
+    }
+}
+
 impl Sources {
     /// Registries are asked by `client` on `runtime`; archives are unpacked into `scratch`.
     pub fn new(client: Client, runtime: Handle, scratch: &Path) -> Sources {
-        let (stop, archives) = (Stop::default(), Mutex::default());
-        Sources { client, anonymous: None, runtime, scratch: scratch.to_owned(), stop, archives }
+        let (stop, pulse, archives) = (Stop::default(), Pulse::default(), Mutex::default());
+        Sources { client, anonymous: None, runtime, scratch: scratch.to_owned(), stop, pulse, archives }
     }
 
     /// The same, which can find out what everybody may read: by asking with a client that has no credentials.
@@ -105,6 +114,12 @@ impl Sources {
         Sources { stop, ..self }
     }
 
+    /// The same, whose answers are signs of life.
+    #[must_use]
+    pub fn with_pulse(self, pulse: Pulse) -> Sources {
+        Sources { pulse, ..self }
+    }
+
     /// Waits for a registry, but not for longer than it may.
     fn wait<T>(&self, answer: impl Future<Output = Result<T, registry::Error>>) -> Result<T, Failure> {
         self.runtime.block_on(self.stoppable(answer))
@@ -114,7 +129,10 @@ impl Sources {
         tokio::select! {
             biased;
             () = self.stop.wait() => Err(Failure::Stopped(self.stop.asked().unwrap_or(Signal::Terminate))),
-            answer = answer => Ok(answer?),
+            answer = answer => {
+                self.pulse.beat();
+                Ok(answer?)
+            }
         }
     }
 
@@ -134,35 +152,67 @@ impl Sources {
         Ok(self.client.with_credentials(credentials)?)
     }
 
-    /// The same for many at once. Each registry is asked at its own pace: one that is slow or paused holds back nobody's images but its own.
-    pub fn resolve_all(&self, asked: &[Asked<'_>]) -> Vec<Result<ManifestDigest, Failure>> {
-        let unasked = || Err(Failure::Elsewhere("nobody was asked".into()));
-        let mut registries: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-        let mut answers: Vec<_> = asked.iter().map(|_| unasked()).collect();
-        for (place, asked) in asked.iter().enumerate() {
-            match asked.source {
+    /// Asks many questions at once, each once however often it stands there; answers are in the order of the questions. Each registry is
+    /// asked at its own pace: one that is slow or paused holds back nobody's images but its own.
+    fn all<'a, Q, T>(
+        &self,
+        questions: &[Q],
+        asked: impl Fn(&Q) -> Asked<'a>,
+        registry: impl AsyncFn(Client, &Reference, &Q) -> Result<T, registry::Error>,
+        disk: impl Fn(&Q) -> Result<T, Failure>,
+    ) -> Vec<Result<T, Failure>>
+    where
+        Q: Copy + Eq + Hash,
+        T: Clone,
+    {
+        let mut answers: HashMap<Q, Result<T, Arc<Failure>>> = HashMap::new();
+        let mut registries: BTreeMap<&str, Vec<(&Reference, Q)>> = BTreeMap::new();
+        let mut seen = HashSet::new();
+        for question in questions.iter().copied().filter(|question| seen.insert(*question)) {
+            match asked(&question).source {
                 ImageSource::Registry(reference) => {
-                    registries.entry(reference.registry_host()).or_default().push(place);
+                    registries.entry(reference.registry_host()).or_default().push((reference, question));
                 }
-                _ => answers[place] = self.resolve(*asked),
+                _ => {
+                    answers.insert(question, disk(&question).map_err(Arc::new));
+                }
             }
         }
-        let one = async |place: usize| {
-            let Asked { source: ImageSource::Registry(reference), credentials } = asked[place] else {
-                return (place, unasked());
-            };
-            let answer = match self.client(credentials) {
-                Ok(client) => self.stoppable(client.resolve(reference)).await,
+        let one = async |(reference, question): (&Reference, Q)| {
+            let answer = match self.client(asked(&question).credentials) {
+                Ok(client) => self.stoppable(registry(client, reference, &question)).await,
                 Err(failure) => Err(failure),
             };
-            (place, answer)
+            (question, answer.map_err(Arc::new))
         };
-        let of_registry = |places| stream::iter(places).map(one).buffer_unordered(RESOLVERS).collect::<Vec<_>>();
+        let of_registry = |asked| stream::iter(asked).map(&one).buffer_unordered(TOGETHER).collect::<Vec<_>>();
         let all = join_all(registries.into_values().map(of_registry));
-        for (place, answer) in self.runtime.block_on(all).into_iter().flatten() {
-            answers[place] = answer;
-        }
-        answers
+        answers.extend(self.runtime.block_on(all).into_iter().flatten());
+        let unasked = || Err(Failure::Elsewhere("nobody was asked".into()));
+        let answer = |answer: &Result<T, Arc<Failure>>| answer.clone().map_err(Failure::Shared);
+        questions.iter().map(|question| answers.get(question).map_or_else(unasked, answer)).collect()
+    }
+
+    /// [`Self::resolve`] for many at once.
+    pub fn resolve_all(&self, asked: &[Asked<'_>]) -> Vec<Result<ManifestDigest, Failure>> {
+        let resolve = async |client: Client, reference: &Reference, _: &_| client.resolve(reference).await;
+        self.all(asked, |asked| *asked, resolve, |asked| self.resolve(*asked))
+    }
+
+    /// [`Self::document`] for many at once.
+    pub fn documents(&self, asked: &[(Asked<'_>, ManifestDigest)]) -> Vec<Result<RawDocument, Failure>> {
+        let document = async |client: Client, reference: &Reference, (_, digest): &(Asked<'_>, ManifestDigest)| {
+            Ok(client.manifest(&reference.with_digest(*digest)).await?.into())
+        };
+        self.all(asked, |(asked, _)| *asked, document, |(asked, digest)| self.document(*asked, *digest))
+    }
+
+    /// [`Self::config`] for many at once.
+    pub fn configs(&self, asked: &[(Asked<'_>, ImageId)]) -> Vec<Result<Vec<u8>, Failure>> {
+        let config = async |client: Client, reference: &Reference, (_, config): &(Asked<'_>, ImageId)| {
+            Ok(client.blob_bytes(reference.repository(), config.digest()).await?.to_vec())
+        };
+        self.all(asked, |(asked, _)| *asked, config, |(asked, config)| self.config(*asked, *config))
     }
 
     /// Digest of the document that a source names now.
@@ -184,8 +234,7 @@ impl Sources {
         let Asked { source, credentials } = asked.into();
         match source {
             ImageSource::Registry(reference) => {
-                let raw = self.wait(self.client(credentials)?.manifest(&reference.with_digest(digest)))?;
-                Ok(RawDocument { digest: raw.digest, bytes: raw.bytes.to_vec(), media_type: Some(raw.media_type) })
+                Ok(self.wait(self.client(credentials)?.manifest(&reference.with_digest(digest)))?.into())
             }
             ImageSource::OciLayout { dir, .. } => {
                 let bytes = OciLayout(Path::new(dir)).small(digest.digest())?;
@@ -198,9 +247,9 @@ impl Sources {
     }
 
     /// The bytes of a config.
-    pub fn config<'a>(&self, asked: impl Into<Asked<'a>>, manifest: &Manifest) -> Result<Vec<u8>, Failure> {
+    pub fn config<'a>(&self, asked: impl Into<Asked<'a>>, config: ImageId) -> Result<Vec<u8>, Failure> {
         let Asked { source, credentials } = asked.into();
-        let digest = manifest.config.digest();
+        let digest = config.digest();
         match source {
             ImageSource::Registry(reference) => {
                 Ok(self.wait(self.client(credentials)?.blob_bytes(reference.repository(), digest))?.to_vec())
@@ -240,7 +289,7 @@ impl Sources {
     ) -> Result<Box<dyn Read + Send>, Failure> {
         let reader = self.wait(client.blob(repository, layer.digest(), size))?;
         let bridge = SyncIoBridge::new_with_handle(self.stop.guard(reader), self.runtime.clone());
-        Ok(Box::new(BufReader::with_capacity(BUFFER, bridge)))
+        Ok(Box::new(BufReader::with_capacity(BUFFER, self.pulse.of_reader(bridge))))
     }
 
     /// The signatures beside the image with this digest, as cosign puts them there; nothing if there are none.

@@ -55,7 +55,7 @@ use crate::publish::Hand;
 use crate::raw_index::RawIndex;
 use crate::removal::{Owner, Sort};
 use crate::report::Outcome;
-use crate::source::Sources;
+use crate::source::{Asked, Sources};
 use crate::target::Target;
 
 /// Largest record that is read.
@@ -70,6 +70,8 @@ pub struct Options {
     pub offline: bool,
     /// Where the image comes from, if its record does not say.
     pub from: Option<ImageSource>,
+    /// Name of the credentials to ask with; none: those of the registry.
+    pub credentials: Option<String>,
     /// How many differences of each kind are listed.
     pub show: usize,
     /// Limits against hostile input.
@@ -191,11 +193,12 @@ impl Verification<'_> {
         };
         self.progress.event(Event::ImageStarted { image: &status.image, layers: 0, total: None });
         let source = self.source(&status);
-        let origin = match self.origin(&status, source.as_ref(), &findings)? {
+        let asked = source.as_ref().map(|source| Asked::new(source, self.options.credentials.as_deref()));
+        let origin = match self.origin(&status, asked, &findings)? {
             true => Origin::Registry,
             false => Origin::Repository,
         };
-        let from = source.as_ref().filter(|_| origin == Origin::Registry);
+        let from = asked.filter(|_| origin == Origin::Registry);
         let subject = self.subject(hand, owner, &status, from)?;
         let mut products = Products { hand, findings: &findings };
         products.look(&subject, &status)?;
@@ -234,27 +237,24 @@ impl Verification<'_> {
     }
 
     /// Whether the source still has the image that is published.
-    fn origin(
-        &self,
-        status: &StatusRecord,
-        source: Option<&ImageSource>,
-        findings: &Findings,
-    ) -> Result<bool, Failure> {
+    fn origin(&self, status: &StatusRecord, asked: Option<Asked<'_>>, findings: &Findings) -> Result<bool, Failure> {
         if self.options.offline {
             return Ok(false);
         }
-        let Some(source) = source else {
+        let Some(asked) = asked else {
             findings.note("no record says where the image came from; say it with --from to compare with it");
             return Ok(false);
         };
         let named = status.index.unwrap_or(status.digest);
-        match self.sources.resolve(source) {
+        match self.sources.resolve(asked) {
             Ok(digest) if digest == named || digest == status.digest => {}
-            Ok(digest) => findings.note(format!("{} leads to {digest} now", image_name(source))),
+            Ok(digest) => findings.note(format!("{} leads to {digest} now", image_name(asked.source()))),
             Err(stopped @ Failure::Stopped(_)) => return Err(stopped),
-            Err(error) => findings.note(format!("{} cannot be asked: {}", image_name(source), one_line(&error))),
+            Err(error) => {
+                findings.note(format!("{} cannot be asked: {}", image_name(asked.source()), one_line(&error)))
+            }
         }
-        match self.sources.document(source, status.digest) {
+        match self.sources.document(asked, status.digest) {
             Ok(_) => Ok(true),
             Err(stopped @ Failure::Stopped(_)) => Err(stopped),
             Err(error) => {

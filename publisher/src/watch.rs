@@ -49,6 +49,7 @@ use crate::failure::Failure;
 use crate::pass::Workshop;
 use crate::plan::image_name;
 use crate::progress::{Event as Told, Progress};
+use crate::pulse::Pulse;
 use crate::report::{Outcome, Report};
 use crate::stop::Stop;
 use crate::target::{Clock, Target, WhitelistEnd, sign_whitelist_file};
@@ -106,6 +107,7 @@ pub struct Watcher {
     clock: Clock,
     site: Arc<Site>,
     progress: Arc<dyn Progress>,
+    pulse: Pulse,
 }
 
 /// What a turn came to.
@@ -136,7 +138,10 @@ impl Watcher {
         let outcomes_file = images_file(&paths);
         let outcomes = Outcomes::read(&outcomes_file);
         let secret = options.hook_token.as_deref().map(Secret::read).transpose()?;
+        let pulse = Pulse::to_systemd();
+        let progress = pulse.of_progress(progress);
         let workshop = Workshop::new(&options.conversion, config, progress.clone())?.telling(&options.notifications)?;
+        let workshop = workshop.with_pulse(pulse.clone());
         let metrics = Metrics::new(workshop.budgets().clone());
         let site = Site::new(Arc::new(queue), secret, metrics, Status::new(&fqrn, &options.wishlist));
         Ok(Self {
@@ -152,6 +157,7 @@ impl Watcher {
             clock: Clock::System,
             site: Arc::new(site),
             progress,
+            pulse,
         })
     }
 
@@ -178,6 +184,7 @@ impl Watcher {
         match Target::open(&self.fqrn, self.paths.clone()) {
             Ok(mut target) => {
                 target.clock = self.clock.clone();
+                target.store = self.pulse.of_store(target.store);
                 self.whitelist(&target, now);
                 let turn = self.work(&target, &told, now);
                 self.show();
@@ -196,23 +203,9 @@ impl Watcher {
     }
 
     fn keep_up(&mut self, target: &Target, now: UtcDateTime) {
-        if self.workshop.stop().asked().is_some() {
-            return;
+        if self.workshop.stop().asked().is_none() {
+            self.upkeep.work(target, self.list.current(), &self.site, now);
         }
-        // Nobody else changes the parts that this changes: whoever asks sees the last status meanwhile.
-        let mut status = self.site.status();
-        let swept = |status: &Status| status.upkeep.collection.as_ref().map(|collection| collection.began);
-        let before = swept(&status);
-        self.upkeep.work(target, self.list.current(), &mut status, now);
-        if let Some(collection) =
-            status.upkeep.collection.as_ref().filter(|collection| Some(collection.began) != before)
-        {
-            self.site.metrics().collected(collection);
-        }
-        self.site.update(|shown| {
-            shown.revision = status.revision;
-            shown.upkeep = status.upkeep;
-        });
     }
 
     fn work(&mut self, target: &Target, told: &Taken, now: UtcDateTime) -> Turn {
@@ -319,10 +312,9 @@ impl Watcher {
         let stop = self.workshop.stop().clone();
         let runtime = self.workshop.runtime().clone();
         let wake = self.site.wake();
-        let watchdog = sd_notify::watchdog_enabled();
         while stop.asked().is_none() {
             let turn = self.turn(UtcDateTime::now());
-            runtime.block_on(rest(turn.next, &wake, &stop, || self.list.has_changed(), watchdog));
+            runtime.block_on(rest(turn.next, &wake, &stop, || self.list.has_changed(), &self.pulse));
         }
     }
 }
@@ -339,18 +331,10 @@ fn due_again(
 }
 
 /// Waits for the time, an event, a change of the list, or the end.
-async fn rest(
-    until: UtcDateTime,
-    wake: &Notify,
-    stop: &Stop,
-    list_changed: impl Fn() -> bool,
-    watchdog: Option<Duration>,
-) {
-    let pause = watchdog.map_or(LIST, |limit| (limit / 2).min(LIST));
+async fn rest(until: UtcDateTime, wake: &Notify, stop: &Stop, list_changed: impl Fn() -> bool, pulse: &Pulse) {
+    let pause = pulse.every().map_or(LIST, |every| every.min(LIST));
     loop {
-        if watchdog.is_some() {
-            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
-        }
+        pulse.beat();
         let left = Duration::try_from(until - UtcDateTime::now()).unwrap_or_default();
         if left.is_zero() || list_changed() {
             return;

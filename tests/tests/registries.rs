@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Parser as _;
+use cvmfs::path::RepoPath;
 use publisher::cli::Cli;
 use publisher::error::{CommandError, ExitStatus};
 use publisher::progress::Silent;
@@ -12,7 +13,7 @@ use publisher::report::Outcome;
 use publisher::watch::status;
 use registry::testing::{Fault, TestRegistry};
 use scenarios::image_builder::{Image, file};
-use scenarios::repository::{Site, wish};
+use scenarios::repository::{Site, public, wish};
 use time::UtcDateTime;
 
 struct World {
@@ -40,17 +41,61 @@ impl World {
     }
 
     fn convert(&self, config: &Path, list: &Path) -> Result<ExitStatus, CommandError> {
+        self.run(config, &["convert", list.to_str().unwrap(), "--keep-free", "0", "--platform", "linux/amd64"])
+    }
+
+    fn run(&self, config: &Path, command: &[&str]) -> Result<ExitStatus, CommandError> {
         let paths = &self.site.target.paths;
         let text = |path: &Path| path.to_str().unwrap().to_owned();
         let storage = text(paths.storage.directory().unwrap());
         let words = ["cvmfs-publisher".to_owned(), "--config".to_owned(), text(config)]
             .into_iter()
             .chain(["--storage".to_owned(), storage, "--keys".to_owned(), text(&paths.keys)])
-            .chain(["--state".to_owned(), text(&paths.state), "convert".to_owned(), text(list)])
-            .chain(["--keep-free".to_owned(), "0".to_owned(), "--platform".to_owned(), "linux/amd64".to_owned()]);
+            .chain(["--state".to_owned(), text(&paths.state)])
+            .chain(command.iter().map(|word| (*word).to_owned()));
         let cli = Cli::try_parse_from(words).unwrap();
         publisher::command::run(&cli.command, &cli.global, Arc::new(Silent))
     }
+}
+
+#[test]
+fn what_was_published_with_named_credentials_is_verified_with_them() {
+    let world = World::new();
+    Image::of(&[&[file("content", "private")]]).push(&world.registry, "lab/x", "1");
+    world.registry.require_basic("robot", "hunter2");
+    let (password, address) = (world.write("password", "hunter2\n"), world.registry.address());
+    let config = world.write(
+        "config.toml",
+        &format!(
+            "[credentials.robot]\nuser = \"robot\"\npassword_file = \"{}\"\nregistries = [\"{address}\"]\n\
+             [registries.\"{address}\"]\nplain_http = true\n",
+            password.display(),
+        ),
+    );
+    let (image, fqrn) = (wish(&world.registry, "lab/x:1"), world.site.target.fqrn.as_str());
+    let convert = ["convert-image", &image, fqrn, "--keep-free", "0", "--platform", "linux/amd64"];
+    let named = ["--credentials", "robot"];
+    assert_eq!(world.run(&config, &convert).unwrap(), ExitStatus::Failed, "they are not for every wish");
+    assert_eq!(world.run(&config, &[&convert[..], &named].concat()).unwrap(), ExitStatus::Success);
+    world.registry.forget_requests();
+    let verify = ["verify", &image, fqrn];
+    assert_eq!(world.run(&config, &verify).unwrap(), ExitStatus::Success, "compared with itself");
+    assert_eq!(world.registry.count("GET", "/blobs/"), 0);
+    assert_eq!(world.run(&config, &[&verify[..], &named].concat()).unwrap(), ExitStatus::Success);
+    assert_eq!(world.registry.count("GET", "/blobs/"), 1, "compared with the layer");
+    let nobody = world.run(&config, &[&verify[..], &["--credentials", "nobody"]].concat()).unwrap_err();
+    assert_eq!(nobody.exit_status(), ExitStatus::Config, "{nobody}");
+
+    // What is damaged is fetched again with them, too.
+    let lock = world.site.target.lock().unwrap();
+    let mut transaction = world.site.target.begin(&lock, UtcDateTime::now()).unwrap();
+    let at = format!("/.metadata/{}/config.json", public(&world.registry, "lab/x:1"));
+    transaction.remove(&RepoPath::parse(at).unwrap()).unwrap();
+    world.site.target.commit(transaction).unwrap();
+    drop(lock);
+    assert_eq!(world.run(&config, &[&verify[..], &named].concat()).unwrap(), ExitStatus::Failed);
+    let fix = ["--fix", "--keep-free", "0", "--platform", "linux/amd64"];
+    assert_eq!(world.run(&config, &[&verify[..], &named, &fix].concat()).unwrap(), ExitStatus::Success);
 }
 
 #[test]

@@ -64,7 +64,7 @@ fn eventful() -> Image {
 
 fn options() -> Options {
     let limits = scenarios::repository::options_of_tests().limits;
-    Options { data: false, offline: false, from: None, show: 20, limits }
+    Options { data: false, offline: false, from: None, credentials: None, show: 20, limits }
 }
 
 #[track_caller]

@@ -129,6 +129,11 @@ impl Transaction {
         !self.open.values().any(|c| c.dirty)
     }
 
+    /// How many catalogs are open: those that were looked into, and those that were changed.
+    pub fn open_catalogs(&self) -> usize {
+        self.open.len()
+    }
+
     fn load(&self, hash: ContentHash, parent: Option<RepoPath>) -> Result<OpenCatalog, RepositoryError> {
         let id = hash.object(ObjectKind::Catalog);
         let file = fetch_to_scratch(&*self.repository.store, id, &self.options.scratch)?;

@@ -242,8 +242,8 @@ impl Registries {
         })
     }
 
-    /// Are there credentials of this name?
-    pub(crate) fn has(&self, name: &str) -> Result<(), Error> {
+    /// Fails unless there are credentials of this name.
+    pub fn has(&self, name: &str) -> Result<(), Error> {
         self.name(name).map(drop)
     }
 

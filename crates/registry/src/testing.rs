@@ -26,7 +26,7 @@ mod serve;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use axum::serve::ListenerExt;
@@ -54,6 +54,8 @@ pub struct Recorded {
     pub body: Bytes,
     /// when it came
     pub at: Instant,
+    /// when it was answered, if it was
+    pub answered: Arc<OnceLock<Instant>>,
 }
 
 impl Recorded {
@@ -310,6 +312,15 @@ impl TestRegistry {
     pub fn count(&self, method: &str, part: &str) -> usize {
         let store = self.state.store();
         store.requests.iter().filter(|request| request.method == method && request.path.contains(part)).count()
+    }
+
+    /// How many of those requests were under way at the same time, at most.
+    pub fn most_at_once(&self, method: &str, part: &str) -> usize {
+        let store = self.state.store();
+        let asked: Vec<&Recorded> =
+            store.requests.iter().filter(|r| r.method == method && r.path.contains(part)).collect();
+        let is_under_way = |other: &Recorded, at| other.at <= at && other.answered.get().is_none_or(|end| *end > at);
+        asked.iter().map(|one| asked.iter().filter(|other| is_under_way(other, one.at)).count()).max().unwrap_or(0)
     }
 
     /// Starts counting anew.

@@ -32,6 +32,12 @@ pub struct Verify {
     #[arg(long, value_name = "IMAGE", value_parser = ImageSource::parse)]
     pub from: Option<ImageSource>,
 
+    /// Ask with the credentials of this name in the configuration
+    ///
+    /// As the wish of the image says in its list. Without it they are those that the configuration has for the registry.
+    #[arg(long, value_name = "NAME", conflicts_with = "offline")]
+    pub credentials: Option<String>,
+
     /// Convert what differs again, in one publish, and verify once more
     #[arg(long)]
     pub fix: bool,

@@ -37,7 +37,9 @@ impl<'a> Pass<'a> {
             };
             match made {
                 Ok(Some(ready)) => self.ready.push((*place, ready)),
-                Ok(None) => self.open.push(*place),
+                Ok(None) => {
+                    self.open.insert(*place);
+                }
                 Err(what) => self.fail(*place, &image.image, &what),
             }
         }

@@ -1,6 +1,6 @@
 //! The execution of a plan: readers fetch in the order of the schedule, one coordinator prepares, flattens and publishes what is complete.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,6 +9,7 @@ use cvmfs::catalog::NestedRef;
 use cvmfs::hash::ContentHash;
 use image::digest::ChainId;
 use image::layout::{FormatRecord, Layout, OwnedPath};
+use image::reference::PublicName;
 use parking_lot::Mutex;
 
 use super::fetch::{Arrived, Fetch, LayerKey, Staged, key, read};
@@ -48,9 +49,11 @@ pub(super) struct Pass<'a> {
     pub(super) pool: &'a Pool,
     pub(super) plan: &'a Plan,
     pub(super) slots: HashMap<LayerKey, Slot>,
-    /// Images by place in the plan that are not finished.
-    pub(super) open: Vec<usize>,
+    /// Images by place in the plan that are not ready and have not failed.
+    pub(super) open: BTreeSet<usize>,
     pub(super) ready: Vec<(usize, ReadyImage<'a>)>,
+    /// Images that are wanted for several platforms, by name.
+    platforms: HashMap<&'a PublicName, Vec<usize>>,
     pub(super) outcomes: Vec<Option<WishOutcome>>,
     /// Which image pays for a layer in the report.
     pub(super) payer: HashMap<LayerKey, usize>,
@@ -73,13 +76,20 @@ impl<'a> Pass<'a> {
         plan: &'a Plan,
         preparation: Option<Preparation>,
     ) -> Pass<'a> {
+        let mut platforms: HashMap<&PublicName, Vec<usize>> = HashMap::new();
+        for (place, image) in plan.images.iter().enumerate() {
+            if let Some(image) = image.as_ref().ok().filter(|image| image.wanted.several) {
+                platforms.entry(&image.name).or_default().push(place);
+            }
+        }
         Pass {
             converter,
             pool,
             plan,
             slots: HashMap::new(),
-            open: Vec::new(),
+            open: BTreeSet::new(),
             ready: Vec::new(),
+            platforms,
             outcomes: plan.images.iter().map(|_| None).collect(),
             payer: HashMap::new(),
             recorded: HashMap::new(),
@@ -154,7 +164,7 @@ impl<'a> Pass<'a> {
             }
             let total = Some(image.missing_bytes());
             self.tell(Event::ImageStarted { image: &image.image, layers: image.layers.len(), total });
-            self.open.push(place);
+            self.open.insert(place);
             let mut missing = Vec::new();
             for layer in image.distinct_layers().filter(|l| l.state != LayerState::Legacy) {
                 let key = key(&layer.layer);
@@ -197,7 +207,11 @@ impl<'a> Pass<'a> {
             }
             self.advance();
         }
-        self.publish_ready();
+        // Nothing comes any more that could be waited for.
+        while !self.ready.is_empty() {
+            let ready = std::mem::take(&mut self.ready);
+            self.publish(ready);
+        }
     }
 
     pub(super) fn take(&mut self, arrived: Arrived) {
@@ -220,14 +234,16 @@ impl<'a> Pass<'a> {
     /// Brings every open image as far as its layers allow; publishes what is complete.
     fn advance(&mut self) {
         let mut lost = Vec::new();
-        for place in std::mem::take(&mut self.open) {
+        for place in self.open.clone() {
             let Ok(image) = &self.plan.images[place] else { continue };
-            match self.settle(image) {
-                Ok(false) => self.open.push(place),
-                Ok(true) => match self.complete(image) {
-                    Ok(ready) => self.ready.push((place, ready)),
-                    Err(e) => lost.push((place, one_line(&e))),
-                },
+            let made = match self.settle(image) {
+                Ok(false) => continue,
+                Ok(true) => self.complete(image).map_err(|e| one_line(&e)),
+                Err(what) => Err(what),
+            };
+            self.open.remove(&place);
+            match made {
+                Ok(ready) => self.ready.push((place, ready)),
                 Err(what) => lost.push((place, what)),
             }
             if self.ready.len() >= BATCH {
@@ -254,10 +270,9 @@ impl<'a> Pass<'a> {
     /// Lets go of layers that wait for nothing that is sure to come: those of images that failed. Others may need them nevertheless, but
     /// they must not keep out what these others wait for.
     fn make_room(&mut self) {
-        let open: HashSet<usize> = self.open.iter().copied().collect();
         let images = self.open.iter().filter_map(|place| self.plan.images[*place].as_ref().ok());
         let needed: HashSet<LayerKey> = images.flat_map(|i| i.layers.iter().map(|l| key(&l.layer))).collect();
-        let payer = &self.payer;
+        let (payer, open) = (&self.payer, &self.open);
         self.slots.retain(|key, slot| {
             if let Slot::Staged(_, room) = slot
                 && !payer.get(key).is_some_and(|place| open.contains(place))
@@ -268,11 +283,23 @@ impl<'a> Pass<'a> {
         });
     }
 
+    /// Publishes what is ready: all platforms of an image together, as far as they don't fail.
     pub(super) fn publish_ready(&mut self) {
-        if self.ready.is_empty() {
+        let (open, platforms) = (&self.open, &self.platforms);
+        let waits = |image: &ReadyImage<'_>| {
+            let siblings = platforms.get(&image.plan.name).filter(|_| image.plan.wanted.several);
+            siblings.is_some_and(|siblings| siblings.iter().any(|place| open.contains(place)))
+        };
+        let (wait, ready) = std::mem::take(&mut self.ready).into_iter().partition(|(_, image)| waits(image));
+        self.ready = wait;
+        self.publish(ready);
+    }
+
+    fn publish(&mut self, ready: Vec<(usize, ReadyImage<'a>)>) {
+        if ready.is_empty() {
             return;
         }
-        let (places, images): (Vec<usize>, Vec<ReadyImage<'_>>) = std::mem::take(&mut self.ready).into_iter().unzip();
+        let (places, images): (Vec<usize>, Vec<ReadyImage<'_>>) = ready.into_iter().unzip();
         for image in &images {
             self.tell(Event::ImageStage { image: &image.plan.image, stage: "publishing" });
         }

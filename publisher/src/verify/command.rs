@@ -18,6 +18,7 @@ use crate::removal::Owner;
 use crate::repair::damaged::Damaged;
 use crate::report;
 use crate::target::Target;
+use crate::wishlist::ImageOptions;
 
 /// Runs `verify`. `open` opens the repository: once to look at it, and once to publish.
 pub fn verify(
@@ -27,11 +28,16 @@ pub fn verify(
     json: bool,
     progress: Arc<dyn Progress>,
 ) -> Result<ExitStatus, CommandError> {
+    if let Some(name) = &arguments.credentials {
+        // Otherwise the image would be compared with itself, since no registry can be asked.
+        config.registries.has(name).map_err(CommandError::config)?;
+    }
     let workshop = Workshop::new(&arguments.conversion, config, progress.clone())?;
     let options = Options {
         data: arguments.data,
         offline: arguments.offline,
         from: arguments.from.clone(),
+        credentials: arguments.credentials.clone(),
         show: arguments.show,
         limits: arguments.conversion.limits.clone(),
     };
@@ -89,6 +95,9 @@ fn fix(
         requests.push(Request { name: Some(owner.name.clone()), ..Request::new(&image.image, Wish::Image(source)) });
         damages.push(&image.damage);
     }
+    let options = ImageOptions { credentials: arguments.credentials.clone(), ..ImageOptions::default() };
+    let options = Arc::new(options);
+    requests.iter_mut().for_each(|request| request.options = options.clone());
     noted.write(target)?;
     let mut plan = converter.plan(&requests)?;
     for (image, damage) in plan.images.iter_mut().zip(damages) {

@@ -7,7 +7,6 @@ use cvmfs::path::RepoPath;
 use image::digest::LayerDigest;
 use image::layout::{FormatRecord, LayersJson, OwnedPath};
 use image::manifest::Layer;
-use image::reference::ImageSource;
 
 use super::compare::Comparison;
 use super::content::{Comparer, Seen};
@@ -23,6 +22,7 @@ use crate::flat::flatten;
 use crate::layer::{Base, LayerPlace, Lower, format_record, read_layer, repo_path};
 use crate::progress::{Event, Teller};
 use crate::publish::Hand;
+use crate::source::Asked;
 
 /// What a layer is compared with, and what is published of it.
 pub(super) struct Pair {
@@ -39,7 +39,7 @@ impl Verification<'_> {
         &self,
         hand: &mut Hand<'_>,
         subject: &Subject,
-        from: Option<&ImageSource>,
+        from: Option<Asked<'_>>,
         findings: &Findings,
     ) -> Result<Vec<Pair>, Failure> {
         let mut base = Base::default();
@@ -93,7 +93,7 @@ impl Verification<'_> {
         &self,
         subject: &Subject,
         layer: &Layer,
-        source: &ImageSource,
+        source: Asked<'_>,
         place: LayerPlace,
         base: &Base<'_>,
     ) -> Result<NestedRef, Failure> {

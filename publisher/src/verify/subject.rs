@@ -5,13 +5,12 @@ use std::collections::HashSet;
 use image::digest::{ChainId, DiffId, ImageId, ManifestDigest};
 use image::layout::{ImageFile, IndexKey, ManifestRecord, OwnedPath, StatusRecord};
 use image::manifest::{Config, Document, Layer, Manifest};
-use image::reference::ImageSource;
 
 use super::Verification;
 use crate::failure::Failure;
 use crate::publish::Hand;
 use crate::removal::Owner;
-use crate::source::RawDocument;
+use crate::source::{Asked, RawDocument};
 
 /// An image as its documents describe it.
 pub(super) struct Subject {
@@ -75,7 +74,7 @@ impl Verification<'_> {
         hand: &mut Hand<'_>,
         owner: &Owner,
         status: &StatusRecord,
-        from: Option<&ImageSource>,
+        from: Option<Asked<'_>>,
     ) -> Result<Subject, Failure> {
         let record = |file| {
             let Owner { platform, name } = owner.clone();
@@ -106,7 +105,7 @@ impl Verification<'_> {
         let config_bytes = match self.kept(hand, places, &|bytes| ImageId::of(bytes) == config) {
             Some(bytes) => bytes,
             None => match from {
-                Some(source) => self.sources.config(source, &manifest)?,
+                Some(source) => self.sources.config(source, manifest.config)?,
                 None => {
                     return Err(Failure::Content(format!(
                         "the config {config} is nowhere in the repository, and there is no registry to ask"

@@ -109,6 +109,11 @@ impl Site {
         change(&mut self.status.write());
     }
 
+    /// Looks at what is shown, but for what changes by itself.
+    pub fn look<T>(&self, at: impl FnOnce(&Status) -> T) -> T {
+        at(&self.status.read())
+    }
+
     /// What is shown.
     pub fn status(&self) -> Status {
         let (queue, registries) = (self.queue.len(), self.metrics.registries());

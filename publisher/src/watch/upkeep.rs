@@ -13,7 +13,8 @@ use time::UtcDateTime;
 
 use super::outcomes::Moment;
 use super::page;
-use super::status::{CollectionStatus, Status};
+use super::server::Site;
+use super::status::CollectionStatus;
 use crate::cli::Upkeep as Options;
 use crate::error::one_line;
 use crate::failure::Failure;
@@ -68,23 +69,23 @@ impl Upkeep {
         collection.map(|due| self.rest.map_or(due, |rest| rest.max(due)))
     }
 
-    /// Does what is due, and changes the status accordingly. What fails is tried again after an hour, the rest is done.
-    pub fn work(&mut self, target: &Target, list: &WishList, status: &mut Status, now: UtcDateTime) {
+    /// Does what is due, and shows it. What fails is tried again after an hour, the rest is done.
+    pub fn work(&mut self, target: &Target, list: &WishList, site: &Site, now: UtcDateTime) {
         if self.rest.is_some_and(|rest| now < rest && rest <= now + REST) {
             return;
         }
         let before = self.done.clone();
         let results = [
-            ("images that nobody wishes are not removed", self.prune(target, list, status)),
-            ("what nothing needs is not collected", self.collect(target, list, status, now)),
-            ("the page is not published", self.publish_page(target, status, now)),
+            ("images that nobody wishes are not removed", self.prune(target, list, site)),
+            ("what nothing needs is not collected", self.collect(target, list, site, now)),
+            ("the page is not published", self.publish_page(target, site, now)),
         ];
         let failed =
             results.into_iter().filter_map(|(what, result)| Some(format!("{what}: {}", one_line(&result.err()?))));
         let troubles: Vec<String> = failed.collect();
         self.rest = (!troubles.is_empty()).then(|| now + REST);
         troubles.iter().for_each(|trouble| tracing::error!("{trouble}"));
-        status.upkeep.trouble = (!troubles.is_empty()).then(|| troubles.join("; "));
+        site.update(|status| status.upkeep.trouble = (!troubles.is_empty()).then(|| troubles.join("; ")));
         if self.done != before {
             let bytes = serde_json::to_vec(&self.done).expect("moments and numbers");
             if let Err(error) = fs::write(&self.file, bytes) {
@@ -94,18 +95,18 @@ impl Upkeep {
     }
 
     /// Only by a list that is understood to the last entry, and that asks for something.
-    fn prune(&mut self, target: &Target, list: &WishList, status: &mut Status) -> Result<(), Failure> {
+    fn prune(&mut self, target: &Target, list: &WishList, site: &Site) -> Result<(), Failure> {
         if !self.options.prune || list.wishes.is_empty() {
             return Ok(());
         }
-        if status.list.error.is_some() || list.clone().strict().is_err() {
+        let (is_bad, now_at) = site.look(|status| (status.list.error.is_some(), status.revision));
+        if is_bad || list.clone().strict().is_err() {
             return Ok(());
         }
         let wanted = Wanted::of(&list.wishes)?;
         // Where the newest tags are wished for, each new one makes another one old.
         let newest = list.wishes.iter().any(|wish| wish.tags.newest.is_some());
-        let is_done =
-            |(known, revision): &(Wanted, u64)| *known == wanted && (!newest || status.revision == Some(*revision));
+        let is_done = |(known, revision): &(Wanted, u64)| *known == wanted && (!newest || now_at == Some(*revision));
         if self.pruned.as_ref().is_some_and(is_done) {
             return Ok(());
         }
@@ -117,18 +118,12 @@ impl Upkeep {
                 "images that nobody wishes were removed"
             );
         }
-        status.revision = Some(removed.revision);
+        site.update(|status| status.revision = Some(removed.revision));
         self.pruned = Some((wanted, removed.revision));
         Ok(())
     }
 
-    fn collect(
-        &mut self,
-        target: &Target,
-        list: &WishList,
-        status: &mut Status,
-        now: UtcDateTime,
-    ) -> Result<(), Failure> {
+    fn collect(&mut self, target: &Target, list: &WishList, site: &Site, now: UtcDateTime) -> Result<(), Failure> {
         let Some(every) = self.options.collect.0 else { return Ok(()) };
         if self.done.collected.is_some_and(|last| last.0 <= now && now < last.0 + every) {
             return Ok(());
@@ -148,7 +143,6 @@ impl Upkeep {
             false => None,
         };
         self.done.collected = Some(Moment(now));
-        status.revision = Some(images.revision);
         let collection = CollectionStatus {
             began: Moment(now),
             seconds: begun.elapsed().as_secs_f64(),
@@ -157,21 +151,26 @@ impl Upkeep {
             objects: objects.map(|objects| (objects.removed.objects, objects.removed.bytes)),
         };
         tracing::info!(?collection, "what nothing needs was collected");
-        status.upkeep.collection = Some(collection);
+        site.metrics().collected(&collection);
+        site.update(|status| {
+            status.revision = Some(images.revision);
+            status.upkeep.collection = Some(collection);
+        });
         Ok(())
     }
 
     /// A copy of the page, if something else was published since the last one.
-    fn publish_page(&mut self, target: &Target, status: &mut Status, now: UtcDateTime) -> Result<(), Failure> {
+    fn publish_page(&mut self, target: &Target, site: &Site, now: UtcDateTime) -> Result<(), Failure> {
         let Some(every) = self.options.publish_page.0 else { return Ok(()) };
         let is_due = self.done.page.is_none_or(|page| now < page.at.0 || page.at.0 + every <= now);
-        let is_out_of_date = self.done.page.map(|page| page.revision) != status.revision;
-        if !is_due || !is_out_of_date || status.images.is_empty() {
+        let (is_empty, now_at) = site.look(|status| (status.images.is_empty(), status.revision));
+        let is_out_of_date = self.done.page.map(|page| page.revision) != now_at;
+        if !is_due || !is_out_of_date || is_empty {
             return Ok(());
         }
-        let bytes = page::copy(status).into_bytes();
+        let bytes = page::copy(&site.status()).into_bytes();
         let (_, (_, revision)) = edit(target, |hand| Ok((hand.file(&OwnedPath::StatusPage, &bytes)?, true)))?;
-        status.revision = Some(revision);
+        site.update(|status| status.revision = Some(revision));
         self.done.page = Some(Page { at: Moment(now), revision });
         Ok(())
     }

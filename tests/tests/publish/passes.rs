@@ -1,11 +1,19 @@
 //! What a pass fetches, stores and publishes, and what it leaves alone.
 
 use std::collections::BTreeSet;
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
-use image::digest::ChainId;
+use cvmfs::hash::{ObjectId, ObjectKind};
+use cvmfs::store::{Listed, Listing, Staged, Store, StoreError, Stored};
+use image::digest::{ChainId, ManifestDigest};
 use image::layout::StatusRecord;
+use publisher::plan::{MOST_OPEN, Planner, Wanted};
 use publisher::report::Outcome::{Added, Unchanged, Updated};
-use registry::testing::TestRegistry;
+use registry::testing::{Fault, TestRegistry};
 use scenarios::image_builder::{
     Format, Image, Layer, Member, Packing, dir, file, index_entry, media, noise, push_index, tar, whiteout,
 };
@@ -83,6 +91,117 @@ fn layers_that_images_share_are_fetched_once() {
     assert_eq!((report.wishes[0].layers.fetched, report.wishes[0].layers.known), (1, 1));
     assert_eq!(registry.count("GET", &path), 1);
     site.assert_sound();
+}
+
+#[test]
+fn documents_of_new_images_are_fetched_many_at_once() {
+    let (registry, site) = (TestRegistry::spawn(), Site::new());
+    let names: Vec<String> = (0..12).map(|n| format!("lab/x:{n}")).collect();
+    for (n, name) in names.iter().enumerate() {
+        let (repository, tag) = name.split_once(':').unwrap();
+        let image = Image::of(&[&[file("n", n.to_string())]]);
+        match n % 2 {
+            0 => drop(image.push(&registry, repository, tag)),
+            _ => {
+                let pushed = image.push_untagged(&registry, repository);
+                let entry = index_entry(&pushed, media::OCI_MANIFEST, "linux/amd64");
+                push_index(&registry, repository, tag, Format::Oci, &[entry]);
+            }
+        }
+    }
+    registry.fault(Fault::late(Duration::from_millis(200)).always());
+    let wishes: Vec<String> = names.iter().chain([&names[3]]).map(|name| wish(&registry, name)).collect();
+    let plan = site.plan(&wishes);
+    let planned: Vec<_> = plan.images.iter().map(|image| image.as_ref().unwrap().wanted.wish.clone()).collect();
+    assert_eq!(planned, wishes, "in the order of the list");
+    assert_eq!(downloads(&registry), (12 + 6, 12), "each once");
+    for part in ["/manifests/", "/blobs/"] {
+        let most = registry.most_at_once("GET", part);
+        assert!((4..=16).contains(&most), "{most} of {part} at once");
+    }
+}
+
+#[test]
+fn planning_keeps_few_catalogs_open_and_opens_none_again_and_again() {
+    let (registry, mut site) = (TestRegistry::spawn(), Site::new());
+    let wishes: Vec<String> = (0..50).map(|n| wish(&registry, &format!("lab/x:{n}"))).collect();
+    for n in 0..50 {
+        Image::of(&[&[file("n", n.to_string())]]).push(&registry, "lab/x", &n.to_string());
+    }
+    assert_eq!(outcomes(&site.convert(&wishes)), [Added; 50]);
+    let reads = Arc::<AtomicUsize>::default();
+    site.target.store = Arc::new(Counting { inner: site.target.store.clone(), catalogs: reads.clone() });
+    let plan = site.plan(&wishes);
+    let images: Vec<(&Wanted, ManifestDigest)> =
+        plan.images.iter().flatten().map(|image| (&image.wanted, image.document.digest)).collect();
+    let (converter, options) = (site.converter(), &site.options);
+    let store = (options.in_store.clone(), options.store_limit);
+    let mut planner = Planner::new(&site.target, &converter.sources, &options.limits, store, &options.policy).unwrap();
+    reads.store(0, Relaxed);
+    let plans = planner.plan(&images);
+    assert_eq!(plans.into_iter().map(|plan| plan.unwrap().outcome).collect::<Vec<_>>(), [Unchanged; 50]);
+    let (read, open) = (reads.load(Relaxed), planner.open_catalogs());
+    assert!(read > MOST_OPEN, "there are more catalogs than may be open: {read}");
+    assert!(open <= MOST_OPEN + 4, "{open} catalogs are open");
+    let there = site.stored_objects().iter().filter(|name| name.ends_with('C')).count();
+    // Of 50 images: the shards of manifests, configs, flats and layers, and what is above them.
+    assert!(read <= 4 * 50 + 10, "{read} catalogs were opened, of {there} objects");
+}
+
+/// Counts catalogs that are read.
+#[derive(Debug)]
+struct Counting {
+    inner: Arc<dyn Listing>,
+    catalogs: Arc<AtomicUsize>,
+}
+
+impl Store for Counting {
+    fn open(&self, id: ObjectId) -> Result<Box<dyn Read + Send>, StoreError> {
+        self.catalogs.fetch_add(usize::from(id.kind == ObjectKind::Catalog), Relaxed);
+        self.inner.open(id)
+    }
+
+    fn exists(&self, id: ObjectId) -> Result<bool, StoreError> {
+        self.inner.exists(id)
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.inner.read(name)
+    }
+
+    fn stage(&self) -> Result<Box<dyn Staged + '_>, StoreError> {
+        self.inner.stage()
+    }
+
+    fn put(&self, id: ObjectId, stored: &[u8]) -> Result<Stored, StoreError> {
+        self.inner.put(id, stored)
+    }
+
+    fn replace(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
+        self.inner.replace(name, content)
+    }
+
+    fn swap(&self, name: &str, expected: Option<&[u8]>, content: &[u8]) -> Result<bool, StoreError> {
+        self.inner.swap(name, expected, content)
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        self.inner.flush()
+    }
+
+    fn place(&self) -> String {
+        self.inner.place()
+    }
+}
+
+impl Listing for Counting {
+    fn list(&self, bucket: Option<&str>, visit: &mut dyn FnMut(Listed<'_>)) -> Result<(), StoreError> {
+        self.inner.list(bucket, visit)
+    }
+
+    fn remove(&self, id: ObjectId) -> Result<(), StoreError> {
+        self.inner.remove(id)
+    }
 }
 
 #[test]

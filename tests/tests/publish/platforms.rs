@@ -1,10 +1,12 @@
 //! Images for several platforms: links, records, shared layers.
 
+use std::time::Duration;
+
 use image::layout::{ImageFile, StatusRecord};
 use publisher::images;
 use publisher::report::Outcome::{Added, Failed, Unchanged, Updated};
 use publisher::report::Report;
-use registry::testing::TestRegistry;
+use registry::testing::{Fault, TestRegistry};
 use scenarios::image_builder::{
     Format, Image, Layer, Packing, Pushed, file, index_entry, media, push_attestation, push_index,
 };
@@ -104,6 +106,38 @@ fn every_wished_platform_of_an_index_is_published_and_shared_layers_are_fetched_
     assert_eq!(world.site.revision(), report.revision.unwrap());
     let listed: Vec<_> = images::list(&world.site.target).unwrap().into_iter().map(|i| (i.path, i.legacy)).collect();
     assert_eq!(listed, [(format!(".multiarch/arm64:v8/{}", world.link), false), (world.link, false)]);
+}
+
+#[test]
+fn all_platforms_of_an_image_become_visible_in_one_revision() {
+    let world = World::new();
+    let pushed = world.push("one", &["linux/amd64", "linux/arm64"]);
+    image("alone", "amd64").push(&world.registry, "lab/alone", "1");
+    let slow = || Fault::slow(8, Duration::from_millis(30)).on(&pushed[1].layers[1].to_string()).always();
+    world.registry.fault(slow());
+    let list = |platforms: &str| {
+        let images = ["lab/x:1", "lab/alone:1"].map(|name| wish(&world.registry, name));
+        format!("input: [{{image: '{}', {platforms}}}, '{}']\n", images[0], images[1])
+    };
+    let report = world.site.convert_list(&list(&format!("platforms: {BOTH}")));
+    assert_eq!(outcomes(&report), [Added; 3]);
+    let status = |place: &str, name: &str| {
+        let path = format!(".metadata/{place}{}/status.json", public(&world.registry, name));
+        StatusRecord::parse(content(&world.site.tree(""), &path)).unwrap().revision
+    };
+    let revisions = [status("", "lab/x:1"), status(".multiarch/arm64:v8/", "lab/x:1"), status("", "lab/alone:1")];
+    assert_eq!(revisions, [2, 2, 1], "the other image did not wait, the first platform did");
+    assert_eq!(world.site.revision(), 2);
+
+    // A platform that fails late keeps nobody waiting for ever.
+    let pushed = world.push("two", &["linux/amd64", "linux/arm64"]);
+    world.registry.heal();
+    world.registry.fault(Fault::corrupt().on(&pushed[1].layers[1].to_string()).always());
+    let report = world.convert(&format!("platforms: {BOTH}"));
+    assert_eq!(outcomes(&report), [Updated, Failed]);
+    assert_eq!((report.wishes[1].platform.as_deref(), report.revision), (Some("linux/arm64"), Some(3)));
+    assert_eq!(world.targets(&[".multiarch/amd64/NAME"]), [format!("../../../../{}", flat_path(pushed[0].config))]);
+    world.site.assert_sound();
 }
 
 #[test]

@@ -29,6 +29,7 @@ pub(super) enum Action {
     Status { code: u16, retry_after: Option<String>, body: String },
     Redirect(String),
     Stall,
+    Late(Duration),
     IgnoreRange,
     CutAfter(usize),
     Shorten(usize),
@@ -65,6 +66,11 @@ impl Fault {
     /// Never answers.
     pub fn stall() -> Self {
         Self::new(Action::Stall)
+    }
+
+    /// Answers after so long.
+    pub fn late(by: Duration) -> Self {
+        Self::new(Action::Late(by))
     }
 
     /// Takes no notice of `Range`: sends all, with status 200.
@@ -184,6 +190,7 @@ pub(super) async fn before(actions: &[Action], request: &mut Request<Bytes>) -> 
                 return Some(response);
             }
             Action::Stall => std::future::pending::<()>().await,
+            Action::Late(by) => tokio::time::sleep(*by).await,
             Action::IgnoreRange => {
                 request.headers_mut().remove(http::header::RANGE);
             }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use axum::Router;
@@ -37,17 +37,25 @@ async fn handle(state: Arc<State>, request: Request<Body>) -> BodyResponse {
     let Ok(body) = axum::body::to_bytes(body, usize::MAX).await else {
         return plain(StatusCode::BAD_REQUEST, "").map(Body::from);
     };
-    let mut request = Request::from_parts(head, body);
-    let method = request.method().to_string();
+    let request = Request::from_parts(head, body);
     let path = request.uri().to_string();
     let upload = path.contains("/blobs/uploads/");
+    let answered = Arc::new(OnceLock::new());
     let recorded = Recorded {
-        method: method.clone(),
-        path: path.clone(),
+        method: request.method().to_string(),
+        path,
         headers: request.headers().clone(),
         body: if upload { Bytes::new() } else { request.body().clone() },
         at: Instant::now(),
+        answered: answered.clone(),
     };
+    let answer = answer(&state, recorded, request).await;
+    let _ = answered.set(Instant::now());
+    answer
+}
+
+async fn answer(state: &State, recorded: Recorded, mut request: Request<Bytes>) -> BodyResponse {
+    let (method, path) = (recorded.method.clone(), recorded.path.clone());
     let actions = {
         let mut store = state.store();
         store.requests.push(recorded);
@@ -68,7 +76,7 @@ async fn handle(state: Arc<State>, request: Request<Body>) -> BodyResponse {
         let form = if method == "POST" { request.body() } else { request.uri().query().unwrap_or_default().as_bytes() };
         state.issuer().sell(&method, &fields(form), request.headers())
     } else {
-        route(&state, &request).unwrap_or_else(|refusal| *refusal)
+        route(state, &request).unwrap_or_else(|refusal| *refusal)
     };
     fault::after(actions, answer)
 }
