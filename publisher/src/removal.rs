@@ -261,11 +261,16 @@ pub fn undelete(target: &Target, image: &str, version: Option<&str>, dry_run: bo
                 meant.push((owner, key));
             }
         }
-        let mut restored = Vec::new();
+        let (mut restored, mut plain) = (Vec::new(), None);
         for (owner, key) in meant {
             // The plain path may have brought the link of its platform with it.
-            if version.is_some() || !hand.is_published(&owner)? {
+            let is_back = match version {
+                None => hand.is_published(&owner)?,
+                Some(_) => plain == Some(key) && hand.second_place(&owner.name)? == owner.platform,
+            };
+            if !is_back {
                 hand.restore(owner.platform.as_ref(), &owner.name, key)?;
+                plain = plain.or(owner.platform.is_none().then_some(key));
                 restored.push(owner);
             }
         }

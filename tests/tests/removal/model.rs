@@ -292,10 +292,18 @@ impl Run {
             self.counts.undeleted += 1;
             for (owner, version) in &meant {
                 // The plain path may have brought the link of its platform with it.
-                if digest.is_none() && self.model.owners(name).contains(owner) {
+                let manifest = version.parts.digest.expect("a digest");
+                let plain = meant.first().filter(|(owner, _)| owner.place.is_none());
+                let is_back = match digest {
+                    None => self.model.owners(name).contains(owner),
+                    Some(_) => {
+                        plain.is_some_and(|(_, plain)| plain.key == version.key)
+                            && self.model.second_link(name) == Some(*owner)
+                    }
+                };
+                if is_back {
                     continue;
                 }
-                let manifest = version.parts.digest.expect("a digest");
                 let left = self.model.left.get(&(*owner, manifest)).cloned();
                 let left = left.unwrap_or_else(|| self.forgotten(*owner, manifest));
                 self.model.restore(*owner, &left, now);
