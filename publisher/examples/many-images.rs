@@ -174,6 +174,7 @@ impl Hand<'_> {
             index: None,
             config,
             platform: Platform::parse("linux/amd64")?,
+            wished: None,
             published: timestamp(self.now.unix_timestamp()),
             revision: 1,
             generator: "many-images".to_owned(),

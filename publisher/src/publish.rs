@@ -181,8 +181,11 @@ impl Hand<'_> {
         let (startup, bundles) = (self.startup_of(plan)?, self.bundles_of(plan)?);
         let layers = plan.layers.iter().filter(|_| has_layers).map(|l| l.layer.descriptor.digest);
         self.in_use_again(plan.manifest.config, layers)?;
+        let next = wanted.platform.directory();
         if self.leads_elsewhere(plan)? {
-            self.retire(wanted.place.as_ref(), &plan.name, Reason::TagMoved)?;
+            self.retire(wanted.place.as_ref(), &plan.name, Reason::TagMoved, Some(&next))?;
+        } else if wanted.place.is_none() {
+            self.keep_place(&plan.name, &next)?;
         }
         self.index(plan, &image.variants)?;
         self.file(&wanted.file(ImageFile::RawManifest), &plan.document.bytes)?;
@@ -193,6 +196,7 @@ impl Hand<'_> {
             index: plan.index.as_ref().map(|index| index.digest),
             config: plan.manifest.config,
             platform: plan.platform.clone(),
+            wished: Some(&wanted.platform).filter(|wished| wished.directory() != plan.platform.directory()).cloned(),
             flat: wanted.options.has_flat(),
             signed_by: plan.signed_by.clone(),
             published: timestamp(self.now.unix_timestamp()),
@@ -363,12 +367,22 @@ impl Hand<'_> {
     }
 
     pub(crate) fn read_up_to(&mut self, path: &OwnedPath, most: u64) -> Result<Option<Vec<u8>>, Failure> {
-        let Some(entry) = self.transaction.lookup(&repo_path(&self.layout, path))? else { return Ok(None) };
+        self.read_at(&repo_path(&self.layout, path), most)
+    }
+
+    fn read_at(&mut self, at: &RepoPath, most: u64) -> Result<Option<Vec<u8>>, Failure> {
+        let Some(entry) = self.transaction.lookup(at)? else { return Ok(None) };
         let Some(hash) = entry.content else { return Ok(None) };
         let mut bytes = Vec::new();
         let id = hash.object(ObjectKind::File);
         fetch(&*self.target.store, id, entry.compression(), most, &mut bytes)?;
         Ok(Some(bytes))
+    }
+
+    /// The record of an image in a directory of records.
+    pub(crate) fn status_in(&mut self, directory: &OwnedPath) -> Result<Option<StatusRecord>, Failure> {
+        let at = repo_path(&self.layout, directory).join(ImageFile::Status.file_name());
+        Ok(self.read_at(&at, RECORD_LIMIT)?.and_then(|bytes| StatusRecord::parse(&bytes).ok()))
     }
 
     fn first_file(&mut self, path: &OwnedPath, bytes: &[u8]) -> Result<(), Failure> {

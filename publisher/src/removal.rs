@@ -28,11 +28,13 @@ mod usage;
 mod versions;
 mod view;
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use cvmfs::transaction::Published;
 use image::digest::LayerDigest;
 use image::layout::{IndexKey, OwnedPath};
+use image::reference::PublicName;
 
 pub use self::index::IndexPlan;
 pub use self::mark::{Image, Names, Owner, Parts, Seen, Unit, Version};
@@ -221,7 +223,16 @@ pub fn prune(target: &Target, wanted: &Wanted, dry_run: bool) -> Result<Removed,
             [owner, &plain].into_iter().any(|owner| published.get(owner) == Some(&true))
         };
         let is_dropped = |owner: &&Owner| !is_pinned(owner) && !asked.contains(*owner);
-        let dropped: Vec<Owner> = published.keys().filter(is_dropped).cloned().collect();
+        let mut dropped: Vec<Owner> = published.keys().filter(is_dropped).cloned().collect();
+        // A plain path that leads each client to its own architecture needs the default one.
+        let stays = |name: &PublicName| !dropped.iter().any(|owner| owner.platform.is_none() && owner.name == *name);
+        let mut needed = HashSet::new();
+        for owner in dropped.iter().filter(|owner| owner.platform.is_some() && stays(&owner.name)) {
+            if hand.default_of_variant(&owner.name)? == owner.platform {
+                needed.insert(owner.clone());
+            }
+        }
+        dropped.retain(|owner| !needed.contains(owner));
         for owner in &dropped {
             hand.take_away(owner.platform.as_ref(), &owner.name, Reason::WishDropped)?;
         }
@@ -232,7 +243,8 @@ pub fn prune(target: &Target, wanted: &Wanted, dry_run: bool) -> Result<Removed,
 /// Puts back what a name led to before: the last one, or the one whose digest begins with `version`.
 pub fn undelete(target: &Target, image: &str, version: Option<&str>, dry_run: bool) -> Result<Removed, Failure> {
     change(target, dry_run, |hand| {
-        let mut restored = Vec::new();
+        // What is meant is settled before anything moves: putting one back makes others earlier images.
+        let mut meant = Vec::new();
         for owner in hand.find(image, Sort::Earlier)? {
             if version.is_none() && hand.is_published(&owner)? {
                 let name = &owner.name;
@@ -246,7 +258,19 @@ pub fn undelete(target: &Target, image: &str, version: Option<&str>, dry_run: bo
             versions.retain(is_meant);
             let last = versions.iter().max_by_key(|version| (version.since, version.key)).map(|version| version.key);
             if let Some(key) = last.filter(|_| hex.is_none() || versions.len() == 1) {
+                meant.push((owner, key));
+            }
+        }
+        let (mut restored, mut plain) = (Vec::new(), None);
+        for (owner, key) in meant {
+            // The plain path may have brought the link of its platform with it.
+            let is_back = match version {
+                None => hand.is_published(&owner)?,
+                Some(_) => plain == Some(key) && hand.second_place(&owner.name)? == owner.platform,
+            };
+            if !is_back {
                 hand.restore(owner.platform.as_ref(), &owner.name, key)?;
+                plain = plain.or(owner.platform.is_none().then_some(key));
                 restored.push(owner);
             }
         }

@@ -25,7 +25,8 @@ use crate::docker_archive::DockerArchive;
 use crate::error::Signal;
 use crate::failure::Failure;
 use crate::pulse::Pulse;
-use crate::signature::{self, Found};
+use crate::signature::simple::Found;
+use crate::signature::{bundle, simple};
 use crate::stop::Stop;
 
 /// Questions that one registry has to answer at the same time.
@@ -300,16 +301,29 @@ impl Sources {
     ) -> Result<Option<Vec<Found>>, Failure> {
         let Asked { source, credentials } = asked.into();
         let ImageSource::Registry(reference) = source else { return Ok(None) };
-        let tag = signature::tag(digest);
+        let tag = simple::tag(digest);
         let beside = Reference::parse(&format!("{}:{tag}", reference.repository()))?;
         match self.wait(self.client(credentials)?.manifest(&beside)) {
-            Ok(manifest) => Ok(Some(signature::list(&manifest.bytes, &tag)?)),
+            Ok(manifest) => Ok(Some(simple::list(&manifest.bytes, &tag)?)),
             Err(Failure::Registry(registry::Error::NotFound { .. })) => Ok(None),
             Err(failure) => Err(failure),
         }
     }
 
-    /// What a signature covers.
+    /// Manifests of the bundles that refer to the image with this digest and may be signatures of it.
+    pub fn bundles<'a>(
+        &self,
+        asked: impl Into<Asked<'a>>,
+        digest: ManifestDigest,
+    ) -> Result<Vec<ManifestDigest>, Failure> {
+        let Asked { source, credentials } = asked.into();
+        let ImageSource::Registry(reference) = source else { return Ok(Vec::new()) };
+        let client = self.client(credentials)?;
+        let found = self.wait(client.referrers(reference.repository(), digest, bundle::BUNDLE))?;
+        Ok(found.iter().filter(|referrer| bundle::may_be_signature(referrer)).map(|referrer| referrer.digest).collect())
+    }
+
+    /// What a signature covers, or a bundle.
     pub fn payload<'a>(&self, asked: impl Into<Asked<'a>>, payload: Digest) -> Result<Vec<u8>, Failure> {
         let Asked { source, credentials } = asked.into();
         match source {

@@ -146,10 +146,15 @@ impl Site {
 
     /// Runs one pass over a wish list of version 2: what follows its header.
     pub fn convert_list(&self, text: &str) -> Report {
-        let converter = self.converter();
-        let mut plan = converter.plan(&list(text).wishes.iter().map(request_of).collect::<Vec<_>>()).expect("a plan");
+        self.converter().apply(&self.plan_list(text)).expect("a pass")
+    }
+
+    /// What a pass over such a list would do.
+    pub fn plan_list(&self, text: &str) -> Plan {
+        let requests: Vec<Request> = list(text).wishes.iter().map(request_of).collect();
+        let mut plan = self.converter().plan(&requests).expect("a plan");
         plan.keep_quotas(&Held::default());
-        converter.apply(&plan).expect("a pass")
+        plan
     }
 
     /// What runs the passes.

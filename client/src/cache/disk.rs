@@ -210,7 +210,7 @@ fn check_format(directory: &Path, sharing: Sharing) -> Result<(), CacheError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             // A directory that has something else in it must not be filled, nor emptied later.
             let mut entries = std::fs::read_dir(directory).map_err(io_error("read", directory))?.flatten();
-            if let Some(entry) = entries.find(|entry| entry.file_name() != "lost+found") {
+            if let Some(entry) = entries.find(|entry| !is_left_over(&entry.file_name().to_string_lossy())) {
                 let found = format!("it holds {:?}", entry.file_name());
                 return Err(CacheError::Foreign { path: directory.to_owned(), found });
             }
@@ -219,6 +219,11 @@ fn check_format(directory: &Path, sharing: Sharing) -> Result<(), CacheError> {
         }
         Err(e) => Err(io_error("read", path)(e)),
     }
+}
+
+/// What may be in a new cache: what file systems put there, and what a client writes that ends after its cache was emptied.
+fn is_left_over(name: &str) -> bool {
+    name == "lost+found" || ["startup.", "breadcrumb."].iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn remove_unfinished(directory: &Path) {
@@ -406,5 +411,14 @@ mod tests {
         std::fs::remove_file(directory.path().join("thesis.tex")).unwrap();
         std::fs::write(directory.path().join("format"), "cvmfs-client cache 2\n").unwrap();
         assert!(matches!(DiskCache::open(directory.path(), None), Err(CacheError::Foreign { .. })));
+    }
+
+    #[test]
+    fn a_cache_that_was_emptied_under_a_client_is_one_again() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("startup.a.example.org")).unwrap();
+        std::fs::write(directory.path().join("breadcrumb.a.example.org"), b"").unwrap();
+        let cache = DiskCache::open(directory.path(), None).unwrap();
+        put(&cache, b"content").unwrap();
     }
 }

@@ -56,7 +56,11 @@ impl Learned {
     }
 
     fn write(&self, place: &Path, text: &str) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+        // Whoever removes the cache of a client that runs does not get it back from here.
+        match DirBuilder::new().mode(0o700).create(&self.directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
         let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
         file.write_all(text.as_bytes())?;
         file.persist(place).map_err(|e| e.error)?;
@@ -106,6 +110,9 @@ mod tests {
         assert_eq!(learned.load(b"/tree"), None);
         learned.save(b"/tree", &list(1));
         assert_eq!(learned.load(b"/tree"), Some(list(1)));
+        let removed = workspace.path().join("removed");
+        Learned::new(&removed, "a.example.org").save(b"/tree", &list(1));
+        assert!(!removed.exists(), "a workspace that is gone stays gone");
         // Nowhere to write: nothing is learned, and nothing fails.
         let nowhere = Learned::new(Path::new("/dev/null"), "a.example.org");
         nowhere.save(b"/tree", &list(1));

@@ -322,6 +322,19 @@ impl fmt::Display for TagPattern {
     }
 }
 
+/// How tags begin that stand for what refers to an image, and for none themselves.
+const ABOUT_DIGEST: &str = "sha256-";
+
+/// Whether signers and builders keep something under a tag that belongs to an image: `sha256-<hex>` (distribution-spec, "Referrers Tag
+/// Schema"), `sha256-<hex>.sig`, `.att`, `.sbom` (cosign).
+fn is_about_digest(tag: &str) -> bool {
+    let Some((digits, rest)) = tag.strip_prefix(ABOUT_DIGEST).and_then(|rest| rest.split_at_checked(64)) else {
+        return false;
+    };
+    let is_suffix = rest.is_empty() || rest.starts_with('.');
+    is_suffix && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 /// Many images of one repository: `REG/REPOSITORY:PATTERN`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Wildcard {
@@ -341,9 +354,10 @@ impl Wildcard {
     }
 
     /// The image with this tag, if the pattern takes it. A tag outside the grammar (a registry may say anything)
-    /// is taken by no pattern.
+    /// is taken by no pattern, and one that names a digest only by a pattern that begins like it.
     pub fn select(&self, tag: &str) -> Option<Reference> {
-        (is_tag(tag) && self.pattern.matches(tag)).then(|| Reference {
+        let is_meant = !is_about_digest(tag) || self.pattern.0.starts_with(ABOUT_DIGEST);
+        (is_tag(tag) && is_meant && self.pattern.matches(tag)).then(|| Reference {
             repository: self.repository.clone(),
             tag: Some(tag.to_owned()),
             digest: None,

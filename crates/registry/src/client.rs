@@ -217,7 +217,7 @@ impl Client {
         self.manifest_at(&endpoints.origin, reference).await
     }
 
-    async fn manifest_at(&self, target: &Target, reference: &Reference) -> Result<RawManifest, Error> {
+    pub(crate) async fn manifest_at(&self, target: &Target, reference: &Reference) -> Result<RawManifest, Error> {
         let what = format!("manifest {}", reference.target());
         let call = manifest_call(target, reference, &what);
         let (headers, _, bytes) = self.document(&call, self.config().document_limit).await?;

@@ -3,6 +3,7 @@
 //! | module | promise |
 //! |---|---|
 //! | [`client`] | tags to digests, manifests and other documents, tag lists |
+//! | [`referrers`] | signatures and other artifacts that refer to an image |
 //! | [`blob`] | a blob as a byte stream: verified, resumed |
 //! | [`push`] | blobs and manifests into a registry |
 //! | [`thin`] | thin images into a registry, only what changed |
@@ -31,7 +32,9 @@ pub mod credentials;
 mod endpoints;
 pub mod error;
 mod lines;
+mod pages;
 pub mod push;
+pub mod referrers;
 pub mod retry;
 pub mod settings;
 mod tags;
@@ -46,5 +49,6 @@ pub use client::{Client, ClientConfig, RawManifest};
 pub use credentials::{Credential, Credentials};
 pub use error::Error;
 pub use push::BlobSource;
+pub use referrers::Referrer;
 pub use retry::RetryPolicy;
 pub use settings::{Registries, Settings};

@@ -102,6 +102,7 @@ struct Store {
     guard: Guard,
     page_size: Option<usize>,
     no_links: bool,
+    lists_referrers: bool,
     upload_base: Option<String>,
     uploads: u64,
 }
@@ -247,7 +248,12 @@ impl TestRegistry {
         store.chaos = None;
     }
 
-    /// Gives tags out in pages of this size at most.
+    /// Lists what refers to an image from now on, as registries of distribution-spec 1.1 do.
+    pub fn list_referrers(&self) {
+        self.state.store().lists_referrers = true;
+    }
+
+    /// Gives tags and referrers out in pages of this size at most.
     pub fn page_tags(&self, size: usize) {
         self.state.store().page_size = Some(size);
     }

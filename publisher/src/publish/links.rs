@@ -3,7 +3,7 @@
 use cvmfs::entry::{Entry, Meta};
 use cvmfs::path::RepoPath;
 use image::digest::ImageId;
-use image::layout::OwnedPath;
+use image::layout::{ImageFile, OwnedPath};
 use image::platform::PlatformDirectory;
 use image::reference::PublicName;
 
@@ -28,13 +28,7 @@ impl Hand<'_> {
             self.remove_with_parents(&wanted.public())?;
         }
         let Some(second) = wanted.second_link() else { return Ok(()) };
-        // What was published below .multiarch before its platform became the default one.
-        let place = wanted.platform.directory();
-        let records = OwnedPath::Image { platform: Some(place.clone()), name: wanted.name.clone() };
-        if self.transaction.lookup(&repo_path(&self.layout, &records))?.is_some() {
-            self.retire(Some(&place), &wanted.name, Reason::TagMoved)?;
-            self.remove_with_parents(&records)?;
-        }
+        self.take_place(&wanted.name, &wanted.platform.directory(), Reason::TagMoved)?;
         if links.len() < 2 && self.transaction.lookup(&repo_path(&self.layout, &second))?.is_some() {
             // From when it was wanted for several platforms: it stays until it is pruned, and never leads to an old image.
             match links.is_empty() {
@@ -43,6 +37,31 @@ impl Hand<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The image of a platform that becomes the default one is recorded at the plain path, and below `.multiarch` no more.
+    pub(crate) fn take_place(
+        &mut self,
+        name: &PublicName,
+        place: &PlatformDirectory,
+        reason: Reason,
+    ) -> Result<(), Failure> {
+        let records = OwnedPath::Image { platform: Some(place.clone()), name: name.clone() };
+        if self.transaction.lookup(&repo_path(&self.layout, &records))?.is_some() {
+            self.retire(Some(place), name, reason, None)?;
+            self.remove_with_parents(&records)?;
+        }
+        Ok(())
+    }
+
+    /// The image of a platform that is the default one no more, as `next` is now, keeps its place below `.multiarch` if it had a link
+    /// there: with records, as every image has that stays until it is pruned.
+    pub(crate) fn keep_place(&mut self, name: &PublicName, next: &PlatformDirectory) -> Result<(), Failure> {
+        let Some(place) = self.second_place(name)?.filter(|place| place != next) else { return Ok(()) };
+        let to = OwnedPath::Image { platform: Some(place), name: name.clone() };
+        self.copy_records(&OwnedPath::Image { platform: None, name: name.clone() }, &to)?;
+        // Who pinned the name meant what it led to, and that is pinned where it goes from there.
+        Ok(self.transaction.remove(&repo_path(&self.layout, &to).join(ImageFile::Pin.file_name()))?)
     }
 
     /// Makes the links beside the directory of a platform, where nothing else stands.
@@ -78,6 +97,12 @@ impl Hand<'_> {
     pub(crate) fn link_text(&mut self, path: &OwnedPath) -> Result<Option<String>, Failure> {
         let entry = self.transaction.lookup(&repo_path(&self.layout, path))?;
         Ok(entry.filter(|entry| !entry.symlink.is_empty()).and_then(|entry| String::from_utf8(entry.symlink).ok()))
+    }
+
+    /// The directory of the default platform, if the plain path leads each client to its own architecture.
+    pub(crate) fn default_of_variant(&mut self, name: &PublicName) -> Result<Option<PlatformDirectory>, Failure> {
+        let public = OwnedPath::Public { platform: None, name: name.clone() };
+        Ok(self.link_text(&public)?.and_then(|text| self.layout.parse_variant_link(name, &text)))
     }
 
     /// The image that the plain path of a name leads to, by way of the default platform's link if it is a variant link.

@@ -8,8 +8,7 @@ use cvmfs::path::RepoPath;
 use cvmfs::subtree::MARKER;
 use image::digest::{Digest, ImageId, LayerDigest, ManifestDigest};
 use image::layout::{
-    CondemnedKind, ImageFile, ManifestRecord, OwnedPath, PinRecord, StatusRecord, VersionRecord, timestamp,
-    unix_seconds,
+    CondemnedKind, ImageFile, ManifestRecord, OwnedPath, PinRecord, VersionRecord, timestamp, unix_seconds,
 };
 use image::platform::PlatformDirectory;
 use image::reference::PublicName;
@@ -39,27 +38,27 @@ impl Earlier {
 
 impl Hand<'_> {
     /// Moves the records of the image that a name leads to out of its way. Of an image without a readable manifest
-    /// nothing can be put back, so nothing is kept: they go.
+    /// nothing can be put back, so nothing is kept: they go. `next` is the default platform from now on, where that may change.
     pub(crate) fn retire(
         &mut self,
         platform: Option<&PlatformDirectory>,
         name: &PublicName,
         reason: Reason,
+        next: Option<&PlatformDirectory>,
     ) -> Result<(), Failure> {
         let (platform, name) = (platform.cloned(), name.clone());
         let file = |file| OwnedPath::ImageFile { platform: platform.clone(), name: name.clone(), file };
         let record = self.read(&file(ImageFile::Manifest))?.and_then(|m| ManifestRecord::parse(&m).ok());
-        let status = self.read(&file(ImageFile::Status))?.and_then(|s| StatusRecord::parse(&s).ok());
         let from = OwnedPath::Image { platform: platform.clone(), name: name.clone() };
+        let status = self.status_in(&from)?;
         let Some(record) = record else {
             tracing::warn!(image = %name, "its manifest.json is unreadable: it can't be undeleted");
             return Ok(self.transaction.remove(&repo_path(&self.layout, &from))?);
         };
-        let second = if platform.is_none() { self.second_link(&name)? } else { None };
-        let several = match second {
-            Some((_, second)) => self.link_text(&second)?.is_some(),
-            None => false,
-        };
+        let several = platform.is_none() && self.second_place(&name)?.is_some();
+        if let (None, Some(next)) = (&platform, next) {
+            self.keep_place(&name, next)?;
+        }
         let version = VersionRecord {
             since: timestamp(self.now.unix_timestamp()),
             reason: reason.as_str().to_owned(),
@@ -80,7 +79,7 @@ impl Hand<'_> {
         if let Some(pin) = was_pinned {
             self.transaction.put(&at.join(ImageFile::Pin.file_name()), pin, &[])?;
         }
-        self.move_files(&from, &at)?;
+        self.copy_records(&from, &to)?;
         Ok(self.transaction.remove(&repo_path(&self.layout, &from))?)
     }
 
@@ -111,15 +110,11 @@ impl Hand<'_> {
         }
         let to = OwnedPath::Image { platform: platform.clone(), name: name.clone() };
         if self.transaction.lookup(&repo_path(&self.layout, &to))?.is_some() {
-            self.retire(platform.as_ref(), &name, Reason::RolledBack)?;
+            let next = self.status_in(&version)?.map(|status| status.place());
+            self.retire(platform.as_ref(), &name, Reason::RolledBack, next.as_ref())?;
         }
-        let at = repo_path(&self.layout, &to);
-        self.directories(
-            &OwnedPath::ImageFile { platform: platform.clone(), name: name.clone(), file: ImageFile::Pin },
-            &at.join("x"),
-        )?;
         self.transaction.remove(&repo_path(&self.layout, &record_path))?;
-        self.move_files(&version, &at)?;
+        self.copy_records(&version, &to)?;
         self.remove_with_parents(&version)?;
         self.in_use_again(record.config, record.layers.iter().copied())?;
         match flat {
@@ -143,25 +138,35 @@ impl Hand<'_> {
             self.alias_links(&platform)?;
             return self.link(&public, flat);
         }
-        let second = if several { self.second_link(&name)? } else { None };
-        if let Some((place, second)) = second {
-            self.link(&second, flat)?;
-            self.alias_links(&place)?;
-            if text.is_some_and(|text| self.layout.parse_variant_link(&name, &text) == Some(place)) {
-                return Ok(());
+        if let Some((place, second)) = self.second_link(&name)? {
+            self.take_place(&name, &place, Reason::RolledBack)?;
+            // One that is there never leads to another image.
+            if several || self.link_text(&second)?.is_some() {
+                self.link(&second, flat)?;
+                self.alias_links(&place)?;
+                if text.is_some_and(|text| self.layout.parse_variant_link(&name, &text) == Some(place)) {
+                    return Ok(());
+                }
             }
         }
         self.link(&public, flat)
     }
 
     /// The link below `.multiarch` of what the plain path is recorded to lead to, and the directory that it is in.
-    fn second_link(&mut self, name: &PublicName) -> Result<Option<(PlatformDirectory, OwnedPath)>, Failure> {
-        let status = OwnedPath::ImageFile { platform: None, name: name.clone(), file: ImageFile::Status };
-        let status = self.read(&status)?.and_then(|s| StatusRecord::parse(&s).ok());
+    pub(crate) fn second_link(&mut self, name: &PublicName) -> Result<Option<(PlatformDirectory, OwnedPath)>, Failure> {
+        let status = self.status_in(&OwnedPath::Image { platform: None, name: name.clone() })?;
         Ok(status.map(|status| {
-            let place = status.platform.directory();
+            let place = status.place();
             (place.clone(), OwnedPath::Public { platform: Some(place), name: name.clone() })
         }))
+    }
+
+    /// The directory that it is in, if it is there and belongs to the plain path: what has records has a link of its own.
+    pub(crate) fn second_place(&mut self, name: &PublicName) -> Result<Option<PlatformDirectory>, Failure> {
+        let Some((place, second)) = self.second_link(name)? else { return Ok(None) };
+        let records = OwnedPath::Image { platform: Some(place.clone()), name: name.clone() };
+        let is_own = self.transaction.lookup(&repo_path(&self.layout, &records))?.is_some();
+        Ok(if !is_own && self.link_text(&second)?.is_some() { Some(place) } else { None })
     }
 
     /// Takes a name away: its link and its records, which are kept as an earlier image.
@@ -174,7 +179,7 @@ impl Hand<'_> {
         let (platform, name) = (platform.cloned(), name.clone());
         let records = OwnedPath::Image { platform: platform.clone(), name: name.clone() };
         if self.transaction.lookup(&repo_path(&self.layout, &records))?.is_some() {
-            self.retire(platform.as_ref(), &name, reason)?;
+            self.retire(platform.as_ref(), &name, reason, None)?;
             self.remove_with_parents(&records)?;
         }
         self.remove_with_parents(&OwnedPath::Public { platform: platform.clone(), name })?;
@@ -267,12 +272,13 @@ impl Hand<'_> {
         Ok(())
     }
 
-    /// Moves the files of a directory of records; what is there already under a name stays.
-    fn move_files(&mut self, from: &OwnedPath, to: &RepoPath) -> Result<(), Failure> {
-        let from = repo_path(&self.layout, from);
-        for entry in self.transaction.list(&from)? {
+    /// Copies the files of a directory of records; what is there already under a name stays.
+    pub(crate) fn copy_records(&mut self, from: &OwnedPath, to: &OwnedPath) -> Result<(), Failure> {
+        let at = repo_path(&self.layout, to);
+        self.directories(to, &at.join("x"))?;
+        for entry in self.transaction.list(&repo_path(&self.layout, from))? {
             let is_record = entry.content.is_some() && !entry.is_directory() && entry.name != MARKER;
-            let at = to.join(&entry.name);
+            let at = at.join(&entry.name);
             if is_record && self.transaction.lookup(&at)?.is_none() {
                 self.transaction.put(&at, Entry { links: 1, link_group: 0, ..entry }, &[])?;
             }

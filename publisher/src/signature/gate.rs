@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use image::digest::ManifestDigest;
 use image::layout::StatusRecord;
 
-use super::{Fingerprint, Key, Policy, PrivateImages, tag, verify};
+use super::simple::Found;
+use super::{Fingerprint, Key, Policy, PrivateImages, SignatureError, Unsigned, bundle, first, simple};
 use crate::error::one_line;
 use crate::failure::Failure;
 use crate::plan::{Wanted, image_name};
@@ -24,6 +25,21 @@ pub struct Claims<'a> {
     pub keys: &'a [PathBuf],
     /// What becomes of a private image where nobody says anything.
     pub usual: PrivateImages,
+}
+
+/// Who has signed, or why nobody has; nothing if there is nothing to look at.
+type Looked = Result<Option<Result<Fingerprint, SignatureError>>, Failure>;
+
+/// One signature that a registry lists and does not give says nothing of the others; a registry that fails does.
+fn readable<T>(answer: Result<T, Failure>) -> Result<Result<T, Unsigned>, Failure> {
+    use registry::Error::{DigestMismatch, NotFound, Protocol, TooLarge};
+    match answer {
+        Ok(answer) => Ok(Ok(answer)),
+        Err(Failure::Registry(NotFound { .. } | DigestMismatch { .. } | TooLarge { .. } | Protocol { .. })) => {
+            Ok(Err(Unsigned::Unreadable))
+        }
+        Err(failure) => Err(failure),
+    }
 }
 
 /// Lets images through, or not.
@@ -80,7 +96,7 @@ impl Gate<'_> {
         Ok(signed_by)
     }
 
-    /// Looks for a signature of the index, then of the manifest.
+    /// Looks for a signature of the index, then of the manifest, in each form.
     fn ask(
         &self,
         wanted: &Wanted,
@@ -89,28 +105,58 @@ impl Gate<'_> {
         named: ManifestDigest,
         document: ManifestDigest,
     ) -> Result<Fingerprint, Failure> {
-        let mut refused = None;
+        let mut refused = Vec::new();
         for digest in [named, document].into_iter().take(if named == document { 1 } else { 2 }) {
-            let found = match self.sources.signatures(wanted.asked(), digest) {
-                Ok(Some(found)) => found,
-                Ok(None) => continue,
-                Err(Failure::Signature(error)) => {
-                    refused = Some(error.to_string());
-                    continue;
+            for look in [Gate::simple, Gate::bundles] {
+                match look(self, wanted, keys, digest)? {
+                    Some(Ok(key)) => return Ok(key),
+                    Some(Err(error)) => refused.push(error.to_string()),
+                    None => {}
                 }
-                Err(failure) => return Err(failure),
-            };
-            match verify(keys, digest, &found, |payload| self.sources.payload(wanted.asked(), payload))? {
-                Ok(key) => return Ok(key),
-                Err(error) => refused = Some(error.to_string()),
             }
         }
-        let why = refused.unwrap_or_else(|| format!("there is no {}", tag(named)));
+        let why = match refused.is_empty() {
+            true => format!("there is no {}, and no bundle refers to {named}", simple::tag(named)),
+            false => refused.join("; "),
+        };
         let asked: Vec<String> = keys.iter().map(|key| key.fingerprint().to_string()).collect();
         Err(Failure::Content(format!(
             "{name} is not signed as the configuration or the wish list asks: {why}; nothing of it was fetched (sign it with cosign sign --key, by one of {})",
             asked.join(", ")
         )))
+    }
+
+    /// Looks at the signatures under the tag beside the image; nothing if there is no such tag.
+    fn simple(&self, wanted: &Wanted, keys: &[Key], digest: ManifestDigest) -> Looked {
+        let found = match self.sources.signatures(wanted.asked(), digest) {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(None),
+            Err(Failure::Signature(error)) => return Ok(Some(Err(error))),
+            Err(failure) => return Err(failure),
+        };
+        let check = |Found { payload, signature }| {
+            let payload = readable(self.sources.payload(wanted.asked(), payload))?;
+            Ok(payload.and_then(|payload| simple::check(keys, digest, &payload, &signature)))
+        };
+        first(found, check).map(Some)
+    }
+
+    /// Looks at the bundles that refer to the image; nothing if none does.
+    fn bundles(&self, wanted: &Wanted, keys: &[Key], digest: ManifestDigest) -> Looked {
+        let found = self.sources.bundles(wanted.asked(), digest)?;
+        if found.is_empty() {
+            return Ok(None);
+        }
+        let check = |manifest| {
+            let manifest = readable(self.sources.document(wanted.asked(), manifest))?;
+            let payload = match manifest.and_then(|manifest| bundle::in_manifest(&manifest.bytes)) {
+                Ok(payload) => payload,
+                Err(reason) => return Ok(Err(reason)),
+            };
+            let bytes = readable(self.sources.payload(wanted.asked(), payload))?;
+            Ok(bytes.and_then(|bytes| bundle::check(keys, digest, &bytes)))
+        };
+        first(found, check).map(Some)
     }
 
     /// The repository can be read by everybody: what only credentials can read does not belong there unseen.

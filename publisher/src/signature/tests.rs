@@ -1,7 +1,10 @@
+use base64::Engine as _;
+use image::digest::{Digest, ManifestDigest};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _};
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::simple::{ANNOTATION, MAX_PAYLOAD, PAYLOAD, TYPES, check, list};
 use super::*;
 
 /// Made by `openssl ecparam -genkey -name prime256v1`, signed by `openssl dgst -sha256 -sign`: what cosign does, by
@@ -66,12 +69,12 @@ fn a_signature_counts_if_key_and_digest_are_right() {
     let keys = [their_key, our_key];
     assert_eq!(check(&keys, image, &good, &sign(&ours, &good)).map(Key::fingerprint), Ok(keys[1].fingerprint()));
     let cases = [
-        (good.clone(), sign(&theirs, &good), "signed by no key that is asked for"),
-        (good.clone(), b"garbage".to_vec(), "signed by no key that is asked for"),
-        (good.clone(), Vec::new(), "signed by no key that is asked for"),
-        (payload(other, TYPES[0]), sign(&ours, &payload(other, TYPES[0])), "what is signed is another image"),
-        (payload(image, "sbom"), sign(&ours, &payload(image, "sbom")), "what is signed is a statement of another kind"),
-        (b"{}".to_vec(), sign(&ours, b"{}"), "what is signed is no statement about an image"),
+        (good.clone(), sign(&theirs, &good), Unsigned::Key),
+        (good.clone(), b"garbage".to_vec(), Unsigned::Key),
+        (good.clone(), Vec::new(), Unsigned::Key),
+        (payload(other, TYPES[0]), sign(&ours, &payload(other, TYPES[0])), Unsigned::OtherImage),
+        (payload(image, "sbom"), sign(&ours, &payload(image, "sbom")), Unsigned::OtherStatement),
+        (b"{}".to_vec(), sign(&ours, b"{}"), Unsigned::NoStatement),
     ];
     for (payload, signature, why) in cases {
         assert_eq!(check(&keys[1..], image, &payload, &signature), Err(why));
@@ -86,17 +89,160 @@ fn the_document_is_bounded() {
             "annotations": {ANNOTATION: signature},
         })
     };
-    let manifest = |layers: Vec<serde_json::Value>| json!({"schemaVersion": 2, "layers": layers}).to_string();
+    let manifest = |layers: Vec<Value>| json!({"schemaVersion": 2, "layers": layers}).to_string();
     let listed = |layers| list(manifest(layers).as_bytes(), "t").map(|found| found.len());
     assert_eq!(listed(vec![layer(9, "YQ=="); 1000]), Ok(MAX_SIGNATURES));
     assert_eq!(listed(vec![layer(9, "YQ=="), layer(9, "?"), layer(MAX_PAYLOAD + 1, "YQ==")]), Ok(1));
     assert!(listed(vec![layer(MAX_PAYLOAD + 1, "YQ==")]).is_err());
     assert!(listed(vec![]).is_err() && list(b"no json", "t").is_err() && list(b"{}", "t").is_err());
     let (_, key) = pair();
-    let found = [Found { payload: Digest::of(b"p"), signature: vec![1] }];
-    let large = |_| Ok::<_, ()>(vec![b' '; MAX_PAYLOAD as usize + 1]);
-    let error = verify(&[key], ManifestDigest::of(b"i"), &found, large).unwrap().unwrap_err();
-    assert_eq!(error.to_string(), "none of 1 signatures counts: what is signed is too large");
+    let large = vec![b' '; MAX_PAYLOAD as usize + 1];
+    assert_eq!(check(&[key], ManifestDigest::of(b"i"), &large, &[1]), Err(Unsigned::TooLarge));
+}
+
+#[test]
+fn signatures_are_looked_at_until_one_counts_and_each_reason_is_given_once() {
+    let (_, key) = pair();
+    let mut looked = 0;
+    let mut look = |answer: Option<Unsigned>| {
+        looked += 1;
+        Ok::<_, ()>(answer.map_or(Ok(&key), Err))
+    };
+    let found = [Some(Unsigned::Key), None, Some(Unsigned::OtherImage)];
+    assert_eq!(first(found, &mut look), Ok(Ok(key.fingerprint())));
+    let found = [Some(Unsigned::Key), Some(Unsigned::OtherImage), Some(Unsigned::Key)];
+    let error = first(found, &mut look).unwrap().unwrap_err();
+    let why = "none of 3 signatures counts: signed by no key that is asked for; what is signed is another image";
+    assert_eq!(error.to_string(), why);
+    assert!(first(vec![Some(Unsigned::Key); 1000], &mut look).unwrap().is_err());
+    assert_eq!(looked, 2 + 3 + MAX_SIGNATURES);
+    assert_eq!(first([()], |()| Err::<Result<&Key, Unsigned>, _>("the registry is down")), Err("the registry is down"));
+}
+
+/// Made by `openssl dgst -sha256 -sign` over an encoding that the shell made.
+const OPENSSL_BUNDLE: (&str, &[u8]) = (include_str!("testdata/bundle.pub"), include_bytes!("testdata/bundle.json"));
+
+fn statement(digest: ManifestDigest, predicate: &str) -> Value {
+    json!({
+        "_type": "https://in-toto.io/Statement/v1", "predicateType": predicate, "predicate": {},
+        "subject": [{"digest": {"sha256": digest.hex()}, "annotations": {"a": 1}}],
+    })
+}
+
+/// A bundle around a payload, signed by this key.
+fn bundle_of(pair: &EcdsaKeyPair, payload_type: &str, payload: &[u8]) -> Value {
+    let base64 = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+    let signature = sign(pair, &bundle::encode(payload_type, payload));
+    json!({
+        "mediaType": bundle::BUNDLE,
+        "verificationMaterial": {"publicKey": {"hint": "x"}, "tlogEntries": [{"logIndex": "1"}]},
+        "dsseEnvelope": {
+            "payload": base64(payload), "payloadType": payload_type, "signatures": [{"sig": base64(&signature), "keyid": ""}],
+        },
+    })
+}
+
+#[test]
+fn a_bundle_of_openssl_is_valid() {
+    let (public, bytes) = OPENSSL_BUNDLE;
+    let keys = [Key::from_pem(public.as_bytes(), "x.pub").unwrap()];
+    let image = ManifestDigest::of(b"the image");
+    assert_eq!(bundle::check(&keys, image, bytes), Ok(&keys[0]));
+    assert_eq!(bundle::check(&keys, ManifestDigest::of(b"other"), bytes), Err(Unsigned::OtherImage));
+    assert_eq!(bundle::check(&[pair().1], image, bytes), Err(Unsigned::Key));
+    // The example of DSSE's protocol.md.
+    assert_eq!(
+        bundle::encode("http://example.com/HelloWorld", b"hello world"),
+        b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
+    );
+}
+
+#[test]
+fn a_bundle_counts_if_key_statement_and_subject_are_right() {
+    const TYPE: &str = "application/vnd.in-toto+json";
+    let (ours, our_key) = pair();
+    let (theirs, their_key) = pair();
+    let (image, other) = (ManifestDigest::of(b"image"), ManifestDigest::of(b"other"));
+    let keys = [their_key, our_key];
+    let of = |value: &Value| serde_json::to_vec(value).unwrap();
+    let signed = |statement: &Value| bundle_of(&ours, TYPE, &of(statement));
+    let good = statement(image, bundle::SIGN);
+    assert_eq!(bundle::check(&keys, image, &of(&signed(&good))), Ok(&keys[1]));
+
+    // Spelled otherwise: another media type, the other alphabet, no padding.
+    let mut spelled = signed(&good);
+    spelled["mediaType"] = "application/vnd.dev.sigstore.bundle+json;version=0.3".into();
+    for field in ["/dsseEnvelope/payload", "/dsseEnvelope/signatures/0/sig"] {
+        let text = spelled.pointer(field).unwrap().as_str().unwrap();
+        let text = text.replace('+', "-").replace('/', "_").trim_end_matches('=').to_owned();
+        *spelled.pointer_mut(field).unwrap() = text.into();
+    }
+    assert_eq!(bundle::check(&keys, image, &of(&spelled)), Ok(&keys[1]));
+
+    let changed = |change: &dyn Fn(&mut Value)| {
+        let mut bundle = signed(&good);
+        change(&mut bundle);
+        bundle
+    };
+    let tampered = base64::engine::general_purpose::STANDARD.encode(of(&statement(other, bundle::SIGN)));
+    let mut two_subjects = statement(other, bundle::SIGN);
+    two_subjects["subject"].as_array_mut().unwrap().push(json!({"digest": {"sha512": "x"}}));
+    let mut old = good.clone();
+    old["_type"] = "https://in-toto.io/Statement/v0.1".into();
+    let certificate = json!({"certificate": {"rawBytes": "TUlJ"}});
+    let mut keyless = bundle_of(&theirs, TYPE, &of(&good));
+    keyless["verificationMaterial"] = certificate;
+    let cases = [
+        ("another key", bundle_of(&theirs, TYPE, &of(&good)), Unsigned::Key),
+        ("only a certificate", keyless, Unsigned::Certificate),
+        ("another subject", signed(&statement(other, bundle::SIGN)), Unsigned::OtherImage),
+        ("subjects, none of them the image", signed(&two_subjects), Unsigned::OtherImage),
+        ("an attestation", signed(&statement(image, "https://slsa.dev/provenance/v1")), Unsigned::OtherStatement),
+        ("a statement of another version", signed(&old), Unsigned::OtherStatement),
+        ("no statement", signed(&json!({})), Unsigned::NoStatement),
+        ("another type of payload", bundle_of(&ours, "text/plain", &of(&good)), Unsigned::NoStatement),
+        ("another payload", changed(&|b| b["dsseEnvelope"]["payload"] = tampered.clone().into()), Unsigned::Key),
+        ("another declared type", changed(&|b| b["dsseEnvelope"]["payloadType"] = "text/plain".into()), Unsigned::Key),
+        ("no signature", changed(&|b| b["dsseEnvelope"]["signatures"] = json!([])), Unsigned::Bundle),
+        (
+            "two signatures",
+            changed(&|b| {
+                let twice = b["dsseEnvelope"]["signatures"][0].clone();
+                b["dsseEnvelope"]["signatures"].as_array_mut().unwrap().push(twice);
+            }),
+            Unsigned::Bundle,
+        ),
+        ("no base64", changed(&|b| b["dsseEnvelope"]["payload"] = "?".into()), Unsigned::Bundle),
+        (
+            "an older bundle",
+            changed(&|b| b["mediaType"] = "application/vnd.dev.sigstore.bundle+json;version=0.1".into()),
+            Unsigned::Bundle,
+        ),
+        (
+            "a signature of a file",
+            changed(&|b| drop(b.as_object_mut().unwrap().remove("dsseEnvelope"))),
+            Unsigned::NoStatement,
+        ),
+        ("no bundle", json!([]), Unsigned::Bundle),
+    ];
+    for (what, bundle, why) in cases {
+        assert_eq!(bundle::check(&keys[1..], image, &of(&bundle)), Err(why), "{what}");
+    }
+    let large = changed(&|b| b["verificationMaterial"]["x"] = "x".repeat(bundle::MAX_BUNDLE as usize).into());
+    assert_eq!(bundle::check(&keys, image, &of(&large)), Err(Unsigned::TooLarge));
+}
+
+#[test]
+fn the_manifest_of_a_bundle_has_one_layer_of_bounded_size() {
+    let layer =
+        |size: u64, kind: &str| json!({"mediaType": kind, "size": size, "digest": Digest::of(b"b").to_string()});
+    let of = |layers: Vec<Value>| bundle::in_manifest(json!({"layers": layers}).to_string().as_bytes());
+    assert_eq!(of(vec![layer(9, bundle::BUNDLE)]), Ok(Digest::of(b"b")));
+    assert_eq!(of(vec![layer(bundle::MAX_BUNDLE + 1, bundle::BUNDLE)]), Err(Unsigned::TooLarge));
+    for layers in [vec![], vec![layer(9, PAYLOAD)], vec![layer(9, bundle::BUNDLE); 2]] {
+        assert_eq!(of(layers), Err(Unsigned::Bundle));
+    }
+    assert_eq!(bundle::in_manifest(b"no json"), Err(Unsigned::Bundle));
 }
 
 #[test]

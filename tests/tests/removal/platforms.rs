@@ -141,3 +141,106 @@ fn the_digest_of_an_index_means_all_of_its_platforms() {
     assert_eq!(configs, expected);
     world.site.assert_sound();
 }
+
+#[test]
+fn a_default_platform_that_another_one_follows_keeps_its_place_and_its_layers() {
+    let world = World::new();
+    let target = &world.site.target;
+    let (images, _) = push(&world, 2, 3);
+    world.site.convert_list(&entry(&world, BOTH));
+    world.site.convert_list(&entry(&world, "platforms: linux/arm64"));
+    let listed: Vec<_> = images::list(target).unwrap().into_iter().map(|i| (i.path, i.config)).collect();
+    let amd = format!(".multiarch/amd64/{}", world.path("a:1"));
+    let expected = [(amd.clone(), images[0].config.to_string()), (world.path("a:1"), images[1].config.to_string())];
+    assert_eq!(listed, expected, "it stays until it is pruned, as every platform does");
+    world.collect_with(&at_once());
+    let look = world.look();
+    assert!(images[0].layers.iter().all(|layer| look.has_layer(*layer)) && look.has_flat(images[0].config));
+    assert_eq!(look.links[&amd], images[0].config.hex());
+    let wanted = Wanted::of(&list(&entry(&world, "platforms: linux/arm64")).wishes).unwrap();
+    removal::prune(target, &wanted, false).unwrap();
+    assert_eq!(names(&world), ["NAME"]);
+    world.collect_with(&at_once());
+    assert!(!world.look().has_flat(images[0].config));
+    world.site.assert_sound();
+}
+
+#[test]
+fn a_link_below_multiarch_follows_what_is_put_back_at_the_plain_path() {
+    let world = World::new();
+    let target = &world.site.target;
+    let (old, _) = push(&world, 2, 3);
+    world.site.convert_list(&entry(&world, "platforms: linux/amd64"));
+    let (new, _) = push(&world, 4, 5);
+    world.site.convert_list(&entry(&world, BOTH));
+    let digest = old[0].manifest.to_string();
+    removal::undelete(target, &world.wish("a:1"), Some(&digest), false).unwrap();
+    let look = world.look();
+    let links = [world.path("a:1"), format!(".multiarch/amd64/{}", world.path("a:1"))];
+    assert_eq!(links.map(|link| look.links[&link].clone()), [old[0].config.hex(), old[0].config.hex()]);
+
+    // Another platform at the plain path: that of now keeps its place, with records.
+    world.site.convert_list(&entry(&world, "platforms: [linux/arm64, linux/amd64]"));
+    removal::undelete(target, &world.wish("a:1"), Some(&digest), false).unwrap();
+    let listed: Vec<_> = images::list(target).unwrap().into_iter().map(|i| (i.path, i.config)).collect();
+    let arm = format!(".multiarch/arm64:v8/{}", world.path("a:1"));
+    assert_eq!(listed, [(arm, new[1].config.to_string()), (world.path("a:1"), old[0].config.to_string())]);
+    world.site.assert_sound();
+}
+
+#[test]
+fn an_image_that_runs_on_the_wished_platform_goes_and_comes_back_in_the_directory_of_the_wish() {
+    let world = World::new();
+    let target = &world.site.target;
+    let mut image = Image::new([layer(1)]).architecture("arm");
+    image.config["variant"] = "v6".into();
+    let pushed = image.push_untagged(&world.registry, "lab/a");
+    push_index(
+        &world.registry,
+        "lab/a",
+        "1",
+        Format::Oci,
+        &[index_entry(&pushed, media::OCI_MANIFEST, "linux/arm/v6")],
+    );
+    world.site.convert_list(&entry(&world, "platforms: linux/arm/v7, plain_path: variant"));
+    let all = [".multiarch/arm:v7/NAME", "NAME"];
+    assert_eq!(names(&world), all);
+    removal::remove(target, &world.wish("a:1"), false).unwrap();
+    assert_eq!(names(&world), Vec::<String>::new());
+    removal::undelete(target, &world.wish("a:1"), None, false).unwrap();
+    assert_eq!(names(&world), all);
+    world.site.assert_sound();
+}
+
+#[test]
+fn a_plain_path_by_architecture_keeps_its_default_platform() {
+    let world = World::new();
+    push(&world, 2, 3);
+    world.site.convert_list(&entry(&world, &format!("{BOTH}, plain_path: variant")));
+    // The list asks for another default platform, and nothing was converted since.
+    let options = "platforms: linux/arm64, plain_path: variant";
+    let wanted = Wanted::of(&list(&entry(&world, options)).wishes).unwrap();
+    removal::prune(&world.site.target, &wanted, false).unwrap();
+    assert_eq!(names(&world), [".multiarch/amd64/NAME", ".multiarch/arm64:v8/NAME", "NAME"]);
+    world.site.convert_list(&entry(&world, options));
+    removal::prune(&world.site.target, &wanted, false).unwrap();
+    assert_eq!(names(&world), [".multiarch/arm64:v8/NAME", "NAME"]);
+    world.site.assert_sound();
+}
+
+#[test]
+fn the_last_images_come_back_and_not_what_their_places_had_before() {
+    let world = World::new();
+    let target = &world.site.target;
+    let (images, _) = push(&world, 2, 3);
+    world.site.convert_list(&entry(&world, "platforms: [linux/arm64, linux/amd64]"));
+    world.pass(DAY);
+    world.site.convert_list(&entry(&world, BOTH));
+    world.pass(DAY);
+    removal::remove(target, &world.wish("a:1"), false).unwrap();
+    removal::undelete(target, &world.wish("a:1"), None, false).unwrap();
+    let listed: Vec<_> = images::list(target).unwrap().into_iter().map(|i| (i.path, i.config)).collect();
+    let arm = format!(".multiarch/arm64:v8/{}", world.path("a:1"));
+    assert_eq!(listed, [(arm, images[1].config.to_string()), (world.path("a:1"), images[0].config.to_string())]);
+    world.site.assert_sound();
+}

@@ -126,8 +126,12 @@ pub fn members(n: u64) -> Vec<Member> {
 /// What is in a repository, read directory by directory.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Look {
-    /// Public links: path → flat.
+    /// Public links, below `.multiarch` as well: path → flat.
     pub links: BTreeMap<String, String>,
+    /// Links that lead each client to its own architecture: path → text.
+    pub variants: BTreeMap<String, String>,
+    /// Other names of directories below `.multiarch`.
+    pub aliases: BTreeMap<String, String>,
     /// Digits of layers.
     pub layers: BTreeSet<String>,
     /// Digits of flats.
@@ -211,8 +215,13 @@ impl Look {
                 let of = parts[1..parts.len() - 1].join("/");
                 self.statuses.insert(of, StatusRecord::parse(&bytes()).unwrap());
             }
+            (".multiarch", 2) if !target.is_empty() => drop(self.aliases.insert(last, target)),
+            (".multiarch", _) if target.contains(".flat/") => drop(self.links.insert(path.to_owned(), leads_to)),
             (top, _) if !top.starts_with('.') && target.contains(".flat/") => {
                 self.links.insert(path.to_owned(), leads_to);
+            }
+            (top, _) if !top.starts_with('.') && !target.is_empty() => {
+                self.variants.insert(path.to_owned(), target);
             }
             _ => {}
         }

@@ -200,6 +200,7 @@ impl Fake {
             index: image.index.as_ref().map(|index| ManifestDigest::of(index)),
             config: image.id(),
             platform,
+            wished: None,
             published: "2026-11-21T20:00:00Z".into(),
             revision: 1,
             generator: "test".into(),

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::digest::{ChainId, DiffId, Digest, ImageId, LayerDigest, ManifestDigest};
-use crate::platform::Platform;
+use crate::platform::{Platform, PlatformDirectory};
 
 /// The version of the records that we write.
 const SCHEMA: u32 = 1;
@@ -188,6 +188,9 @@ pub struct StatusRecord {
     pub config: ImageId,
     /// for which machines
     pub platform: Platform,
+    /// the platform that was wished for, if it is another one that runs the image; its directory is named after this one
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wished: Option<Platform>,
     /// whether it has a flat; the operator may want layers only
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub flat: bool,
@@ -208,6 +211,13 @@ pub struct StatusRecord {
     pub bundles: bool,
 }
 record!(StatusRecord, "status.json", schema);
+
+impl StatusRecord {
+    /// The directory below `.multiarch` that images of its platform are in.
+    pub fn place(&self) -> PlatformDirectory {
+        self.wished.as_ref().unwrap_or(&self.platform).directory()
+    }
+}
 
 /// `.metadata/.condemned/…`: waits for its removal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -281,6 +281,7 @@ fn writes_the_records_of_the_design() {
         index: None,
         config: image(),
         platform: Platform::parse("linux/amd64").unwrap(),
+        wished: None,
         published: timestamp(1_795_291_200),
         revision: 17,
         generator: "test 1".to_owned(),
@@ -298,6 +299,11 @@ fn writes_the_records_of_the_design() {
         ..status
     };
     assert_eq!(StatusRecord::parse(&indexed.to_bytes()).unwrap(), indexed);
+    assert_eq!(indexed.place().as_str(), "amd64");
+    let of = |text: &str| Platform::parse(text).unwrap();
+    let runs = StatusRecord { platform: of("linux/arm/v6"), wished: Some(of("linux/arm/v7")), ..indexed };
+    assert_eq!(StatusRecord::parse(&runs.to_bytes()).unwrap(), runs);
+    assert_eq!(runs.place().as_str(), "arm:v7");
     let later = text.replace("\"schema\":1", "\"schema\":2");
     assert!(matches!(StatusRecord::parse(later.as_bytes()), Err(RecordError::Schema { found: 2, .. })));
     assert!(StatusRecord::parse(b"{}").is_err());

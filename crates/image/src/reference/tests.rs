@@ -154,6 +154,23 @@ fn takes_only_literal_characters_and_stars() {
 }
 
 #[test]
+fn tags_of_signatures_are_none_of_a_wildcard_that_does_not_say_so() {
+    let taken = |pattern: &str, tag: &str| {
+        let Wish::Wildcard(wildcard) = Wish::parse(&format!("r.io/x:{pattern}")).unwrap() else { panic!("a wildcard") };
+        wildcard.select(tag).is_some()
+    };
+    let hex = "a1".repeat(32);
+    for suffix in ["", ".sig", ".att", ".sbom"] {
+        let tag = format!("sha256-{hex}{suffix}");
+        assert!(!taken("*", &tag) && !taken("*.sig", &tag) && !taken("sha*", &tag), "{tag}");
+        assert!(taken("sha256-*", &tag), "{tag}");
+    }
+    for tag in ["sha256-a1", &format!("sha256-{}", "g1".repeat(32)), &format!("sha256-{hex}-x"), &format!("x-{hex}")] {
+        assert!(taken("*", tag), "{tag}");
+    }
+}
+
+#[test]
 fn keeps_images_out_of_internal_trees() {
     for text in [
         ".flat/x:1",

@@ -81,10 +81,10 @@ async fn answer(state: &State, recorded: Recorded, mut request: Request<Bytes>) 
     fault::after(actions, answer)
 }
 
-/// `/v2/<repository>/<rest>`, split before `manifests/`, `blobs/` or `tags/`.
+/// `/v2/<repository>/<rest>`, split before `manifests/`, `blobs/`, `tags/` or `referrers/`.
 fn split(path: &str) -> Option<(&str, &str)> {
     let path = path.strip_prefix("/v2/")?;
-    let at = ["/manifests/", "/blobs/", "/tags/"].iter().filter_map(|part| path.rfind(part)).max()?;
+    let at = ["/manifests/", "/blobs/", "/tags/", "/referrers/"].iter().filter_map(|part| path.rfind(part)).max()?;
     Some((&path[..at], &path[at + 1..]))
 }
 
@@ -97,6 +97,8 @@ fn route(state: &State, request: &Request<Bytes>) -> Result<Response<Bytes>, Ref
     let query = fields(request.uri().query().unwrap_or_default().as_bytes());
     match (request.method().as_str(), rest.split_once('/').unwrap_or_default()) {
         ("GET", ("tags", "list")) => tags(&store, repository, &query),
+        ("GET", ("referrers", subject)) if store.lists_referrers => Ok(referrers(&store, repository, subject, &query)),
+        ("GET", ("referrers", _)) => Err(missing("NAME_UNKNOWN")),
         ("GET" | "HEAD", ("manifests", name)) => {
             let found = store.manifests.get(repository).and_then(|names| names.get(name));
             let (media_type, bytes) = found.ok_or_else(|| missing("MANIFEST_UNKNOWN"))?.clone();
@@ -202,6 +204,36 @@ fn tags(store: &Store, repository: &str, query: &HashMap<String, String>) -> Res
         }
         _ => answer,
     })
+}
+
+/// What refers to a manifest, by what manifests say of their subject; in pages as tags are.
+fn referrers(store: &Store, repository: &str, subject: &str, query: &HashMap<String, String>) -> Response<Bytes> {
+    let wanted = query.get("artifactType");
+    let last = query.get("last").map(String::as_str).unwrap_or_default();
+    let names = store.manifests.get(repository).into_iter().flatten();
+    let by_digest = names.filter(|(name, _)| name.contains(':') && name.as_str() > last);
+    let describe = |(digest, (media_type, bytes)): (&String, &(String, Bytes))| {
+        let manifest: serde_json::Value = serde_json::from_slice(bytes).ok()?;
+        let is_meant = wanted.is_none_or(|wanted| manifest["artifactType"] == wanted.as_str());
+        (manifest["subject"]["digest"] == subject && is_meant).then(|| {
+            serde_json::json!({
+                "mediaType": media_type, "digest": digest, "size": bytes.len(),
+                "artifactType": manifest["artifactType"], "annotations": manifest["annotations"],
+            })
+        })
+    };
+    let found: Vec<_> = by_digest.filter_map(describe).collect();
+    let page = &found[..store.page_size.unwrap_or(found.len()).min(found.len())];
+    let media_type = "application/vnd.oci.image.index.v1+json";
+    let index = serde_json::json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": page });
+    let answer = with(plain(StatusCode::OK, &index.to_string()), CONTENT_TYPE, media_type);
+    match page.last().and_then(|last| last["digest"].as_str()) {
+        Some(last) if page.len() < found.len() => {
+            let kind = wanted.map(|kind| format!("&artifactType={kind}").replace('+', "%2B")).unwrap_or_default();
+            with(answer, LINK, &format!(r#"</v2/{repository}/referrers/{subject}?last={last}{kind}>; rel="next""#))
+        }
+        _ => answer,
+    }
 }
 
 fn fields(form: &[u8]) -> HashMap<String, String> {

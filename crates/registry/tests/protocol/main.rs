@@ -8,6 +8,7 @@ mod mirror;
 mod mirrors;
 mod named;
 mod pushes;
+mod referrers;
 mod tls;
 
 use std::time::Duration;

@@ -15,7 +15,7 @@ pub(super) fn settings(json: serde_json::Value) -> Arc<Registries> {
     Arc::new(serde_json::from_value::<Settings>(json).unwrap().check().unwrap())
 }
 
-fn mirrored(origin: &TestRegistry, mirrors: &[&TestRegistry]) -> Arc<Registries> {
+pub(super) fn mirrored(origin: &TestRegistry, mirrors: &[&TestRegistry]) -> Arc<Registries> {
     let mirrors: Vec<_> = mirrors.iter().map(|mirror| json!({ "url": mirror.url() })).collect();
     settings(json!({ "registries": { origin.address().to_string(): { "mirrors": mirrors } } }))
 }
