@@ -224,7 +224,8 @@ impl Course {
     ) -> Result<Option<(RepoPath, Row)>, E> {
         loop {
             let Some(level) = self.levels.last_mut() else {
-                let Some(path) = self.below.parent().filter(|_| self.below != self.top) else { return Ok(None) };
+                let is_inside = self.below != self.top && self.top.contains(&self.below);
+                let Some(path) = self.below.parent().filter(|_| is_inside) else { return Ok(None) };
                 self.levels.push(self.rest(&path, list(&path)?));
                 (self.below, self.begun) = (path, true);
                 continue;
