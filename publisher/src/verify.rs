@@ -251,7 +251,7 @@ impl Verification<'_> {
             Ok(digest) => findings.note(format!("{} leads to {digest} now", image_name(asked.source()))),
             Err(stopped @ Failure::Stopped(_)) => return Err(stopped),
             Err(error) => {
-                findings.note(format!("{} cannot be asked: {}", image_name(asked.source()), one_line(&error)))
+                findings.note(format!("{} cannot be asked: {}", image_name(asked.source()), one_line(&error)));
             }
         }
         match self.sources.document(asked, status.digest) {

@@ -11,7 +11,7 @@ use super::Hand;
 use crate::failure::Failure;
 use crate::layer::repo_path;
 use crate::plan::Wanted;
-use crate::removal::Reason;
+use crate::removal::{Owner, Reason};
 use crate::target::file_meta;
 
 impl Hand<'_> {
@@ -58,10 +58,11 @@ impl Hand<'_> {
     /// there: with records, as every image has that stays until it is pruned.
     pub(crate) fn keep_place(&mut self, name: &PublicName, next: &PlatformDirectory) -> Result<(), Failure> {
         let Some(place) = self.second_place(name)?.filter(|place| place != next) else { return Ok(()) };
-        let to = OwnedPath::Image { platform: Some(place), name: name.clone() };
+        let to = OwnedPath::Image { platform: Some(place.clone()), name: name.clone() };
         self.copy_records(&OwnedPath::Image { platform: None, name: name.clone() }, &to)?;
         // Who pinned the name meant what it led to, and that is pinned where it goes from there.
-        Ok(self.transaction.remove(&repo_path(&self.layout, &to).join(ImageFile::Pin.file_name()))?)
+        self.transaction.remove(&repo_path(&self.layout, &to).join(ImageFile::Pin.file_name()))?;
+        self.pin_again(&Owner { platform: Some(place), name: name.clone() })
     }
 
     /// Makes the links beside the directory of a platform, where nothing else stands.

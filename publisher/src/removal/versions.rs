@@ -224,6 +224,21 @@ impl Hand<'_> {
         Ok(true)
     }
 
+    /// What is pinned among the earlier images of a name is so when the name leads there again.
+    pub(crate) fn pin_again(&mut self, owner: &Owner) -> Result<(), Failure> {
+        let Owner { platform, name } = owner.clone();
+        let status = self.status_in(&OwnedPath::Image { platform: platform.clone(), name: name.clone() })?;
+        let Some(status) = status else { return Ok(()) };
+        let version = OwnedPath::Version { platform, name, key: status.digest.digest() };
+        let pin = repo_path(&self.layout, &version).join(ImageFile::Pin.file_name());
+        match self.transaction.lookup(&pin)? {
+            Some(pin) if !self.is_pinned(owner)? => {
+                Ok(self.transaction.put(&repo_path(&self.layout, &pin_of(owner)), pin, &[])?)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Gives up the pins of a name, of earlier images as well; whether there was one.
     pub(crate) fn unpin(&mut self, owner: &Owner) -> Result<bool, Failure> {
         let Owner { platform, name } = owner.clone();

@@ -122,7 +122,7 @@ fn a_bundle_comes_and_goes_and_is_no_part_of_the_image() {
     let verifier = Verifier::new(Target::open(&site.target.fqrn, site.target.paths.clone()).unwrap()).unwrap();
     for offline in [false, true] {
         let limits = options_of_tests().limits;
-        let options = Options { data: true, offline, from: None, show: 20, limits };
+        let options = Options { data: true, offline, from: None, show: 20, limits, credentials: None };
         let report = verifier.verify(&wish, &site.converter().sources, &options, &Silent).unwrap().0;
         assert!(report.same, "{}", report.to_text());
     }

@@ -106,3 +106,21 @@ fn prune_removes_what_no_wish_asks_for_in_one_publish() {
     assert_eq!(again.revision, again.revision_before, "nothing to do, nothing published");
     world.site.assert_sound();
 }
+
+#[test]
+fn a_pin_follows_an_image_that_its_name_leads_to_again() {
+    let world = World::new();
+    let target = &world.site.target;
+    let first = world.push("a:1", &[layer(0)]);
+    world.convert(&["a:1"]);
+    removal::pin(target, &world.wish("a:1"), Pin::Set).unwrap();
+    world.push("a:1", &[layer(1)]);
+    world.convert(&["a:1"]);
+    assert_eq!(world.push("a:1", &[layer(0)]).manifest, first.manifest);
+    world.convert(&["a:1"]);
+    let error = removal::remove(target, &world.wish("a:1"), false).unwrap_err().to_string();
+    assert!(error.contains("is pinned"), "{error}");
+    removal::pin(target, &world.wish("a:1"), Pin::Remove).unwrap();
+    removal::remove(target, &world.wish("a:1"), false).unwrap();
+    world.site.assert_sound();
+}
