@@ -4,7 +4,7 @@
 //! - What is handed out has matched its hash, and the size the catalog gives it.
 //! - One object is downloaded once, however many ask for it at the same time.
 //! - Memory does not depend on the size of an object: stored bytes are hashed and inflated as they come, or in one go
-//!   where they are few ([`sink`]), and written to a file of the cache, which gets its name only when everything was right.
+//!   where they are few (`fetch/sink.rs`), and written to a file of the cache, which gets its name only when everything was right.
 //! - An answer is read no further than its object can be long, so neither streams that inflate without end
 //!   nor streams that never inflate fill anything.
 //! - Files that cannot be had, one after another, are slowed down.

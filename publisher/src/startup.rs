@@ -13,7 +13,7 @@
 //!
 //! Of two names of one image with different lists the one published last is what clients find.
 //!
-//! Where the operator says so, the stock client gets the same as a file bundle inside of the flat ([`mod@bundle`]).
+//! Where the operator says so, the stock client gets the same as a file bundle inside of the flat (`startup/bundle.rs`).
 
 mod bundle;
 

@@ -1,6 +1,6 @@
 //! One GET after another until one succeeds: connections, timeouts, classification of failures.
 //!
-//! Callers are ordinary threads. Each drives its own request and the connection that it runs over ([`driver`]), so bytes
+//! Callers are ordinary threads. Each drives its own request and the connection that it runs over (`fetch/driver.rs`), so bytes
 //! are hashed, inflated and written where they are waited for, no other thread has to be woken for them, and nothing
 //! queues up in memory. Connections are kept alive; the one that was used last is used first.
 //!

@@ -2,7 +2,7 @@
 //!
 //! Facts: all who have an inode open at a time must read it the same way, from the same backing file; a backing file stays
 //! open until the last of them is done, whatever happens to its name in the cache. What is cut into
-//! chunks has to be put together for this ([`crate::fs::joined`]).
+//! chunks has to be put together for this (`fs/joined.rs`).
 
 use std::collections::HashMap;
 use std::sync::Arc;

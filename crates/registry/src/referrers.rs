@@ -5,7 +5,7 @@
 //!
 //! Invariants
 //! - A list is a hint. It is not verified, and cannot be; what it names is fetched by digest.
-//! - It is bounded: [`PAGES`] pages of a document's size, [`ENTRIES`] entries. What comes after them is left out.
+//! - It is bounded: 16 pages of a document's size, 1000 entries. What comes after them is left out.
 //! - A mirror that knows of none is no proof that there is none: the registry itself is asked.
 
 use std::collections::BTreeMap;
