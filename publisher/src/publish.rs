@@ -83,9 +83,10 @@ fn publish_once(target: &Target, images: &[ReadyImage<'_>], preparation: &Prepar
     }
     let mut transaction = target.begin(&lock, now)?;
     let mut hand = Hand::new(target, &mut transaction, now)?;
-    for image in images.iter().filter(|image| !image.plan.is_only_stored()) {
-        hand.hang(image)?;
-    }
+    let mut new: Vec<_> = images.iter().filter(|image| !image.plan.is_only_stored()).collect();
+    // What the plain path led to may move to a place of its own, and has to be there before the next image of that place.
+    new.sort_by_key(|image| image.plan.wanted.place.is_some());
+    new.into_iter().try_for_each(|image| hand.hang(image))?;
     hand.podman_store(images)?;
     target.commit(transaction)
 }
