@@ -250,7 +250,8 @@ fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
 
 /// Whether the client behind a mountpoint is gone. `stat` would not tell while the kernel has its answer cached.
 pub(crate) fn is_dead(mountpoint: &Path) -> bool {
-    nix::sys::statvfs::statvfs(mountpoint) == Err(nix::errno::Errno::ENOTCONN)
+    // Who asks while it dies is told that the connection was aborted.
+    matches!(nix::sys::statvfs::statvfs(mountpoint), Err(nix::errno::Errno::ENOTCONN | nix::errno::Errno::ECONNABORTED))
 }
 
 /// The list of numbers of this mountpoint; the first free one if somebody else uses a mountpoint of the same
