@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use parking_lot::Mutex;
 
 use crate::config::Config;
+use crate::control;
 use crate::fs::FileSystem;
 use crate::fuse::{Fuse, Invalidator};
 use crate::inode::Stale;
@@ -25,6 +26,7 @@ use crate::mount::{self, MountError};
 pub struct Bare {
     fs: Arc<FileSystem>,
     config: Config,
+    mountpoint: PathBuf,
     place: PathBuf,
     running: Mutex<Option<Running>>,
 }
@@ -36,9 +38,10 @@ struct Running {
 }
 
 impl Bare {
-    /// Of `fs`, to be made at `place`.
-    pub fn new(fs: Arc<FileSystem>, config: &Config, place: PathBuf) -> Bare {
-        Bare { fs, config: Config { xattrs: false, ..config.clone() }, place, running: Mutex::default() }
+    /// Of `fs`, which is mounted at `mountpoint`.
+    pub fn new(fs: Arc<FileSystem>, config: &Config, mountpoint: &Path) -> Bare {
+        let (mountpoint, place) = (mountpoint.to_owned(), control::bare(mountpoint));
+        Bare { fs, config: Config { xattrs: false, ..config.clone() }, mountpoint, place, running: Mutex::default() }
     }
 
     /// Where it is, made if it is not there.
@@ -54,9 +57,12 @@ impl Bare {
 
     fn start(&self) -> Result<Running, MountError> {
         let unusable = |source| MountError::Mountpoint { path: self.place.clone(), source };
-        // Left by a client that was killed.
-        if mount::is_dead(&self.place) {
-            mount::detach(&self.place).map_err(unusable)?;
+        // Left by clients that were killed. Those of others stay: they are no empty directories.
+        for place in control::bare_of_all(&self.mountpoint) {
+            if mount::is_dead(&place) {
+                mount::detach(&place).map_err(unusable)?;
+            }
+            let _ = std::fs::remove_dir(place);
         }
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.place).map_err(unusable)?;
         let fuse = Fuse::new(self.fs.clone(), &self.config);

@@ -150,9 +150,18 @@ pub fn socket(mountpoint: &Path) -> PathBuf {
     directory().join(format!("{}.sock", key(mountpoint)))
 }
 
-/// Where what is mounted at `mountpoint` is mounted without extended attributes.
+/// Where what this process mounts at `mountpoint` is mounted without extended attributes. A client that takes the place of one
+/// which still has users has a place of its own.
 pub fn bare(mountpoint: &Path) -> PathBuf {
-    directory().join(format!("{}.bare", key(mountpoint)))
+    directory().join(format!("{}.{}.bare", key(mountpoint), std::process::id()))
+}
+
+/// The same of all clients of `mountpoint`, this one and those before it.
+pub fn bare_of_all(mountpoint: &Path) -> Vec<PathBuf> {
+    let start = format!("{}.", key(mountpoint));
+    let is_one = |name: &std::ffi::OsStr| name.to_str().is_some_and(|n| n.starts_with(&start) && n.ends_with(".bare"));
+    let entries = std::fs::read_dir(directory()).into_iter().flatten().flatten();
+    entries.filter(|entry| is_one(&entry.file_name())).map(|entry| entry.path()).collect()
 }
 
 /// Short name of a mountpoint.

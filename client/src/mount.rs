@@ -131,7 +131,7 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
     let mut session = open_session(fuse, config, &mountpoint)?;
     let device = session.as_fd().try_clone_to_owned().map_err(system("keep the connection to the kernel"))?;
     let invalidator = Invalidator::new(device, kernel.clone());
-    let bare = Arc::new(Bare::new(fs.clone(), config, control::bare(&mountpoint)));
+    let bare = Arc::new(Bare::new(fs.clone(), config, &mountpoint));
     let beside = bare.clone();
     let updater = Arc::new(Updater::new(
         fs.clone(),

@@ -82,6 +82,7 @@ fn it_shows_the_same_without_attributes_and_without_asking_for_any() {
     for path in usual.keys().take(100).map(|path| bare.join(path)) {
         let error = xattr::get(&path, "security.anything").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP), "{}", path.display());
+        assert_eq!(xattr::list(&path).unwrap().count(), 0, "{}", path.display());
     }
     assert!(asked(&mount)[0] <= before[0] + 1, "the kernel knows the answer");
     assert!(xattr::get(&mount.path, "user.fqrn").unwrap().is_some(), "the usual mount has them");
@@ -169,8 +170,9 @@ fn it_is_made_again_after_its_end() {
     ends(pid);
     std::mem::forget(mount);
     let next = world.mount(&[]);
-    assert_eq!(ask(&next), bare);
-    assert!(bare.read_dir().unwrap().count() > 0);
+    let again = ask(&next);
+    assert!(again != bare && again.read_dir().unwrap().count() > 0);
+    assert!(!is_mounted(&bare) && !bare.exists(), "it is cleared away");
     next.unmount();
-    assert!(!is_mounted(&bare));
+    assert!(!is_mounted(&again) && !again.exists());
 }
