@@ -70,7 +70,7 @@ fn directories_without_attributes_are_taken_from_the_mount_without() {
     if !may_mount() {
         return;
     }
-    let mut world = World::new();
+    let mut world = World::with("bare_mounts = true\n");
     let repository = world.repository(NAME);
     let layers = publish(&repository);
     let again = Again::new(&world, &repository);
@@ -103,12 +103,12 @@ fn the_usual_paths_are_used_where_anything_is_in_doubt() {
     type Answer = fn(&Path, &Path) -> String;
     let refusal: Answer = |_, _| r#"{"error":"cannot mount"}"#.into();
     let cases: [(&str, Answer); 5] = [
-        ("bare_mounts = false", |again, _| made(again)),
-        ("", refusal),
-        ("", |_, _| "what?".into()),
-        ("", |_, world| made(&world.join("absent"))),
+        ("", |again, _| made(again)),
+        ("bare_mounts = true", refusal),
+        ("bare_mounts = true", |_, _| "what?".into()),
+        ("bare_mounts = true", |_, world| made(&world.join("absent"))),
         // The same names, another tree.
-        ("", |_, world| made(&world.join("copy"))),
+        ("bare_mounts = true", |_, world| made(&world.join("copy"))),
     ];
     for (number, (settings, answer)) in cases.into_iter().enumerate() {
         let mut world = World::with(settings);
