@@ -99,7 +99,6 @@ impl Bare {
             let _ = mount::detach(&self.place);
         }
         let _ = std::fs::remove_dir(&self.place);
-        drop(running.invalidator);
         match running.session.join() {
             Ok(Err(error)) if !mount::is_end(&error) => tracing::warn!(%error, "the mount without attributes failed"),
             _ => {}

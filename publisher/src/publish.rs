@@ -207,7 +207,7 @@ impl Hand<'_> {
             bundles,
         };
         self.file(&wanted.file(ImageFile::Status), &status.to_bytes())?;
-        self.pin_again(&wanted.owner())?;
+        self.pin_again(&wanted.owner(), plan.document.digest)?;
         self.file(&wanted.file(ImageFile::Manifest), &wanted.record(&plan.manifest).to_bytes())?;
         if let Some(list) = startup {
             self.put_startup(&wanted.owner(), plan.manifest.config, &plan.config.diff_ids, &list, bundles)?;

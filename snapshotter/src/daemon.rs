@@ -178,7 +178,7 @@ impl Daemon {
     pub async fn mounts(&self, key: &str) -> Result<Vec<Mount>, Error> {
         let key = key.to_owned();
         let (snapshot, ancestors) = self.blocking(move |snapshots| snapshots.with_ancestors(&key)).await?;
-        self.snapshots.mounts(&snapshot, &ancestors, &HashMap::new())?;
+        snapshot.require_mountable()?;
         self.gather(&ancestors).await?;
         self.snapshots.mounts(&snapshot, &ancestors, &self.better_paths(&ancestors).await)
     }

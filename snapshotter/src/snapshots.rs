@@ -170,6 +170,17 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Refuses what can't be mounted.
+    pub fn require_mountable(&self) -> Result<(), Error> {
+        if self.info.kind == Kind::Committed {
+            return Err(Error::FailedPrecondition(format!(
+                "snapshot {:?} is committed; only active ones and views are mounted",
+                self.info.name
+            )));
+        }
+        Ok(())
+    }
+
     /// Does it stand for directories of a repository?
     pub fn is_remote(&self) -> bool {
         !self.lowers.is_empty()
@@ -402,12 +413,7 @@ impl Snapshots {
         ancestors: &[Snapshot],
         better: &HashMap<PathBuf, PathBuf>,
     ) -> Result<Vec<Mount>, Error> {
-        if snapshot.info.kind == Kind::Committed {
-            return Err(Error::FailedPrecondition(format!(
-                "snapshot {:?} is committed; only active ones and views are mounted",
-                snapshot.info.name
-            )));
-        }
+        snapshot.require_mountable()?;
         let usual = self.directories.stack(ancestors);
         let improve = |layer: &Layer| match layer.target.as_ref().and_then(|target| better.get(target)) {
             Some(path) => Layer { path: path.clone(), target: Some(path.clone()) },

@@ -180,7 +180,7 @@ pub const TABLE: &[Parameter] = &[
     flag("CVMFS_CHECK_PERMISSIONS", "yes", "the kernel checks permissions"),
     flag("CVMFS_CACHE_SYMLINKS", "yes", "the kernel may cache link targets"),
     number("CVMFS_KCACHE_TIMEOUT", "", "seconds for which the kernel may cache names and attributes [until it is told, or 60]"),
-    text("CVMFS_PASSTHROUGH", "off", "auto = the kernel opens files, and reads those kept in one piece from the cache itself; also -o passthrough="),
+    text("CVMFS_PASSTHROUGH", "off", "auto = the kernel opens files, and reads them from the cache itself (chunked ones once all chunks are there); also -o passthrough="),
     flag("CVMFS_XATTRS", "yes", "no = no extended attributes at all, so that the kernel need not ask for them"),
     text("CVMFS_MAGIC_XATTRS_VISIBILITY", "rootonly", "which listings show information attributes: rootonly, never, always"),
     text("CVMFS_HIDE_MAGIC_XATTRS", "", "yes = never, no = always, when CVMFS_MAGIC_XATTRS_VISIBILITY is not set"),

@@ -158,7 +158,7 @@ impl FileSystem {
         if self.files.read().len() >= self.most_files {
             return Err(FsError::TooManyFiles);
         }
-        let file = Arc::new(self.opened(inode, wait, true)?);
+        let file = Arc::new(self.opened(inode, wait)?);
         let handle = self.handle();
         self.files.write().insert(handle, file);
         Ok(handle)
@@ -170,13 +170,12 @@ impl FileSystem {
         if let Some(file) = self.recent.files.get(&inode) {
             return Ok(file);
         }
-        let file = Arc::new(self.opened(inode, wait, false)?);
+        let file = Arc::new(self.opened(inode, wait)?);
         self.recent.files.insert(inode, file.clone());
         Ok(file)
     }
 
-    /// `joins`: a chunked file may be put together.
-    fn opened(&self, inode: u32, wait: Wait, joins: bool) -> Result<OpenFile, FsError> {
+    fn opened(&self, inode: u32, wait: Wait) -> Result<OpenFile, FsError> {
         let node = self.current(&self.view(), inode, wait)?;
         match node.entry.file_type() {
             FileType::Regular => {}
@@ -186,7 +185,7 @@ impl FileSystem {
         let body = if node.entry.flags.is_chunked() && !node.chunks.is_empty() {
             check_chunks(&node)?;
             self.prefetcher().passes(&node.path);
-            match if joins { self.joined(&node, wait)? } else { None } {
+            match self.joined(&node, wait)? {
                 Some(whole) => Body::Whole(whole),
                 None => Body::Chunked { open: Mutex::default(), last: AtomicUsize::new(0), ahead: Mutex::default() },
             }

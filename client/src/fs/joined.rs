@@ -22,7 +22,7 @@ const MOST_CHUNKS: usize = 16_384;
 const PART_OF_CACHE: u64 = 4;
 
 impl FileSystem {
-    /// The kernel can read files of the cache itself.
+    /// The kernel opens files, and can read those of the cache itself.
     pub fn kernel_passes(&self) {
         self.joins.store(true, Ordering::Relaxed);
     }

@@ -62,7 +62,10 @@ impl Hand<'_> {
         self.copy_records(&OwnedPath::Image { platform: None, name: name.clone() }, &to)?;
         // Who pinned the name meant what it led to, and that is pinned where it goes from there.
         self.transaction.remove(&repo_path(&self.layout, &to).join(ImageFile::Pin.file_name()))?;
-        self.pin_again(&Owner { platform: Some(place), name: name.clone() })
+        match self.status_in(&to)? {
+            Some(status) => self.pin_again(&Owner { platform: Some(place), name: name.clone() }, status.digest),
+            None => Ok(()),
+        }
     }
 
     /// Makes the links beside the directory of a platform, where nothing else stands.

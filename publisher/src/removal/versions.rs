@@ -224,12 +224,10 @@ impl Hand<'_> {
         Ok(true)
     }
 
-    /// What is pinned among the earlier images of a name is so when the name leads there again.
-    pub(crate) fn pin_again(&mut self, owner: &Owner) -> Result<(), Failure> {
+    /// What is pinned among the earlier images of a name is so when the name leads there, to `digest`, again.
+    pub(crate) fn pin_again(&mut self, owner: &Owner, digest: ManifestDigest) -> Result<(), Failure> {
         let Owner { platform, name } = owner.clone();
-        let status = self.status_in(&OwnedPath::Image { platform: platform.clone(), name: name.clone() })?;
-        let Some(status) = status else { return Ok(()) };
-        let version = OwnedPath::Version { platform, name, key: status.digest.digest() };
+        let version = OwnedPath::Version { platform, name, key: digest.digest() };
         let pin = repo_path(&self.layout, &version).join(ImageFile::Pin.file_name());
         match self.transaction.lookup(&pin)? {
             Some(pin) if !self.is_pinned(owner)? => {

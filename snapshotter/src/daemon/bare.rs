@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use mounted::{bare, startup};
 use parking_lot::Mutex;
@@ -31,48 +30,55 @@ pub(super) struct Bare {
 impl Daemon {
     /// Better paths for directories that snapshots stand on.
     pub(super) async fn better_paths(&self, ancestors: &[Snapshot]) -> HashMap<PathBuf, PathBuf> {
-        let mut paths = HashMap::new();
+        let (mut paths, mut places) = (HashMap::new(), HashMap::new());
         let published = used(ancestors).filter(|lower| self.config.bare_mounts && lower.part.is_published());
         for lower in published.take(MAX_LOWERS) {
             let repository = self.repository(&lower.repository);
             let target = self.snapshots.directories().target(lower);
-            if let Some(better) = self.better_path(&repository, lower, target.clone()).await {
+            if !self.is_plain(&repository, lower, target.clone()).await {
+                continue;
+            }
+            let place = match places.get(&lower.repository) {
+                Some(place) => Option::clone(place),
+                None => {
+                    let place = self.bare_place(&repository).await;
+                    places.insert(lower.repository.clone(), place.clone());
+                    place
+                }
+            };
+            let below = target.strip_prefix(repository.mountpoint());
+            if let (Some(place), Ok(below)) = (place, below)
+                && let Some(better) = verified(&repository, place.join(below), target.clone()).await
+            {
                 paths.insert(target, better);
             }
         }
         paths
     }
 
-    async fn better_path(&self, repository: &Arc<Repository>, lower: &Lower, target: PathBuf) -> Option<PathBuf> {
+    /// Whether nothing in a directory has attributes.
+    async fn is_plain(&self, repository: &Repository, lower: &Lower, target: PathBuf) -> bool {
         let known = self.bare.plain.lock().get(lower).copied();
-        let is_plain = match known {
-            Some(known) => known,
-            None => {
-                let directory = target.clone();
-                let found = repository.look(move |_| bare::has_none(&directory).map(Some)).await.ok()??;
-                let mut plain = self.bare.plain.lock();
-                if plain.len() >= MOST {
-                    plain.clear();
-                }
-                plain.insert(lower.clone(), found);
-                found
-            }
-        };
-        if !is_plain {
-            return None;
+        if let Some(known) = known {
+            return known;
         }
-        let below = target.strip_prefix(repository.mountpoint()).ok()?.to_owned();
-        let kept = self.bare.places.lock().get(repository.name()).cloned();
-        if let Some(place) = kept
-            && let Some(better) = verified(repository, place.join(&below), target.clone()).await
-        {
-            return Some(better);
+        let Ok(Some(found)) = repository.look(move |_| bare::has_none(&target).map(Some)).await else { return false };
+        let mut plain = self.bare.plain.lock();
+        if plain.len() >= MOST {
+            plain.clear();
         }
-        let place = self.ask_for_bare(repository).await?;
-        verified(repository, place.join(&below), target).await
+        plain.insert(lower.clone(), found);
+        found
     }
 
-    async fn ask_for_bare(&self, repository: &Repository) -> Option<PathBuf> {
+    /// The mount without attributes beside a repository: the one that was there before, or what its client says.
+    async fn bare_place(&self, repository: &Repository) -> Option<PathBuf> {
+        let kept = self.bare.places.lock().get(repository.name()).cloned();
+        if let Some(place) = kept
+            && verified(repository, place.clone(), repository.mountpoint().to_owned()).await.is_some()
+        {
+            return Some(place);
+        }
         let socket = repository.look(startup::socket).await.ok()??;
         match bare::ask(&socket).await {
             Ok(place) => {

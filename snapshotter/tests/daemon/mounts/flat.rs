@@ -51,6 +51,15 @@ fn lowers(mounts: &[containerd_client::types::Mount]) -> usize {
     lowers.split(':').count()
 }
 
+/// A container that stands on the flat of the image of six layers and on its cover, and sees the image.
+fn on_the_flat(world: &World, answer: &[containerd_client::types::Mount]) -> Mounted {
+    assert_eq!(lowers(answer), 2);
+    let container = Mounted::new(world, answer);
+    assert_eq!(names(&container.path), (0..6).map(|number| format!("f{number}")).collect());
+    assert_eq!(fs::read_to_string(container.join("f3")).unwrap(), "in the flat");
+    container
+}
+
 #[test]
 fn a_container_of_many_layers_gets_the_flat_and_sees_the_image() {
     if !may_mount() {
@@ -63,10 +72,7 @@ fn a_container_of_many_layers_gets_the_flat_and_sees_the_image() {
     let mut client = daemon.client();
     let top = pull(&mut client, &chains);
     let answer = client.prepare("one", &top, &[]).unwrap();
-    assert_eq!(lowers(&answer), 2);
-    let container = Mounted::new(&world, &answer);
-    assert_eq!(names(&container.path), (0..6).map(|number| format!("f{number}")).collect());
-    assert_eq!(fs::read_to_string(container.join("f3")).unwrap(), "in the flat");
+    let container = on_the_flat(&world, &answer);
     fs::write(container.join("f3"), "mine").unwrap();
     daemon.kill();
     let daemon = world.start();
@@ -124,10 +130,7 @@ fn a_container_of_a_thin_image_gets_the_flat_where_image_and_repository_agree() 
     let all: Vec<(&str, &Layer)> = layers.iter().map(|layer| (NAME, layer)).collect();
     thin::unpack(&mut client, "thin", "", &thin::record(&all)).unwrap();
     let answer = client.prepare("one", "thin", &[]).unwrap();
-    assert_eq!(lowers(&answer), 2);
-    let container = Mounted::new(&world, &answer);
-    assert_eq!(names(&container.path), (0..6).map(|number| format!("f{number}")).collect());
-    assert_eq!(fs::read_to_string(container.join("f3")).unwrap(), "in the flat");
+    let container = on_the_flat(&world, &answer);
     drop(container);
 
     // Other layers under the name of this image, and an image that stands on something.
