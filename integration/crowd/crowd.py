@@ -189,7 +189,6 @@ def scenario():
         site = Site(lab, args)
         node, point = Node(lab, "2", args.bin, "none"), Path("/cvmfs") / FQRN
         point.mkdir()
-        node.configure("bare_mounts = true")
         node.snapshotter.start()
         node.containerd.start()
         lab.mount("/var/spool/squid", "mount", "-t", "tmpfs", "-o", "mode=755", "none", "/var/spool/squid")

@@ -105,7 +105,7 @@ pub struct Config {
     pub fill_missing: FillMissing,
     /// whether containers get the flat root of an image in place of its layers
     pub prefer_flat: Auto,
-    /// whether containers stand on mounts without extended attributes where they have none anyway; such can't be committed
+    /// whether new containers stand on mounts without extended attributes where their files have none anyway
     pub bare_mounts: bool,
     /// what `Usage` answers
     pub usage: UsageReport,
@@ -136,7 +136,7 @@ impl Default for Config {
             resolve: Way::ALL.to_vec(),
             fill_missing: FillMissing::default(),
             prefer_flat: Auto::default(),
-            bare_mounts: false,
+            bare_mounts: true,
             usage: UsageReport::default(),
             repositories: Vec::new(),
             overlay: OverlayConfig::default(),

@@ -165,11 +165,10 @@ impl Daemon {
         labels: Labels,
     ) -> Result<Vec<Mount>, Error> {
         let root = self.gather(lineage).await?;
-        let better = self.better_paths(lineage).await;
         let (key, parent) = (key.to_owned(), parent.map(str::to_owned));
         self.blocking(move |snapshots| {
             let (snapshot, ancestors) = snapshots.create(kind, &key, parent.as_deref(), &labels, root)?;
-            snapshots.mounts(&snapshot, &ancestors, &better)
+            snapshots.mounts(&snapshot, &ancestors, &HashMap::new())
         })
         .await
     }
@@ -180,7 +179,7 @@ impl Daemon {
         let (snapshot, ancestors) = self.blocking(move |snapshots| snapshots.with_ancestors(&key)).await?;
         snapshot.require_mountable()?;
         self.gather(&ancestors).await?;
-        self.snapshots.mounts(&snapshot, &ancestors, &self.better_paths(&ancestors).await)
+        self.snapshots.mounts(&snapshot, &ancestors, &self.better_paths(&snapshot, &ancestors).await)
     }
 
     /// Makes sure that all layers of repositories that a snapshot stands on are there, and says what its `/` is.

@@ -2,6 +2,11 @@
 //!
 //! Which directories have none is asked once: what is published does not change. Whether the mount is there is asked each
 //! time: clients come and go. Where anything is in doubt, containers get the usual paths.
+//!
+//! So does who asks for the mounts of a container that has been started: that may be a differ, and containerd's asks for
+//! attributes by name and takes "there are none on this mount" for a failure. containerd does not say what mounts are
+//! for; but overlayfs leaves something in its work directory when it is mounted writable for the first time, and the
+//! mounts that containerd makes before the start, to look users up, are read-only.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -11,7 +16,7 @@ use parking_lot::Mutex;
 
 use super::Daemon;
 use crate::repository::Repository;
-use crate::snapshots::{Lower, Snapshot, used};
+use crate::snapshots::{Kind, Lower, Snapshot, used};
 
 /// Directories of which it is kept whether they have attributes.
 const MOST: usize = 10_000;
@@ -28,10 +33,13 @@ pub(super) struct Bare {
 }
 
 impl Daemon {
-    /// Better paths for directories that snapshots stand on.
-    pub(super) async fn better_paths(&self, ancestors: &[Snapshot]) -> HashMap<PathBuf, PathBuf> {
+    /// Better paths for directories that the snapshot of a container stands on which was not started yet.
+    pub(super) async fn better_paths(&self, snapshot: &Snapshot, ancestors: &[Snapshot]) -> HashMap<PathBuf, PathBuf> {
         let (mut paths, mut places) = (HashMap::new(), HashMap::new());
-        let published = used(ancestors).filter(|lower| self.config.bare_mounts && lower.part.is_published());
+        if !self.config.bare_mounts || snapshot.info.kind != Kind::Active || self.was_writable(snapshot).await {
+            return paths;
+        }
+        let published = used(ancestors).filter(|lower| lower.part.is_published());
         for lower in published.take(MAX_LOWERS) {
             let repository = self.repository(&lower.repository);
             let target = self.snapshots.directories().target(lower);
@@ -54,6 +62,13 @@ impl Daemon {
             }
         }
         paths
+    }
+
+    /// Whether an overlay was ever mounted to write into a snapshot.
+    async fn was_writable(&self, snapshot: &Snapshot) -> bool {
+        let work = self.snapshots.directories().own(snapshot.id).work;
+        let untouched = move || work.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+        !tokio::task::spawn_blocking(untouched).await.unwrap_or(false)
     }
 
     /// Whether nothing in a directory has attributes.

@@ -70,7 +70,7 @@ fn directories_without_attributes_are_taken_from_the_mount_without() {
     if !may_mount() {
         return;
     }
-    let mut world = World::with("bare_mounts = true\n");
+    let mut world = World::with("");
     let repository = world.repository(NAME);
     let layers = publish(&repository);
     let again = Again::new(&world, &repository);
@@ -81,18 +81,32 @@ fn directories_without_attributes_are_taken_from_the_mount_without() {
     for chain in repository.index(&layers) {
         top = client.lazily("k", &top, &request(chain, None)).unwrap().expect("it is published").name;
     }
-    let answer = client.prepare("one", &top, &[]).unwrap();
+    client.prepare("one", &top, &[]).unwrap();
+    let answer = client.mounts("one").unwrap();
     let bare = |lowers: Vec<PathBuf>| lowers.iter().map(|path| path.starts_with(&again.0)).collect::<Vec<_>>();
     assert_eq!(bare(lowers(&answer)), [true, false, true], "{answer:?}");
     let container = Mounted::new(&world, &answer);
     assert_eq!(names(&container.path), ["f0", "f1", "f2"].map(String::from).into());
     assert_eq!(xattr::get(container.join("f1"), "user.mark").unwrap().as_deref(), Some(&b"x"[..]));
-    drop(container);
-    // The client comes and goes; a container that is started again gets what is there.
-    umount2(&again.0, MntFlags::MNT_DETACH).unwrap();
+    fs::write(container.join("f0"), "changed").unwrap();
+    // From its start on, who asks may be a differ.
     assert_eq!(bare(lowers(&client.mounts("one").unwrap())), [false; 3]);
+    drop(container);
+    let answer = client.mounts("one").unwrap();
+    assert_eq!(bare(lowers(&answer)), [false; 3]);
+    let container = Mounted::new(&world, &answer);
+    assert_eq!(fs::read(container.join("f0")).unwrap(), b"changed");
+    assert_eq!(xattr::get(container.join("f2"), "security.capability").unwrap(), None);
+    drop(container);
+    // The same goes for views, which differs compare with.
+    client.view("view", &top).unwrap();
+    assert_eq!(bare(lowers(&client.mounts("view").unwrap())), [false; 3]);
+    // The client comes and goes; a container that was not started yet gets what is there.
+    client.prepare("two", &top, &[]).unwrap();
+    umount2(&again.0, MntFlags::MNT_DETACH).unwrap();
+    assert_eq!(bare(lowers(&client.mounts("two").unwrap())), [false; 3]);
     mount(Some(&repository.path), &again.0, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
-    assert_eq!(bare(lowers(&client.mounts("one").unwrap())), [true, false, true]);
+    assert_eq!(bare(lowers(&client.mounts("two").unwrap())), [true, false, true]);
 }
 
 #[test]
@@ -103,12 +117,12 @@ fn the_usual_paths_are_used_where_anything_is_in_doubt() {
     type Answer = fn(&Path, &Path) -> String;
     let refusal: Answer = |_, _| r#"{"error":"cannot mount"}"#.into();
     let cases: [(&str, Answer); 5] = [
-        ("", |again, _| made(again)),
-        ("bare_mounts = true", refusal),
-        ("bare_mounts = true", |_, _| "what?".into()),
-        ("bare_mounts = true", |_, world| made(&world.join("absent"))),
+        ("bare_mounts = false", |again, _| made(again)),
+        ("", refusal),
+        ("", |_, _| "what?".into()),
+        ("", |_, world| made(&world.join("absent"))),
         // The same names, another tree.
-        ("bare_mounts = true", |_, world| made(&world.join("copy"))),
+        ("", |_, world| made(&world.join("copy"))),
     ];
     for (number, (settings, answer)) in cases.into_iter().enumerate() {
         let mut world = World::with(settings);
@@ -123,7 +137,8 @@ fn the_usual_paths_are_used_where_anything_is_in_doubt() {
         let mut client = daemon.client();
         let chains = repository.index(&layers[..1]);
         let top = client.lazily("k", "", &request(chains[0], None)).unwrap().expect("it is published").name;
-        let answer = client.prepare("one", &top, &[]).unwrap();
+        client.prepare("one", &top, &[]).unwrap();
+        let answer = client.mounts("one").unwrap();
         assert!(lowers(&answer)[0].starts_with(world.root()), "case {number}: {answer:?}");
     }
 }
