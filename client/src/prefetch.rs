@@ -5,6 +5,7 @@
 //! open, read ──┬── next chunks of a file read in order ────────┐
 //!              ├── start-up list: announced, published, learned┤
 //!              ├── file bundle beside a file                   ├── queue ── workers ── fetch (lanes, ledger)
+//!              ├── what files name that were read ──────────────┤
 //!              ├── the rest of a tree that is read through ────┤
 //!              └── files beside those that are being read ─────┘
 //! ```
@@ -21,12 +22,14 @@ mod announcement;
 mod jobs;
 mod learned;
 mod learner;
+mod needs;
 mod neighbours;
 mod queue;
 mod recorder;
 mod walk;
 mod workers;
 
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -45,6 +48,7 @@ use crate::pool::Pool;
 pub use announcement::{Announced, Announcement, MAX_ANNOUNCEMENT};
 use learned::Learned;
 use learner::{Finished, Learner};
+use needs::Needs;
 use neighbours::Neighbours;
 use queue::{Job, Queue};
 use recorder::Recorder;
@@ -75,6 +79,7 @@ struct Shared {
     state: Mutex<State>,
     /// Told when the last worker has ended.
     ended: Condvar,
+    needs: Mutex<Needs>,
     neighbours: Mutex<Neighbours>,
     walks: Mutex<Walks>,
     /// Bytes of guesses that are being fetched.
@@ -128,6 +133,7 @@ impl Prefetcher {
             most: objects.transport().lanes().for_ahead(),
             state: Mutex::default(),
             ended: Condvar::new(),
+            needs: Mutex::default(),
             neighbours: Mutex::default(),
             walks: Mutex::default(),
             guessing: AtomicU64::new(0),
@@ -161,6 +167,14 @@ impl Prefetcher {
             if count > 0 {
                 shared.push(Job::Neighbours(path.clone(), count));
             }
+        }
+    }
+
+    /// The beginning of a file is there that was not in the cache, or only because it was guessed.
+    pub fn arrived(&self, path: &RepoPath, entry: &Entry, file: &Arc<File>) {
+        let shared = &self.shared;
+        if shared.limits.enabled && needs::may_name(path, entry) && !shared.state.lock().queue.has_lists() {
+            shared.look(Job::Needs(path.clone(), file.clone()));
         }
     }
 

@@ -1,6 +1,8 @@
 //! What is fetched ahead: when, once, within bounds, and without anybody noticing when it fails.
 
 mod common;
+#[path = "prefetch/needs.rs"]
+mod needs;
 #[path = "common/scripted.rs"]
 mod scripted;
 

@@ -262,6 +262,9 @@ impl FileSystem {
         }
         let content = self.object(node, &piece(&node.path, &node.entry, &node.chunks[index]), wait)?;
         self.prefetcher().read(&node.path, &node.chunks[index]);
+        if wait != Wait::No && index == 0 {
+            self.prefetcher().arrived(&node.path, &node.entry, &content);
+        }
         let mut open = open.lock();
         if open.len() >= OPEN_CHUNKS {
             open.remove(0);
@@ -299,11 +302,16 @@ impl FileSystem {
     fn content(&self, node: &Node, want: &Want, wait: Wait) -> Result<Arc<File>, FsError> {
         if wait != Wait::No {
             self.prefetcher().wanted(&node.path, &node.entry, None);
-            return self.object(node, want, wait);
+            let file = self.object(node, want, wait)?;
+            self.prefetcher().arrived(&node.path, &node.entry, &file);
+            return Ok(file);
         }
         let (file, guessed) = self.objects().cached_and_new(want).ok_or(FsError::WouldBlock)?;
         if guessed.is_some() {
             self.prefetcher().wanted(&node.path, &node.entry, guessed);
+        }
+        if guessed == Some(true) {
+            self.prefetcher().arrived(&node.path, &node.entry, &file);
         }
         Ok(file)
     }

@@ -1,5 +1,6 @@
 //! What each kind of work does.
 
+use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,9 +24,9 @@ use crate::fs::file::{piece, whole};
 const MOST_DIRECTORIES: usize = 64;
 
 /// A path and what the catalog says about it.
-struct Found {
-    path: RepoPath,
-    entry: Entry,
+pub(super) struct Found {
+    pub(super) path: RepoPath,
+    pub(super) entry: Entry,
     chunks: Vec<Chunk>,
 }
 
@@ -39,7 +40,9 @@ impl Shared {
             Job::Bundle(path) => self.bundle(&path),
             Job::Walk(ask) => self.walk(ask),
             Job::Neighbours(path, count) => self.neighbours(&path, count),
-            Job::Guess(want) => self.guess(&want),
+            Job::Needs(path, file) => self.needs(&path, &file),
+            Job::Need(need) => self.need(&need),
+            Job::Guess(want) => self.guess(&want).map(drop),
         }
     }
 
@@ -188,7 +191,7 @@ impl Shared {
     }
 
     /// Fetches what nobody has asked for, unless too much was guessed in vain.
-    fn guess(&self, want: &Want) -> Result<(), Failure> {
+    pub(super) fn guess(&self, want: &Want) -> Result<Option<Arc<File>>, Failure> {
         let ledger = self.objects.ledger();
         let allowed = self.limits.waste.saturating_add(ledger.demanded.bytes.get());
         let room = |guessing: u64| {
@@ -197,11 +200,11 @@ impl Shared {
         };
         if self.guessing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
             self.objects.stats().ahead_left_out.add(1);
-            return Ok(());
+            return Ok(None);
         }
         let result = self.objects.fetch_ahead(want, true);
         self.guessing.fetch_sub(want.limit, Ordering::Relaxed);
-        result.map(drop).map_err(Failure::Fetch)
+        result.map(Some).map_err(Failure::Fetch)
     }
 
     pub(super) fn attached(&self, path: &RepoPath, side: Side, wait: Wait) -> Result<Arc<Attached>, AttachError> {
@@ -209,7 +212,7 @@ impl Shared {
         view.revision.catalogs.find(path, side, wait)
     }
 
-    fn find(&self, path: RepoPath, wait: Wait) -> Result<Option<Found>, AttachError> {
+    pub(super) fn find(&self, path: RepoPath, wait: Wait) -> Result<Option<Found>, AttachError> {
         let attached = self.attached(&path, Side::Entry, wait)?;
         let Some(row) = attached.lookup(&path)? else { return Ok(None) };
         let chunks = if is_chunked(&row) { attached.chunks(&row)? } else { Vec::new() };
@@ -253,7 +256,7 @@ fn is_like(entry: &Entry, name: &[u8]) -> bool {
 }
 
 /// The objects of a file.
-fn all(found: &Found) -> Vec<Want> {
+pub(super) fn all(found: &Found) -> Vec<Want> {
     wants(found, &[])
 }
 

@@ -5,12 +5,14 @@
 //! list turns into goes before the next file.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cvmfs::path::RepoPath;
 use cvmfs::startup::StartupList;
 
+use super::needs::{MOST_STEPS, Need};
 use super::walk::Ask;
 use crate::fetch::Want;
 
@@ -20,6 +22,10 @@ const MAX_CHUNKS: usize = 256;
 const MAX_RUNS: usize = 16;
 /// Parts of listed files.
 const MAX_PARTS: usize = 8192;
+/// Files to look into, which are kept open.
+const MAX_LOOKS: usize = 64;
+/// Files that others name.
+const MAX_NEEDS: usize = 4096;
 /// Everything else.
 const MAX_GUESSES: usize = 4096;
 
@@ -67,6 +73,10 @@ pub enum Job {
     Neighbours(RepoPath, usize),
     /// Find the next files of a tree that may be read through.
     Walk(Ask),
+    /// Look for what this file names, which was read just now.
+    Needs(RepoPath, Arc<File>),
+    /// Fetch a file that another one names.
+    Need(Need),
     /// Fetch a file that may be wanted.
     Guess(Want),
 }
@@ -78,6 +88,10 @@ pub struct Queue {
     parts: VecDeque<Job>,
     /// Lists, and the file of each that is next.
     runs: VecDeque<(Arc<Run>, usize)>,
+    looks: VecDeque<Job>,
+    /// What files name, by how far it is from one that was read. The names of the last file that was looked into come
+    /// first: who reads a file with names goes into depth.
+    needs: [VecDeque<Job>; MOST_STEPS as usize],
     guesses: VecDeque<Job>,
 }
 
@@ -87,6 +101,8 @@ impl Queue {
         let (queue, most) = match job {
             Job::Chunk(_) => (&mut self.chunks, MAX_CHUNKS),
             Job::Catalog(_) | Job::Part(_) | Job::Listed(..) => (&mut self.parts, MAX_PARTS),
+            Job::Needs(..) => (&mut self.looks, MAX_LOOKS),
+            Job::Need(ref need) => (&mut self.needs[usize::from(need.steps() - 1)], MAX_NEEDS),
             Job::Tree(_) | Job::Bundle(_) | Job::Walk(_) | Job::Neighbours(..) | Job::Guess(_) => {
                 (&mut self.guesses, MAX_GUESSES)
             }
@@ -94,7 +110,7 @@ impl Queue {
         let fits = queue.len() < most;
         match job {
             // What leads to a list is as urgent as the list, and a walk does not wait.
-            Job::Tree(_) | Job::Bundle(_) | Job::Walk(_) if fits => queue.push_front(job),
+            Job::Tree(_) | Job::Bundle(_) | Job::Walk(_) | Job::Need(_) if fits => queue.push_front(job),
             job if fits => queue.push_back(job),
             _ => {}
         }
@@ -112,8 +128,9 @@ impl Queue {
 
     /// The next thing to do.
     pub fn pop(&mut self) -> Option<Job> {
-        if let Some(job) = self.chunks.pop_front().or_else(|| self.parts.pop_front()) {
-            return Some(job);
+        let first = self.pop_look().or_else(|| self.chunks.pop_front()).or_else(|| self.parts.pop_front());
+        if first.is_some() {
+            return first;
         }
         while let Some((run, next)) = self.runs.pop_front() {
             if next < run.list.files.len() {
@@ -121,7 +138,12 @@ impl Queue {
                 return Some(Job::Listed(run, next));
             }
         }
-        self.guesses.pop_front()
+        self.needs.iter_mut().find_map(VecDeque::pop_front).or_else(|| self.guesses.pop_front())
+    }
+
+    /// The next file to look into, which takes no time on the network.
+    pub fn pop_look(&mut self) -> Option<Job> {
+        self.looks.pop_front()
     }
 
     /// Whether a list is being fetched.
@@ -132,7 +154,12 @@ impl Queue {
     /// Jobs and files of lists that wait.
     pub fn count(&self) -> usize {
         let listed = self.runs.iter().map(|(run, next)| run.list.files.len() - next).sum::<usize>();
-        self.chunks.len() + self.parts.len() + listed + self.guesses.len()
+        self.chunks.len()
+            + self.parts.len()
+            + listed
+            + self.looks.len()
+            + self.needs.iter().map(VecDeque::len).sum::<usize>()
+            + self.guesses.len()
     }
 }
 
@@ -162,7 +189,12 @@ mod tests {
             Job::Part(want) => format!("part{}", want.limit),
             Job::Guess(want) => format!("guess{}", want.limit),
             Job::Walk(ask) => format!("walk{}", ask.walk),
-            Job::Neighbours(path, _) | Job::Tree(path) | Job::Bundle(path) | Job::Catalog(path) => path.to_string(),
+            Job::Need(need) => format!("need{}", need.steps()),
+            Job::Neighbours(path, _)
+            | Job::Needs(path, _)
+            | Job::Tree(path)
+            | Job::Bundle(path)
+            | Job::Catalog(path) => path.to_string(),
         }
     }
 

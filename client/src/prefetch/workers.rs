@@ -20,6 +20,8 @@ const REST: Duration = Duration::from_secs(30);
 pub(super) struct State {
     pub(super) queue: Queue,
     pub(super) workers: usize,
+    /// Whether there is one more who merely looks into files.
+    looks: bool,
     pub(super) closed: bool,
     failures: u32,
     pub(super) rest: Option<(Instant, String)>,
@@ -36,6 +38,20 @@ impl Shared {
             return self.objects.stats().ahead_left_out.add(1);
         }
         self.employ(&mut state);
+    }
+
+    /// Adds jobs that go before others of their kind, the first of them first.
+    pub(super) fn push_all(self: &Arc<Shared>, jobs: impl DoubleEndedIterator<Item = Job>) {
+        let mut state = self.state.lock();
+        if state.is_at_rest() {
+            return;
+        }
+        for job in jobs.rev() {
+            if !state.queue.push(job) {
+                self.objects.stats().ahead_left_out.add(1);
+            }
+            self.employ(&mut state);
+        }
     }
 
     /// Begins to fetch a list; whether there was room for it.
@@ -55,6 +71,40 @@ impl Shared {
             state.workers += 1;
             let shared = self.clone();
             self.pool.run(move || shared.work());
+        }
+    }
+
+    /// Looks into a file now, though all workers may be busy: what it names is wanted next.
+    pub(super) fn look(self: &Arc<Shared>, job: Job) {
+        let mut state = self.state.lock();
+        if state.is_at_rest() {
+            return;
+        }
+        if !state.queue.push(job) {
+            return self.objects.stats().ahead_left_out.add(1);
+        }
+        if state.workers < self.most {
+            self.employ(&mut state);
+        } else if !state.looks {
+            (state.looks, state.workers) = (true, state.workers + 1);
+            let shared = self.clone();
+            self.pool.run(move || shared.look_through());
+        }
+    }
+
+    fn look_through(self: &Arc<Shared>) {
+        let _worker = Worker(self);
+        loop {
+            let job = {
+                let mut state = self.state.lock();
+                let job = state.queue.pop_look().filter(|_| !state.closed);
+                state.looks = job.is_some();
+                job
+            };
+            let Some(job) = job else { return };
+            if let Err(error) = self.run(job) {
+                self.failed(&error);
+            }
         }
     }
 
