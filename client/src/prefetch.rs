@@ -150,32 +150,41 @@ impl Prefetcher {
     }
 
     /// A file is being opened that was not in the cache, or only because it was fetched ahead: `guessed` or not.
-    pub fn wanted(&self, path: &RepoPath, entry: &Entry, guessed: Option<bool>) {
+    /// Whether what it names is worth looking for.
+    pub fn wanted(&self, path: &RepoPath, entry: &Entry, guessed: Option<bool>) -> bool {
         let shared = &self.shared;
         if !shared.limits.enabled {
-            return;
+            return false;
         }
         if shared.limits.bundles && shared.has_bundle(path) {
             shared.push(Job::Bundle(path.clone()));
         }
         // Who has a list need not guess.
         if guessed == Some(false) || entry.flags.is_external() || shared.state.lock().queue.has_lists() {
-            return;
+            return false;
         }
-        if !shared.walks_by(path) && entry.size <= SMALL && !entry.flags.is_chunked() {
+        // Who reads all files does so for other reasons than that others name them.
+        if shared.walks_by(path) {
+            return false;
+        }
+        if entry.size <= SMALL && !entry.flags.is_chunked() {
             let count = shared.neighbours.lock().read(path, shared.is_trusted());
             if count > 0 {
                 shared.push(Job::Neighbours(path.clone(), count));
             }
         }
+        needs::may_name(path, entry)
     }
 
-    /// The beginning of a file is there that was not in the cache, or only because it was guessed.
-    pub fn arrived(&self, path: &RepoPath, entry: &Entry, file: &Arc<File>) {
+    /// What a file names is looked for; of a large one this is the first chunk.
+    pub fn names(&self, path: &RepoPath, file: &Arc<File>) {
+        self.shared.look(Job::Needs(path.clone(), file.clone()));
+    }
+
+    /// Whether what a file names that is kept in chunks is worth looking for.
+    pub fn may_name(&self, path: &RepoPath, entry: &Entry) -> bool {
         let shared = &self.shared;
-        if shared.limits.enabled && needs::may_name(path, entry) && !shared.state.lock().queue.has_lists() {
-            shared.look(Job::Needs(path.clone(), file.clone()));
-        }
+        shared.limits.enabled && needs::may_name(path, entry) && !shared.state.lock().queue.has_lists()
     }
 
     /// A directory is being listed.

@@ -262,8 +262,8 @@ impl FileSystem {
         }
         let content = self.object(node, &piece(&node.path, &node.entry, &node.chunks[index]), wait)?;
         self.prefetcher().read(&node.path, &node.chunks[index]);
-        if wait != Wait::No && index == 0 {
-            self.prefetcher().arrived(&node.path, &node.entry, &content);
+        if wait != Wait::No && index == 0 && self.prefetcher().may_name(&node.path, &node.entry) {
+            self.prefetcher().names(&node.path, &content);
         }
         let mut open = open.lock();
         if open.len() >= OPEN_CHUNKS {
@@ -301,17 +301,16 @@ impl FileSystem {
     /// The object of a whole file. Who opens one for the first time tells what to fetch ahead.
     fn content(&self, node: &Node, want: &Want, wait: Wait) -> Result<Arc<File>, FsError> {
         if wait != Wait::No {
-            self.prefetcher().wanted(&node.path, &node.entry, None);
+            let names = self.prefetcher().wanted(&node.path, &node.entry, None);
             let file = self.object(node, want, wait)?;
-            self.prefetcher().arrived(&node.path, &node.entry, &file);
+            if names {
+                self.prefetcher().names(&node.path, &file);
+            }
             return Ok(file);
         }
         let (file, guessed) = self.objects().cached_and_new(want).ok_or(FsError::WouldBlock)?;
-        if guessed.is_some() {
-            self.prefetcher().wanted(&node.path, &node.entry, guessed);
-        }
-        if guessed == Some(true) {
-            self.prefetcher().arrived(&node.path, &node.entry, &file);
+        if guessed.is_some() && self.prefetcher().wanted(&node.path, &node.entry, guessed) {
+            self.prefetcher().names(&node.path, &file);
         }
         Ok(file)
     }

@@ -4,7 +4,8 @@
 //! and is evicted as any other. Its name is a hash of the list of chunks, so it is right whatever happens to them.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -20,6 +21,9 @@ use crate::inode::Node;
 const MOST_CHUNKS: usize = 16_384;
 /// Part of the cache that one such file may take.
 const PART_OF_CACHE: u64 = 4;
+
+/// Bytes copied at a time. The kernel keeps what is written in pieces as large, and reads large ones faster.
+const BLOCK: usize = 1 << 20;
 
 impl FileSystem {
     /// The kernel opens files, and can read those of the cache itself.
@@ -62,10 +66,15 @@ impl FileSystem {
     fn join(&self, node: &Node, wants: &[Want], key: CacheKey) -> io::Result<File> {
         let cache = self.objects().cache();
         let mut whole = cache.begin(Some(node.entry.size)).map_err(io::Error::other)?;
+        let mut buffer = vec![0; BLOCK];
         for (want, chunk) in wants.iter().zip(node.chunks.iter()) {
             let piece = self.objects().cached(want).ok_or(io::ErrorKind::NotFound)?;
-            if io::copy(&mut (&*piece).take(chunk.size), &mut whole)? != chunk.size {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+            let mut at = 0;
+            while at < chunk.size {
+                let part = &mut buffer[..BLOCK.min((chunk.size - at) as usize)];
+                piece.read_exact_at(part, at)?;
+                whole.write_all(part)?;
+                at += part.len() as u64;
             }
         }
         cache.commit(whole, key).map_err(io::Error::other)
