@@ -17,6 +17,7 @@ mod geo;
 pub mod http;
 pub mod lanes;
 pub mod ledger;
+pub mod pace;
 mod resolve;
 pub mod route;
 pub mod selection;
@@ -42,6 +43,7 @@ use crate::stats::Stats;
 use http::{Transport, TransportError};
 use lanes::Lane;
 use ledger::Ledger;
+use pace::Pace;
 use sink::{Benches, ObjectSink};
 use throttle::Throttle;
 
@@ -173,6 +175,7 @@ pub struct Objects {
     benches: Benches,
     throttle: Throttle,
     ledger: Ledger,
+    pace: Pace,
     remarks: Seldom,
     stats: Arc<Stats>,
 }
@@ -192,6 +195,7 @@ impl Objects {
             benches: Benches::default(),
             throttle: Throttle::default(),
             ledger: Ledger::default(),
+            pace: Pace::default(),
             remarks: Seldom::default(),
             stats: stats.clone(),
         })
@@ -220,6 +224,11 @@ impl Objects {
     /// Counters.
     pub fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// How long servers take to answer.
+    pub fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     /// What was fetched ahead, and what became of it.
@@ -301,6 +310,9 @@ impl Objects {
                     let bytes = size_of(file);
                     if want.is_content() {
                         self.ledger.demanded(bytes);
+                    }
+                    if bytes <= pace::SMALL {
+                        self.pace.answered(began.elapsed());
                     }
                     self.remark(want, began.elapsed(), bytes, beside);
                 }

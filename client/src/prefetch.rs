@@ -15,7 +15,8 @@
 //! - What is fetched ahead is verified like everything else before it has a name in the cache.
 //! - A list fetches no more than a budget, guesses no more than was asked for and a fixed amount beside that. What has
 //!   been fetched and not used is counted (`fetch::ledger`).
-//! - What waits is bounded. What is fetched ahead triggers nothing further, so nothing runs in circles.
+//! - What waits is bounded. What is fetched ahead triggers nothing further but what it names, a few steps far, so nothing
+//!   runs in circles.
 //! - After failures in a row it rests for a while, and says so once.
 
 mod announcement;
@@ -167,6 +168,9 @@ impl Prefetcher {
         if shared.walks_by(path) {
             return false;
         }
+        if !shared.guesses_pay() {
+            return false;
+        }
         if entry.size <= SMALL && !entry.flags.is_chunked() {
             let count = shared.neighbours.lock().read(path, shared.is_trusted());
             if count > 0 {
@@ -184,7 +188,10 @@ impl Prefetcher {
     /// Whether what a file names that is kept in chunks is worth looking for.
     pub fn may_name(&self, path: &RepoPath, entry: &Entry) -> bool {
         let shared = &self.shared;
-        shared.limits.enabled && needs::may_name(path, entry) && !shared.state.lock().queue.has_lists()
+        shared.limits.enabled
+            && shared.guesses_pay()
+            && needs::may_name(path, entry)
+            && !shared.state.lock().queue.has_lists()
     }
 
     /// A directory is being listed.
@@ -315,6 +322,11 @@ impl Shared {
             self.push(Job::Walk(ask));
         }
         expected
+    }
+
+    /// Whether a round trip costs more than fetching some files in vain.
+    fn guesses_pay(&self) -> bool {
+        !self.objects.pace().is_below(self.limits.latency)
     }
 
     /// Whether guesses have been right so far.

@@ -53,6 +53,7 @@ impl World {
             cache: Some(directory.join("cache")),
             options: vec![
                 "CVMFS_BACKOFF_INIT=0".into(),
+                "CVMFS_PREFETCH_LATENCY=0".into(),
                 format!("CVMFS_WORKSPACE={}", directory.join("work").display()),
             ],
             ..Flags::default()
@@ -607,6 +608,17 @@ fn nothing_is_fetched_ahead_when_it_is_switched_off() {
     assert!(!summary.enabled && summary.fetched == 0);
     let asked: usize = (0..50).map(|number| world.server.requests(&World::object(&content(number, 100)))).sum();
     assert_eq!(asked, 30);
+}
+
+#[test]
+fn nothing_is_guessed_where_answers_come_at_once() {
+    // An hour is more than any answer takes.
+    for (latency, guesses) in [("3600000", false), ("0", true)] {
+        let (paths, world) = together(50, 100);
+        let client = world.open(&[OFF, &format!("CVMFS_PREFETCH_LATENCY={latency}")]);
+        paths.iter().take(10).for_each(|path| drop(client.read(path).unwrap()));
+        assert_eq!(client.settled().fetched > 0, guesses);
+    }
 }
 
 #[test]

@@ -27,6 +27,9 @@ from subjects import plain_size
 
 FQRN = "cold.example.org"
 
+# Runs a program in a root file system with the devices that some ask for before they print a word.
+ENTER = ("unshare", "--mount", "sh", "-c", 'mount --rbind /dev "$0/dev" && mount --rbind /proc "$0/proc" && exec chroot "$0" "$@"')
+
 # Options of the mount.
 WAYS = {
     "nothing ahead": ["CVMFS_PREFETCH=no"],
@@ -64,7 +67,7 @@ class Bench:
             self.lab.run(self.repository.client, "record", self.point, "--start")
         elif way == "list":
             self.lab.run(self.repository.client, "prefetch", self.point, "--base", root, self.list)
-        done = subprocess.run(["chroot", root, *self.subject.command], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        done = subprocess.run([*ENTER, root, *self.subject.command], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
         seconds = time.monotonic() - begin
         if done.returncode != 0:
             raise Failure(f"status {done.returncode} from {' '.join(self.subject.command)}\n{tail(done.stderr)}")

@@ -1,5 +1,7 @@
 //! What may be fetched before anybody asks for it.
 
+use std::time::Duration;
+
 use super::{ConfigError, Parameters};
 
 /// Bounds of what is fetched ahead.
@@ -11,6 +13,8 @@ pub struct PrefetchLimits {
     pub budget: u64,
     /// Bytes that may be guessed in vain, beside as many as were asked for.
     pub waste: u64,
+    /// Nothing is guessed where answers take less than this.
+    pub latency: Duration,
     /// Whether starts teach.
     pub learns: bool,
     /// Whether bundles are looked for.
@@ -27,6 +31,7 @@ impl PrefetchLimits {
             enabled: p.flag("CVMFS_PREFETCH")?,
             budget: mib("CVMFS_PREFETCH_BUDGET")?,
             waste: mib("CVMFS_PREFETCH_WASTE")?,
+            latency: Duration::from_millis(p.number("CVMFS_PREFETCH_LATENCY")?),
             learns: p.flag("CVMFS_PREFETCH_LEARN")?,
             bundles: p.flag("CVMFS_PREFETCH_FILEBUNDLES")?,
         })

@@ -1,8 +1,8 @@
 //! Verifies and inflates one answer into a file of the cache.
 //!
-//! Small objects are collected in memory, verified and inflated in one go, which takes half the time, and written once;
-//! larger ones as they come. The memory for the former is used again, and there is as much of it as downloads run at
-//! the same time.
+//! Objects that are not large are collected in memory, verified and inflated in one go, which takes half the time, and
+//! written once; larger ones as they come. There is as much memory for the former as downloads run at the same time;
+//! what small ones need is used again.
 
 use std::io::Write as _;
 
@@ -14,9 +14,11 @@ use super::{FetchError, Want};
 use crate::cache::{CacheError, DiskCache, Partial};
 
 /// Plain bytes of an object that is inflated in one go.
-const AT_ONCE: u64 = 512 << 10;
+const AT_ONCE: u64 = 2 << 20;
+/// The same of one whose memory is kept for the next.
+const KEPT: u64 = 512 << 10;
 
-/// Memory for one small object.
+/// Memory for one object.
 #[derive(Debug, Default)]
 struct Bench {
     stored: Vec<u8>,
@@ -26,6 +28,18 @@ struct Bench {
 /// Memory that no download uses at the moment.
 #[derive(Debug, Default)]
 pub(super) struct Benches(Mutex<Vec<Bench>>);
+
+impl Benches {
+    fn take(&self, limit: u64) -> Option<Bench> {
+        if limit <= KEPT { self.0.lock().pop() } else { None }
+    }
+
+    fn put(&self, bench: Bench, limit: u64) {
+        if limit <= KEPT {
+            self.0.lock().push(bench);
+        }
+    }
+}
 
 /// How the object is taken.
 #[derive(Debug)]
@@ -79,7 +93,7 @@ impl Sink for ObjectSink<'_> {
             _ => None,
         };
         self.way = if self.want.size.is_some_and(|size| size <= AT_ONCE) {
-            let mut bench = kept.or_else(|| self.benches.0.lock().pop()).unwrap_or_default();
+            let mut bench = kept.or_else(|| self.benches.take(self.want.limit)).unwrap_or_default();
             bench.stored.clear();
             Way::AtOnce(bench)
         } else {
@@ -115,7 +129,7 @@ impl Sink for ObjectSink<'_> {
                 let mut partial = self.begin(Some(plain.len() as u64))?;
                 partial.write_all(plain).map_err(|source| failure(ObjectError::Write(object, source)))?;
                 let size = plain.len() as u64;
-                self.benches.0.lock().push(bench);
+                self.benches.put(bench, limit);
                 Way::Finished(partial, size)
             }
             Way::Streamed(inflater) => {

@@ -52,8 +52,17 @@ const MAX_LINKS: usize = 16;
 const MAX_PACKAGES: usize = 32;
 
 /// Directories of a root file system where libraries are.
-const USUAL: [&str; 6] =
-    ["usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu", "usr/lib64", "usr/lib", "usr/local/lib", "lib"];
+const USUAL: [&str; 9] = [
+    "usr/lib/x86_64-linux-gnu",
+    "usr/lib/aarch64-linux-gnu",
+    "usr/lib64",
+    "usr/lib",
+    "usr/local/lib",
+    "lib/x86_64-linux-gnu",
+    "lib/aarch64-linux-gnu",
+    "lib64",
+    "lib",
+];
 /// Directories beside the standard library that have modules as well.
 const BESIDE: [&str; 3] = ["lib-dynload", "site-packages", "dist-packages"];
 

@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn anything_is_taken_and_bounded() {
         let deep = file(3495, &[b')', 1].repeat(100_000));
-        let wide = file(3495, &[&[b'('], &[0xff; 4][..]].concat());
+        let wide = file(3495, &[&b"("[..], &[0xff; 4]].concat());
         let many = file(3495, &[&[b'(', 0, 0, 0x10, 0][..], &vec![b'N'; 1 << 20]].concat());
         for content in [deep, wide, many, file(0, b""), vec![0xff; 100], Vec::new()] {
             assert!(names(&content).is_empty());
