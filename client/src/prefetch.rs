@@ -168,16 +168,13 @@ impl Prefetcher {
         if shared.walks_by(path) {
             return false;
         }
-        if !shared.guesses_pay() {
-            return false;
-        }
         if entry.size <= SMALL && !entry.flags.is_chunked() {
             let count = shared.neighbours.lock().read(path, shared.is_trusted());
             if count > 0 {
                 shared.push(Job::Neighbours(path.clone(), count));
             }
         }
-        needs::may_name(path, entry)
+        shared.names_pay() && needs::may_name(path, entry)
     }
 
     /// What a file names is looked for; of a large one this is the first chunk.
@@ -189,7 +186,7 @@ impl Prefetcher {
     pub fn may_name(&self, path: &RepoPath, entry: &Entry) -> bool {
         let shared = &self.shared;
         shared.limits.enabled
-            && shared.guesses_pay()
+            && shared.names_pay()
             && needs::may_name(path, entry)
             && !shared.state.lock().queue.has_lists()
     }
@@ -324,8 +321,8 @@ impl Shared {
         expected
     }
 
-    /// Whether a round trip costs more than fetching some files in vain.
-    fn guesses_pay(&self) -> bool {
+    /// Whether a round trip costs more than looking into files and fetching some in vain.
+    fn names_pay(&self) -> bool {
         !self.objects.pace().is_below(self.limits.latency)
     }
 

@@ -611,17 +611,6 @@ fn nothing_is_fetched_ahead_when_it_is_switched_off() {
 }
 
 #[test]
-fn nothing_is_guessed_where_answers_come_at_once() {
-    // An hour is more than any answer takes.
-    for (latency, guesses) in [("3600000", false), ("0", true)] {
-        let (paths, world) = together(50, 100);
-        let client = world.open(&[OFF, &format!("CVMFS_PREFETCH_LATENCY={latency}")]);
-        paths.iter().take(10).for_each(|path| drop(client.read(path).unwrap()));
-        assert_eq!(client.settled().fetched > 0, guesses);
-    }
-}
-
-#[test]
 fn no_more_requests_run_at_once_than_allowed() {
     for (allowed, ahead) in [(1, 1), (4, 3), (16, 12)] {
         let objects: Vec<Object> = (0..40).map(|seed| Object::new(seed, 100)).collect();

@@ -13,7 +13,7 @@ pub struct PrefetchLimits {
     pub budget: u64,
     /// Bytes that may be guessed in vain, beside as many as were asked for.
     pub waste: u64,
-    /// Nothing is guessed where answers take less than this.
+    /// Nobody looks into files for what they name where answers take less than this.
     pub latency: Duration,
     /// Whether starts teach.
     pub learns: bool,

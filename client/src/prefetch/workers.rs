@@ -30,14 +30,7 @@ pub(super) struct State {
 impl Shared {
     /// Adds a job, and a thread for it if there may be one more.
     pub(super) fn push(self: &Arc<Shared>, job: Job) {
-        let mut state = self.state.lock();
-        if state.is_at_rest() {
-            return;
-        }
-        if !state.queue.push(job) {
-            return self.objects.stats().ahead_left_out.add(1);
-        }
-        self.employ(&mut state);
+        self.push_all(std::iter::once(job));
     }
 
     /// Adds jobs that go before others of their kind, the first of them first.

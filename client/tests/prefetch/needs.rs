@@ -164,3 +164,15 @@ fn what_is_named_is_bounded_like_any_guess() {
     assert!(summary.unused_guessed_bytes <= 1 << 20 | 4096, "{summary:?}");
     assert!(summary.fetched >= 19 && summary.left_out + summary.fetched == 40, "{summary:?}");
 }
+
+#[test]
+fn nothing_is_looked_for_where_answers_come_at_once() {
+    let files = [("usr/bin/tool", File(elf(&["liba.so"]))), ("usr/bin/liba.so", File(elf(&["a"])))];
+    // An hour is more than any answer takes.
+    for (latency, fetched) in [("3600000", 0), ("0", 1)] {
+        let world = world(&files);
+        let client = world.open(&[OFF, &format!("CVMFS_PREFETCH_LATENCY={latency}")]);
+        client.read(&format!("{ROOT}/usr/bin/tool")).unwrap();
+        assert_eq!(client.settled().fetched, fetched);
+    }
+}
