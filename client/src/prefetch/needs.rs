@@ -34,13 +34,19 @@ use crate::fetch::{Wait, Want};
 /// Steps from a file that was read to one that is looked at.
 pub(super) const MOST_STEPS: u8 = 4;
 /// Bytes of a file that are looked at.
-const MOST_BYTES: u64 = 4 << 20;
+const MOST_BYTES: u64 = 2 << 20;
+/// Files that one file may name, packages around it, and packages among its names whose modules are looked for in turn.
+const MOST_NAMED: usize = 1024;
+const MOST_AROUND: usize = 16;
+const MOST_PACKAGES: usize = 32;
 /// Files above this, stored in one piece, are fetched in any case; of larger ones the first and the last chunk.
 const WHOLE: u64 = 16 << 20;
 /// Directories with modules or libraries of a tree.
 const MOST_PLACES: usize = 16;
 const MAX_TREES: usize = 64;
+/// Directories whose names are kept, and their names.
 const MAX_LISTINGS: usize = 512;
+const MAX_NAMES: usize = 1 << 17;
 const MAX_SEEN: usize = 1 << 16;
 /// Entries of a directory that are looked at.
 const MAX_ENTRIES: usize = 1 << 14;
@@ -48,9 +54,6 @@ const MAX_ENTRIES: usize = 1 << 14;
 const FRESH: Duration = Duration::from_secs(60);
 /// Links that are followed on the way to a file.
 const MAX_LINKS: usize = 16;
-/// Packages named by a file whose modules are looked for among its names.
-const MAX_PACKAGES: usize = 32;
-
 /// Directories of a root file system where libraries are.
 const USUAL: [&str; 9] = [
     "usr/lib/x86_64-linux-gnu",
@@ -75,6 +78,8 @@ pub(super) struct Needs {
     /// By the directory that stands for `/`.
     trees: HashMap<RepoPath, Places>,
     listings: HashMap<RepoPath, (Instant, Listing)>,
+    /// Names in all listings.
+    names: usize,
     /// Files that were looked into, when, and how far from one that was read.
     seen: HashMap<PathKey, (Instant, u8)>,
 }
@@ -189,6 +194,9 @@ impl Shared {
             }
         }
         for name in named.names.iter().filter(|name| name.as_slice() != file.name()) {
+            if found.len() >= MOST_NAMED {
+                break;
+            }
             for place in &places {
                 if !self.names_of(place)?.contains_key(name) {
                     continue;
@@ -220,6 +228,7 @@ impl Shared {
         // Packages around the file, and the directory that they are in.
         let mut around = vec![directory.clone()];
         while self.names_of(&directory)?.contains_key(&b"__init__.py"[..])
+            && around.len() < MOST_AROUND
             && let Some(parent) = directory.parent().filter(|parent| root.contains(parent))
         {
             around.push(parent.clone());
@@ -244,10 +253,10 @@ impl Shared {
                 }
             }
         }
-        packages.truncate(MAX_PACKAGES);
-        for package in &packages {
+        // What is imported from a package may be a module of it.
+        for package in packages.clone().iter().take(MOST_PACKAGES) {
             for name in names.iter().filter(|name| !name.contains(&b'.')) {
-                self.module(package, name, &root, &mut Vec::new(), found)?;
+                self.module(package, name, &root, &mut packages, found)?;
             }
         }
         Ok(())
@@ -263,15 +272,18 @@ impl Shared {
         found: &mut Vec<Found>,
     ) -> Result<bool, Failure> {
         let (mut place, mut any) = (place.clone(), false);
+        if found.len() >= MOST_NAMED {
+            return Ok(true);
+        }
         for part in name.split(|byte| *byte == b'.') {
             let listing = self.names_of(&place)?;
             match listing.get(part) {
                 Some(FileType::Directory) => {
                     let package = place.join(part);
-                    let inside = self.names_of(&package)?;
-                    let Some(path) = self.code(&package, &inside, b"__init__")? else { return Ok(any) };
-                    found.extend(self.follow(path, Some(root))?);
                     if !packages.contains(&package) {
+                        let inside = self.names_of(&package)?;
+                        let Some(path) = self.code(&package, &inside, b"__init__")? else { return Ok(any) };
+                        found.extend(self.follow(path, Some(root))?);
                         packages.push(package.clone());
                     }
                     (place, any) = (package, true);
@@ -291,7 +303,9 @@ impl Shared {
         let start = [name, b"."].concat();
         let with = |listing: &Listing, end: &[u8]| {
             let range = listing.range(start.clone()..).take_while(|(name, _)| name.starts_with(&start));
-            range.map(|(name, _)| name.clone()).find(|name| name.ends_with(end))
+            // Optimised code is read by who asks for it.
+            let is_plain = |name: &[u8]| name.ends_with(end) && !name.windows(5).any(|part| part == b".opt-");
+            range.map(|(name, _)| name).find(|name| is_plain(name)).cloned()
         };
         let Some(source) = with(listing, b".py").filter(|source| source.len() == name.len() + 3) else {
             return Ok(with(listing, b".so").or_else(|| with(listing, b".pyc")).map(|name| place.join(name)));
@@ -316,10 +330,14 @@ impl Shared {
         let names = rows.into_iter().take(MAX_ENTRIES).map(|row| (row.entry.file_type(), row.entry.name));
         let listing: Listing = Arc::new(names.map(|(kind, name)| (name, kind)).collect());
         let mut needs = self.needs.lock();
-        if needs.listings.len() >= MAX_LISTINGS {
+        if needs.listings.len() >= MAX_LISTINGS || needs.names + listing.len() > MAX_NAMES {
             needs.listings.clear();
+            needs.names = 0;
         }
-        needs.listings.insert(directory.clone(), (Instant::now(), listing.clone()));
+        needs.names += listing.len();
+        if let Some((_, before)) = needs.listings.insert(directory.clone(), (Instant::now(), listing.clone())) {
+            needs.names -= before.len();
+        }
         Ok(listing)
     }
 

@@ -104,6 +104,7 @@ fn modules_that_a_compiled_file_names_are_fetched() {
         ),
         ("usr/lib/python3/dist-packages/app/core.py", File(b"# core".to_vec())),
         ("usr/lib/python3/dist-packages/app/__pycache__/core.cpython-311.pyc", File(compiled(&["fast"], "x"))),
+        ("usr/lib/python3/dist-packages/app/__pycache__/core.cpython-311.opt-1.pyc", File(b"optimised".to_vec())),
         (
             "usr/lib/python3/dist-packages/app/fast.cpython-311-x86_64-linux-gnu.so",
             File(elf(&["libfast.so.1", "app.deep"])),

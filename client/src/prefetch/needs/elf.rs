@@ -6,7 +6,9 @@
 use std::collections::HashSet;
 
 /// Names that are taken of a file.
-const MOST: usize = 4096;
+const MOST: usize = 512;
+/// Places that are taken.
+const MOST_BESIDE: usize = 16;
 /// Longest name, longest list of places.
 const MAX_NAME: usize = 255;
 const MAX_PLACES: usize = 4096;
@@ -29,12 +31,13 @@ pub fn is_elf(content: &[u8]) -> bool {
 pub fn libraries(content: &[u8]) -> Libraries {
     let (mut found, mut known) = (Libraries::default(), HashSet::new());
     for string in content.split(|byte| *byte == 0) {
-        if found.names.len() + found.beside.len() >= MOST {
+        if found.names.len() >= MOST {
             break;
         }
         if string.starts_with(b"$ORIGIN") || string.starts_with(b"${ORIGIN}") {
             if string.len() <= MAX_PLACES {
                 found.beside.extend(string.split(|byte| *byte == b':').filter_map(beside));
+                found.beside.truncate(MOST_BESIDE);
             }
         } else if is_library(string) && known.insert(string) {
             found.names.push(string.to_vec());
@@ -108,6 +111,7 @@ mod tests {
     fn anything_is_taken_and_bounded() {
         let many: Vec<u8> = (0..100_000).flat_map(|number| format!("l{number}.so\0").into_bytes()).collect();
         assert_eq!(libraries(&many).names.len(), MOST);
+        assert_eq!(libraries(&b"$ORIGIN/a:$ORIGIN/b\0".repeat(1000)).beside.len(), MOST_BESIDE);
         assert!(libraries(&[b'a'; 1 << 20]).names.is_empty());
     }
 }
