@@ -108,6 +108,18 @@ pub struct Need {
 }
 
 impl Need {
+    /// An object that is named so many steps from what was read.
+    #[cfg(test)]
+    pub fn of(path: RepoPath, want: Want, steps: u8) -> Need {
+        Need { path, want, scan: false, steps }
+    }
+
+    /// The file.
+    #[cfg(test)]
+    pub fn path(&self) -> &RepoPath {
+        &self.path
+    }
+
     /// How far it is from a file that was read.
     pub fn steps(&self) -> u8 {
         self.steps

@@ -189,7 +189,7 @@ mod tests {
             Job::Part(want) => format!("part{}", want.limit),
             Job::Guess(want) => format!("guess{}", want.limit),
             Job::Walk(ask) => format!("walk{}", ask.walk),
-            Job::Need(need) => format!("need{}", need.steps()),
+            Job::Need(need) => need.path().to_string(),
             Job::Neighbours(path, _)
             | Job::Needs(path, _)
             | Job::Tree(path)
@@ -210,9 +210,16 @@ mod tests {
         queue.push(Job::Part(want(2)));
         queue.push(Job::Chunk(want(3)));
         queue.push(Job::Tree(path("/tree")));
-        assert_eq!(queue.count(), 9);
+        for (name, steps) in [("/far", 2), ("/early", 1), ("/late", 1)] {
+            queue.push(Job::Need(Need::of(path(name), want(4), steps)));
+        }
+        queue.push(Job::Needs(path("/read"), Arc::new(tempfile::tempfile().unwrap())));
+        assert_eq!(queue.count(), 13);
         let order: Vec<String> = std::iter::from_fn(|| queue.pop()).map(shown).collect();
-        assert_eq!(order, ["chunk3", "part2", "a0", "b0", "a1", "a2", "/tree", "guess1", "/near"]);
+        assert_eq!(
+            order,
+            ["/read", "chunk3", "part2", "a0", "b0", "a1", "a2", "/late", "/early", "/far", "/tree", "guess1", "/near"]
+        );
         assert_eq!(queue.count(), 0);
     }
 
