@@ -307,14 +307,14 @@ impl Objects {
             });
             match &result {
                 Ok(file) => {
-                    let bytes = size_of(file);
+                    let (bytes, took) = (size_of(file), began.elapsed());
                     if want.is_content() {
                         self.ledger.demanded(bytes);
                     }
                     if bytes <= pace::SMALL {
-                        self.pace.answered(began.elapsed());
+                        self.pace.answered(took);
                     }
-                    self.remark(want, began.elapsed(), bytes, beside);
+                    self.remark(want, took, bytes, beside);
                 }
                 Err(error) => {
                     tracing::debug!(object = %want.object, %error, "download failed");

@@ -5,7 +5,7 @@
 //! open, read ──┬── next chunks of a file read in order ────────┐
 //!              ├── start-up list: announced, published, learned┤
 //!              ├── file bundle beside a file                   ├── queue ── workers ── fetch (lanes, ledger)
-//!              ├── what files name that were read ──────────────┤
+//!              ├── what files name that were read ─────────────┤
 //!              ├── the rest of a tree that is read through ────┤
 //!              └── files beside those that are being read ─────┘
 //! ```

@@ -5,8 +5,9 @@
 
 One image with Python, numpy, scipy and much that a start does not need, in one registry and one repository. containerd 2 pulls it by
 `ctr images pull`, and a container imports numpy and scipy: with our snapshotter over our client with an empty cache, and with containerd's own
-overlayfs, in turn; and lazily again when the repository has a start-up list of the image. The line has 20 ms and 100 Mbit/s and lies in front of registry and repository both; it measures itself first. Page caches
-are left alone, all servers are on this machine. Before that, `examples/load` asks a daemon directly, with 64 clients at a time. Needs root.
+overlayfs, in turn; and lazily again when the repository has a start-up list of the image. The line has 20 ms and 100 Mbit/s and lies in front of
+registry and repository both; it measures itself first. Page caches are left alone, all servers are on this machine. Before that, `examples/load`
+asks a daemon directly, with 64 clients at a time. Needs root.
 """
 
 import json
@@ -61,7 +62,7 @@ class Bench:
         self.node.containerd.start()
 
     def measure(self, place, relays, repeat):
-        """Pulls and starts in both ways in turn, `repeat` times each."""
+        """Pulls and starts in each way in turn, `repeat` times each."""
         for number in range(1, repeat + 1):
             for way in WAYS:
                 self.record(way == "with list")

@@ -31,7 +31,7 @@ use super::workers::Failure;
 use crate::catalogs::Side;
 use crate::fetch::{Wait, Want};
 
-/// Steps from a file that was read to one that is looked at.
+/// Steps from a file that was read to one that is fetched.
 pub(super) const MOST_STEPS: u8 = 4;
 /// Bytes of a file that are looked at.
 const MOST_BYTES: u64 = 2 << 20;
@@ -39,7 +39,7 @@ const MOST_BYTES: u64 = 2 << 20;
 const MOST_NAMED: usize = 1024;
 const MOST_AROUND: usize = 16;
 const MOST_PACKAGES: usize = 32;
-/// Files above this, stored in one piece, are fetched in any case; of larger ones the first and the last chunk.
+/// Of files above this that are kept in chunks, the first and the last one are fetched.
 const WHOLE: u64 = 16 << 20;
 /// Directories with modules or libraries of a tree.
 const MOST_PLACES: usize = 16;

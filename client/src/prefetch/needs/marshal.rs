@@ -155,19 +155,19 @@ impl<'a> Reader<'a> {
     }
 
     fn code(&mut self, depth: usize, keep: bool) -> Option<Object<'a>> {
-        let (numbers, after) = if self.is_new { (5, 5) } else { (6, 5) };
+        let (numbers, ends) = if self.is_new { (5, 2) } else { (6, 1) };
         self.bytes(numbers * 4)?;
         // Bytecode; constants; names.
         self.object(depth + 1, false)?;
         let constants = self.object(depth + 1, keep)?;
         let names = self.object(depth + 1, keep)?;
         // New: variables, their kinds, file, name, qualified name. Old: three kinds of variables, file, name.
-        for _ in 0..after {
+        for _ in 0..5 {
             self.object(depth + 1, false)?;
         }
         self.bytes(4)?;
         // Lines, and with the new fields exceptions.
-        for _ in 0..if self.is_new { 2 } else { 1 } {
+        for _ in 0..ends {
             self.object(depth + 1, false)?;
         }
         Some(if keep { Object::Code(vec![names, constants]) } else { Object::Other })
