@@ -25,6 +25,7 @@ use image::tree::{Node, NodeKind, TreePath};
 use time::UtcDateTime;
 
 pub use self::cover::CoverRows;
+use self::cover::WithAttributes;
 use crate::cli::FlatPermissions;
 use crate::content::Pool;
 use crate::error::one_line;
@@ -82,6 +83,7 @@ pub fn flatten(
         writer: None,
         unreadable: 0,
         first_unreadable: None,
+        attributes: WithAttributes::default(),
     };
     std::thread::scope(|scope| {
         let (send, batches) = sync_channel::<Vec<Row>>(WAITING);
@@ -90,10 +92,13 @@ pub fn flatten(
         let read = reader.join().map_err(|_| Failure::Elsewhere("the reader of the layers panicked".into()))?;
         read.and(written)
     })?;
-    let Writing { writer, unreadable, first_unreadable, .. } = writing;
+    let Writing { writer, unreadable, first_unreadable, attributes, .. } = writing;
     let writer = writer.expect("the merge always gives a root");
     // Modes of files can't be covered.
-    let cover = cover.filter(|_| permissions == FlatPermissions::Keep);
+    let mut cover = cover.filter(|_| permissions == FlatPermissions::Keep);
+    if let Some(cover) = &mut cover {
+        attributes.complete(cover);
+    }
     Ok(PreparedFlat { graft: writer.finish()?, unreadable, first_unreadable, cover })
 }
 
@@ -133,10 +138,12 @@ struct Writing<'a> {
     writer: Option<SubtreeWriter>,
     unreadable: u64,
     first_unreadable: Option<TreePath>,
+    attributes: WithAttributes,
 }
 
 impl Writing<'_> {
     fn take(&mut self, (path, mut entry, group, chunks): Row) -> Result<(), Failure> {
+        self.attributes.see(&path, &entry, group, &chunks);
         let for_all = match entry.file_type() {
             FileType::Directory => 0o005,
             FileType::Regular => 0o004,

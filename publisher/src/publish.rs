@@ -225,10 +225,10 @@ impl Hand<'_> {
             return Ok(());
         };
         self.directories(&path, &at)?;
-        for (below, entry) in rows {
+        for (below, (entry, chunks)) in rows {
             let place = if below.is_root() { Ok(at.clone()) } else { at.join_path(below.as_bytes()) };
             let place = place.map_err(|e| Failure::Content(format!("{at}: {e}")))?;
-            self.transaction.put(&place, entry.clone(), &[])?;
+            self.transaction.put(&place, entry.clone(), chunks)?;
         }
         self.cover_again(image)?;
         self.first_link(&OwnedPath::Index(IndexKey::Image(stack)), &OwnedPath::Flat(image))

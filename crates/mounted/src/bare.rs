@@ -20,12 +20,30 @@ const MOST: usize = 256;
 
 /// Has nothing in this directory any attributes? What is in doubt has.
 pub fn has_none(directory: &Path) -> io::Result<bool> {
-    let counters = xattr::get(directory, COUNTERS)?.unwrap_or_default();
-    if count(&counters) == Some(0) {
-        return Ok(true);
-    }
-    let mut left = MOST;
-    looks_plain(directory, &mut left)
+    // Where the catalog counts other things as well, a small directory is looked through.
+    Ok(sum(directory)? == Some(0) || looked_through(directory)? == Some(0))
+}
+
+/// Has what lies over a directory everything in it that has attributes, so that nobody sees those below? What is in doubt
+/// has not.
+pub fn covers(cover: &Path, directory: &Path) -> io::Result<bool> {
+    let all = match sum(directory)? {
+        Some(0) => return Ok(true),
+        Some(sum) => Some(sum),
+        None => looked_through(directory)?,
+    };
+    let mut hidden = 0;
+    let is_whole = visit(cover, Path::new(""), &mut MOST.clone(), &mut |path, has_any| {
+        let is_over = has_any && has_attributes(&directory.join(path)).or_else(if_absent)?;
+        hidden += u64::from(is_over);
+        Ok(())
+    })?;
+    Ok(is_whole && all == Some(hidden))
+}
+
+/// Entries with attributes, by the catalog.
+fn sum(directory: &Path) -> io::Result<Option<u64>> {
+    Ok(count(&xattr::get(directory, COUNTERS)?.unwrap_or_default()))
 }
 
 fn count(counters: &[u8]) -> Option<u64> {
@@ -33,21 +51,45 @@ fn count(counters: &[u8]) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("xattr,"))?.parse().ok()
 }
 
-fn looks_plain(path: &Path, left: &mut usize) -> io::Result<bool> {
+/// The same, counted one by one; nothing if there is too much.
+fn looked_through(directory: &Path) -> io::Result<Option<u64>> {
+    let mut found = 0;
+    let is_whole = visit(directory, Path::new(""), &mut MOST.clone(), &mut |_, has_any| {
+        found += u64::from(has_any);
+        Ok(())
+    })?;
+    Ok(is_whole.then_some(found))
+}
+
+/// Shows each path below a directory, itself first, and whether it has attributes; false if there are too many.
+fn visit(
+    top: &Path,
+    path: &Path,
+    left: &mut usize,
+    see: &mut impl FnMut(&Path, bool) -> io::Result<()>,
+) -> io::Result<bool> {
     let Some(fewer) = left.checked_sub(1) else { return Ok(false) };
     *left = fewer;
-    if xattr::list(path)?.next().is_some() {
-        return Ok(false);
-    }
-    if !path.symlink_metadata()?.is_dir() {
+    let full = top.join(path);
+    see(path, has_attributes(&full)?)?;
+    if !full.symlink_metadata()?.is_dir() {
         return Ok(true);
     }
-    for entry in path.read_dir()? {
-        if !looks_plain(&entry?.path(), left)? {
+    for entry in full.read_dir()? {
+        if !visit(top, &path.join(entry?.file_name()), left, see)? {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// Of a link itself, not of what it leads to.
+fn has_attributes(path: &Path) -> io::Result<bool> {
+    Ok(xattr::list(path)?.next().is_some())
+}
+
+fn if_absent(error: io::Error) -> io::Result<bool> {
+    if crate::is_absence(&error) { Ok(false) } else { Err(error) }
 }
 
 /// Are these two the same directory of one client? Its numbers are the same in all its mounts.
@@ -93,6 +135,40 @@ mod tests {
         }
         assert!(!has_none(path).unwrap(), "too many to look at");
         assert!(has_none(&path.join("absent")).is_err());
+    }
+
+    #[test]
+    fn what_lies_over_a_directory_has_all_attributes_or_is_of_no_use() {
+        let directory = tempfile::tempdir().unwrap();
+        let (flat, cover) = (directory.path().join("flat"), directory.path().join("cover"));
+        for top in [&flat, &cover] {
+            std::fs::create_dir_all(top.join("bin")).unwrap();
+        }
+        let file = |path: PathBuf, has_any: bool| {
+            std::fs::write(&path, "").unwrap();
+            if has_any {
+                xattr::set(&path, "user.x", b"1").unwrap();
+            }
+        };
+        let covers = || covers(&cover, &flat).unwrap();
+        assert!(covers(), "there are none");
+        file(flat.join("bin/ping"), true);
+        assert!(!covers());
+        file(cover.join("bin/ping"), true);
+        assert!(covers());
+        file(flat.join("bin/other"), true);
+        file(cover.join("bin/only here"), true);
+        assert!(!covers(), "as many, but not the same");
+        file(cover.join("bin/other"), false);
+        assert!(!covers(), "hidden, but not the same");
+        xattr::set(cover.join("bin/other"), "user.x", b"1").unwrap();
+        assert!(covers());
+        xattr::set(flat.join("bin"), "user.x", b"1").unwrap();
+        assert!(!covers(), "directories as well");
+        xattr::set(cover.join("bin"), "user.x", b"1").unwrap();
+        assert!(covers());
+        (0..MOST).for_each(|number| file(cover.join(number.to_string()), false));
+        assert!(!covers(), "too many to look at");
     }
 
     #[test]

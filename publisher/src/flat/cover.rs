@@ -5,10 +5,15 @@
 //! flat in one overlay are what all layers of the image are; two directories in place of any number.
 //!
 //! There is none where something else than a link was replaced.
+//!
+//! Beside that it has what carries extended attributes, if that is little: one file with capabilities would keep the whole
+//! flat from being mounted where the kernel need not ask for attributes (`snapshotter`'s bare mounts). Who stands on both
+//! never sees those rows of the flat.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
 
-use cvmfs::entry::Entry;
+use cvmfs::entry::{Chunk, Entry};
 use image::layer::StoreError;
 use image::rootfs::TreeLookup;
 use image::tree::{Node, NodeKind, TreePath};
@@ -16,7 +21,10 @@ use image::tree::{Node, NodeKind, TreePath};
 use crate::rows::{FileContent, to_entry};
 
 /// The rows of a cover, in tree order; the first is its root.
-pub type CoverRows = Vec<(TreePath, Entry)>;
+pub type CoverRows = BTreeMap<TreePath, (Entry, Vec<Chunk>)>;
+
+/// Files and directories with attributes that a cover has at most. It is part of a catalog that other images share.
+const MOST_WITH_ATTRIBUTES: usize = 128;
 
 /// The rows of a cover for these additions to an image.
 pub(super) fn cover<'a, C>(
@@ -49,7 +57,57 @@ pub(super) fn cover<'a, C>(
         }
         rows.insert(path.clone(), node);
     }
-    Ok(Some(rows.into_iter().map(|(path, node)| (path.clone(), to_entry(path.name(), node).0)).collect()))
+    let row = |(path, node): (TreePath, Node<FileContent>)| {
+        let row = to_entry(path.name(), node);
+        (path, row)
+    };
+    Ok(Some(rows.into_iter().map(row).collect()))
+}
+
+/// What of a flat has attributes, found while its rows pass by in tree order.
+#[derive(Debug, Default)]
+pub(super) struct WithAttributes {
+    /// the directories that are open, the root first
+    above: Vec<(TreePath, Entry)>,
+    rows: CoverRows,
+    count: usize,
+    /// rows that can't be taken, or too many
+    gave_up: bool,
+}
+
+impl WithAttributes {
+    /// Takes note of a row. `group` is that of a file with several names, else 0.
+    pub(super) fn see(&mut self, path: &TreePath, entry: &Entry, group: u64, chunks: &[Chunk]) {
+        if self.gave_up {
+            return;
+        }
+        while self.above.last().is_some_and(|(directory, _)| path.parent().is_none_or(|parent| parent != *directory)) {
+            self.above.pop();
+        }
+        if entry.xattrs.is_some() {
+            self.count += 1;
+            // Names of one file would have to stay together.
+            self.gave_up = self.count > MOST_WITH_ATTRIBUTES || group != 0;
+            for (directory, entry) in &self.above {
+                self.rows.entry(directory.clone()).or_insert_with(|| (entry.clone(), Vec::new()));
+            }
+            self.rows.insert(path.clone(), (entry.clone(), chunks.to_vec()));
+        }
+        if entry.is_directory() {
+            self.above.push((path.clone(), entry.clone()));
+        }
+    }
+
+    /// Adds them to a cover: all or none.
+    pub(super) fn complete(self, cover: &mut CoverRows) {
+        if !self.gave_up {
+            for (path, row) in self.rows {
+                if let Slot::Vacant(slot) = cover.entry(path) {
+                    slot.insert(row);
+                }
+            }
+        }
+    }
 }
 
 fn without_content<C>(node: Node<C>) -> Node<FileContent> {

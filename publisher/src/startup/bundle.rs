@@ -122,13 +122,15 @@ impl Hand<'_> {
         }
     }
 
-    /// Takes the whiteout away again, with the directories that nothing else needs.
+    /// Takes the whiteout away again, with the directories that nothing else needs. One with attributes is there for them.
     fn uncover(&mut self, flat: ImageId, top: &RepoPath, bundle: &RepoPath) -> Result<(), Failure> {
         let cover = repo_path(&self.layout, &OwnedPath::FlatCover(flat));
         let (at, above) = over(&cover, top, bundle)?;
         self.transaction.remove(&at)?;
         for (directory, _) in above.into_iter().rev() {
-            if !self.transaction.list(&directory)?.is_empty() {
+            let found = self.transaction.lookup(&directory)?;
+            let is_needed = found.is_none_or(|entry| !entry.is_directory() || entry.xattrs.is_some());
+            if is_needed || !self.transaction.list(&directory)?.is_empty() {
                 break;
             }
             self.transaction.remove(&directory)?;

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 use super::Daemon;
 use crate::repository::Repository;
-use crate::snapshots::{Kind, Lower, Snapshot, used};
+use crate::snapshots::{Kind, Lower, Part, Snapshot, used};
 
 /// Directories of which it is kept whether they have attributes.
 const MOST: usize = 10_000;
@@ -43,7 +43,7 @@ impl Daemon {
         for lower in published.take(MAX_LOWERS) {
             let repository = self.repository(&lower.repository);
             let target = self.snapshots.directories().target(lower);
-            if !self.is_plain(&repository, lower, target.clone()).await {
+            if !self.is_plain(&repository, lower).await {
                 continue;
             }
             let place = match places.get(&lower.repository) {
@@ -71,13 +71,24 @@ impl Daemon {
         !tokio::task::spawn_blocking(untouched).await.unwrap_or(false)
     }
 
-    /// Whether nothing in a directory has attributes.
-    async fn is_plain(&self, repository: &Repository, lower: &Lower, target: PathBuf) -> bool {
+    /// Whether nobody who stands on a directory sees attributes of it. A flat has its cover over it.
+    async fn is_plain(&self, repository: &Repository, lower: &Lower) -> bool {
         let known = self.bare.plain.lock().get(lower).copied();
         if let Some(known) = known {
             return known;
         }
-        let Ok(Some(found)) = repository.look(move |_| bare::has_none(&target).map(Some)).await else { return false };
+        let directories = self.snapshots.directories();
+        let target = directories.target(lower);
+        let cover = Some(lower).filter(|lower| lower.part == Part::Flat);
+        let cover = cover.map(|flat| directories.target(&Lower { part: Part::Cover, ..flat.clone() }));
+        let look = move |_: &_| {
+            let plain = match cover {
+                Some(cover) => bare::covers(&cover, &target),
+                None => bare::has_none(&target),
+            };
+            plain.map(Some)
+        };
+        let Ok(Some(found)) = repository.look(look).await else { return false };
         let mut plain = self.bare.plain.lock();
         if plain.len() >= MOST {
             plain.clear();

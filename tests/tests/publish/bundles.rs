@@ -145,6 +145,25 @@ fn a_bundle_comes_and_goes_and_is_no_part_of_the_image() {
 }
 
 #[test]
+fn what_a_cover_hides_stays_hidden_when_a_bundle_goes() {
+    let (registry, site) = (TestRegistry::spawn(), Site::new());
+    let pushed = image("first").push(&registry, "lab/x", "1");
+    let wish = wish(&registry, "lab/x:1");
+    pass(&site, &wish, None, None);
+    let plain = cover(&site, pushed.config).unwrap();
+    assert_eq!(plain[&b".singularity.d"[..]].what, What::Char(0));
+    // A list that was recorded with Apptainer begins with a file that the image has not.
+    let list = r#"{"schema":1,"files":[{"path":"/.singularity.d/actions/exec"},{"path":"/opt/lib"}]}"#;
+    pass(&site, &wish, Some(list), Some(true));
+    assert_triggers(&site, &[(&pushed, ".singularity.d/actions/exec")]);
+    assert_eq!(cover(&site, pushed.config).unwrap(), plain, "hidden with its directory");
+    pass(&site, &wish, None, Some(false));
+    assert_triggers(&site, &[]);
+    assert_eq!(cover(&site, pushed.config).unwrap(), plain);
+    site.assert_sound();
+}
+
+#[test]
 fn a_bundle_follows_the_name_and_goes_with_the_list() {
     let (registry, site) = (TestRegistry::spawn(), Site::new());
     let old = image("first").push(&registry, "lab/x", "1");

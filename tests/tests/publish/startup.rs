@@ -14,7 +14,7 @@ use publisher::removal::{self, Options, Usage, Wanted};
 use publisher::report::Outcome::{Added, Unchanged, Updated};
 use publisher::startup::{GivenList, ListSize, publish_list};
 use registry::testing::TestRegistry;
-use scenarios::image_builder::{Image, dir, file, noise, symlink};
+use scenarios::image_builder::{Image, Member, dir, file, hardlink, noise, symlink};
 use scenarios::naive;
 use scenarios::repository::{Site, assert_covered, cover, flat_path, outcomes, public, wish};
 use scenarios::tree::Tree;
@@ -123,6 +123,32 @@ fn a_flat_has_a_cover_that_makes_the_image_of_it_where_that_can_be() {
     let readable = Image::of(&[&[dir("d").mode(0o700)]]).push(&registry, "lab/x", "readable");
     site.convert(&[wish(&registry, "lab/x:readable")]);
     assert_eq!(cover(&site, readable.config), None, "other modes can't be covered");
+    site.assert_sound();
+}
+
+#[test]
+fn what_has_attributes_is_in_the_cover_as_well_where_it_is_little() {
+    const CAPABILITY: [u8; 20] = *b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    let (registry, site) = (TestRegistry::spawn(), Site::new());
+    let capable = |path: String| file(path, noise(2, 900)).mode(0o755).xattr("security.capability", CAPABILITY);
+    let ping = [dir("usr").mode(0o711), dir("usr/bin"), capable("usr/bin/ping".into()), file("usr/bin/ls", "ls")];
+    let over = [dir("usr/lib").xattr("user.x", "1"), file("usr/lib/a", "a"), capable("usr/lib/large".into())];
+    let linked = [capable("ping".into()), hardlink("ping4", "ping")];
+    let many: Vec<_> = (0..200).map(|number| capable(format!("f{number}"))).collect();
+    let covered: &[&str] = &["usr", "usr/bin", "usr/bin/ping", "usr/lib", "usr/lib/large"];
+    let cases: [(&str, &[&[Member]], &[&str]); 3] =
+        [("few", &[&ping, &over], covered), ("linked", &[&linked], &[]), ("many", &[&many], &[])];
+    for (tag, layers, expected) in cases {
+        let pushed = Image::of(layers).push(&registry, "lab/x", tag);
+        site.convert(&[wish(&registry, &format!("lab/x:{tag}"))]);
+        let tree = naive::unpack(layers.iter().copied());
+        assert_covered(&site, pushed.config, &tree, tag);
+        let cover = cover(&site, pushed.config).unwrap();
+        let of_image = cover.iter().filter(|(path, _)| !path.is_empty() && tree.contains_key(*path));
+        let of_image: Vec<_> = of_image.map(|(path, node)| (std::str::from_utf8(path).unwrap(), node)).collect();
+        assert_eq!(of_image.iter().map(|(path, _)| *path).collect::<Vec<_>>(), expected, "{tag}");
+        assert!(of_image.iter().all(|(path, node)| *node == &tree[path.as_bytes()]), "{tag}");
+    }
     site.assert_sound();
 }
 

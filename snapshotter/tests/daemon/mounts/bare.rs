@@ -6,9 +6,11 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use containerd_client::types::Mount;
+use image::layout::OwnedPath;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
 
+use super::flat;
 use crate::common::{Layer, Mounted, Repository, World, may_mount, names, request};
 
 const NAME: &str = "images.example.org";
@@ -107,6 +109,37 @@ fn directories_without_attributes_are_taken_from_the_mount_without() {
     assert_eq!(bare(lowers(&client.mounts("two").unwrap())), [false; 3]);
     mount(Some(&repository.path), &again.0, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
     assert_eq!(bare(lowers(&client.mounts("two").unwrap())), [true, false, true]);
+}
+
+#[test]
+fn a_flat_whose_attributes_are_all_in_its_cover_is_taken_from_the_mount_without() {
+    if !may_mount() {
+        return;
+    }
+    // In which of the two the file with an attribute is, and which of them is taken from the mount without.
+    for (flat_has, cover_has, expected) in [(true, true, [false, true]), (true, false, [true, false])] {
+        let mut world = World::with("");
+        let repository = world.repository(NAME);
+        let (chains, image) = flat::publish(&repository, 6);
+        for (path, has) in [(OwnedPath::Flat(image), flat_has), (OwnedPath::FlatCover(image), cover_has)] {
+            if has {
+                let file = repository.at(&path).join("f1");
+                fs::write(&file, "in the flat").unwrap();
+                xattr::set(&file, "user.mark", b"x").unwrap();
+            }
+        }
+        let again = Again::new(&world, &repository);
+        client_of(&world, &repository, made(&again.0));
+        let daemon = world.start();
+        let mut client = daemon.client();
+        let top = flat::pull(&mut client, &chains);
+        client.prepare("one", &top, &[]).unwrap();
+        let answer = client.mounts("one").unwrap();
+        let bare: Vec<bool> = lowers(&answer).iter().map(|path| path.starts_with(&again.0)).collect();
+        assert_eq!(bare, expected, "{answer:?}");
+        let container = flat::on_the_flat(&world, &answer);
+        assert_eq!(xattr::get(container.join("f1"), "user.mark").unwrap().as_deref(), Some(&b"x"[..]));
+    }
 }
 
 #[test]

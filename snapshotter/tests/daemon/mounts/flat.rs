@@ -12,7 +12,7 @@ use crate::thin;
 const NAME: &str = "images.example.org";
 
 /// An image of layers with a file each, and its flat, which has a file more and says so in its cover.
-fn publish(repository: &Repository, count: usize) -> (Vec<ChainId>, ImageId) {
+pub(super) fn publish(repository: &Repository, count: usize) -> (Vec<ChainId>, ImageId) {
     let layers: Vec<Layer> = (0..count).map(|number| repository.layer(&format!("f{number}"))).collect();
     let chains = repository.index(&layers);
     let diffs: Vec<String> = layers.iter().map(|layer| layer.diff.to_string()).collect();
@@ -37,7 +37,7 @@ fn link(repository: &Repository, stack: ChainId, image: ImageId) {
     repository.link(key, &Layout::new().link(&OwnedPath::Index(key), &OwnedPath::Flat(image)));
 }
 
-fn pull(client: &mut Client, chains: &[ChainId]) -> String {
+pub(super) fn pull(client: &mut Client, chains: &[ChainId]) -> String {
     let mut parent = String::new();
     for chain in chains {
         parent = client.lazily("k", &parent, &request(*chain, None)).unwrap().expect("it is published").name;
@@ -52,7 +52,7 @@ fn lowers(mounts: &[containerd_client::types::Mount]) -> usize {
 }
 
 /// A container that stands on the flat of the image of six layers and on its cover, and sees the image.
-fn on_the_flat(world: &World, answer: &[containerd_client::types::Mount]) -> Mounted {
+pub(super) fn on_the_flat(world: &World, answer: &[containerd_client::types::Mount]) -> Mounted {
     assert_eq!(lowers(answer), 2);
     let container = Mounted::new(world, answer);
     assert_eq!(names(&container.path), (0..6).map(|number| format!("f{number}")).collect());
