@@ -75,13 +75,6 @@ class Stack:
         return seconds
 
 
-def settle():
-    """The kernel's memory as on a fresh node: what ran before leaves it in pieces, and small pages cost mounts more than local files."""
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3")
-    Path("/proc/sys/vm/compact_memory").write_text("1")
-
-
 def read(file, drop=False):
     """Seconds to read a file in order, without the pages that its own file system keeps if they are to be dropped."""
     buffer = bytearray(BLOCK)
@@ -174,7 +167,7 @@ class Bench:
         """{way: (median seconds, requests of a start)}."""
         stacks = {name: Stack(self.lab, name.replace(" ", "-"), layers) for name, (_, layers) in ways.items()}
         times, counts = {name: [] for name in ways}, {}
-        settle()
+        laboratory.settle()
         for name, (point, _) in ways.items():
             for _ in range(2):
                 stacks[name].start()

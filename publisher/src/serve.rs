@@ -10,7 +10,7 @@
 //! - A request never becomes a path by itself: its path has to be one of the names above, letter by letter. There is
 //!   nothing to decode, so nothing can be smuggled in (`..`, `%2e`, `data/txn`).
 //! - Memory is bounded a request: small files are read whole, large ones streamed in pieces.
-//! - File I/O happens on blocking threads; `TCP_NODELAY` is on, or small answers would wait for delayed
+//! - What the kernel has in memory is read in place, everything else on blocking threads; `TCP_NODELAY` is on, or small answers would wait for delayed
 //!   acknowledgements.
 //! - No validators (`ETag`, `Last-Modified`) are sent, as in the stock Apache configuration, so caches go by age alone.
 //!
@@ -22,9 +22,10 @@ mod range;
 
 use std::fs::File;
 use std::future::{Future, IntoFuture};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, IoSliceMut, Seek, SeekFrom};
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +36,8 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::serve::ListenerExt;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::{ReadWriteFlags, preadv2};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -236,7 +239,10 @@ impl Site {
             .then(|| headers.get(header::RANGE)?.to_str().ok().map(str::to_owned))
             .flatten();
         let shown = path.clone();
-        let opened = tokio::task::spawn_blocking(move || open(&path, wanted.as_deref(), with_content)).await;
+        let opened = match open_in_memory(&path, wanted.as_deref(), with_content) {
+            Some(opened) => Ok(Ok(opened)),
+            None => tokio::task::spawn_blocking(move || open(&path, wanted.as_deref(), with_content)).await,
+        };
         let opened = match opened {
             Ok(Ok(opened)) => opened,
             Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => return refuse(StatusCode::NOT_FOUND),
@@ -299,7 +305,29 @@ fn size(span: &Range<u64>) -> u64 {
 
 /// Opens a file and reads the wanted part if it is small.
 fn open(path: &Path, wanted: Option<&str>, with_content: bool) -> io::Result<Opened> {
-    let mut file = File::open(path)?;
+    opened(File::open(path)?, wanted, with_content, File::read_exact_at)
+}
+
+/// The same where nothing has to come from a disk, so that a thread that serves others as well may do it.
+fn open_in_memory(path: &Path, wanted: Option<&str>, with_content: bool) -> Option<Opened> {
+    let file = openat2(CWD, path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::CACHED).ok()?;
+    let read = |file: &File, bytes: &mut [u8], at: u64| {
+        let length = bytes.len();
+        match preadv2(file, &mut [IoSliceMut::new(bytes)], at, ReadWriteFlags::NOWAIT)? {
+            count if count == length => Ok(()),
+            _ => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    };
+    // Whatever fails is tried again on a thread that may wait, and fails there for good.
+    opened(file.into(), wanted, with_content, read).ok()
+}
+
+fn opened(
+    mut file: File,
+    wanted: Option<&str>,
+    with_content: bool,
+    read: impl Fn(&File, &mut [u8], u64) -> io::Result<()>,
+) -> io::Result<Opened> {
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(io::Error::from(io::ErrorKind::NotFound));
@@ -314,16 +342,46 @@ fn open(path: &Path, wanted: Option<&str>, with_content: bool) -> io::Result<Ope
     if !with_content {
         return Ok(Opened { length, part, content: Content::Head });
     }
-    if span.start > 0 {
-        file.seek(SeekFrom::Start(span.start))?;
-    }
     if size(&span) > SMALL {
+        file.seek(SeekFrom::Start(span.start))?;
         return Ok(Opened { length, part, content: Content::Stream(file) });
     }
-    let mut bytes = Vec::with_capacity(size(&span) as usize);
-    file.take(size(&span)).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 != size(&span) {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file became shorter while it was read"));
+    let mut bytes = vec![0; size(&span) as usize];
+    if !bytes.is_empty() {
+        read(&file, &mut bytes, span.start)?;
     }
     Ok(Opened { length, part, content: Content::Bytes(bytes) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(opened: Opened) -> (u64, Option<Vec<u8>>) {
+        let content = match opened.content {
+            Content::Bytes(bytes) => Some(bytes),
+            Content::Stream(_) | Content::Head => None,
+        };
+        (opened.length, content)
+    }
+
+    #[test]
+    fn what_is_in_memory_is_read_there_like_everything_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        std::fs::write(&path, "content").unwrap();
+        for (wanted, with_content, expected) in [
+            (None, true, Some(&b"content"[..])),
+            (Some("bytes=1-3"), true, Some(&b"ont"[..])),
+            (Some("bytes=9-"), true, Some(&b""[..])),
+            (None, false, None),
+        ] {
+            let at_once = open_in_memory(&path, wanted, with_content).expect("it was just written");
+            let (at_once, waited) = (bytes(at_once), bytes(open(&path, wanted, with_content).unwrap()));
+            assert_eq!((at_once.0, at_once.1.as_deref()), (7, expected), "{wanted:?}");
+            assert_eq!(at_once, waited);
+        }
+        assert!(open_in_memory(&directory.path().join("absent"), None, true).is_none());
+        assert!(open_in_memory(directory.path(), None, true).is_none(), "no file");
+    }
 }

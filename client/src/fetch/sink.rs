@@ -1,10 +1,11 @@
 //! Verifies and inflates one answer into a file of the cache.
 //!
-//! Objects that are not large are collected in memory, verified and inflated in one go, which takes half the time, and
-//! written once; larger ones as they come. There is as much memory for the former as downloads run at the same time;
-//! what small ones need is used again.
+//! What fits is collected in memory, verified and inflated in one go, which takes half the time, and written once; the
+//! rest as it comes. Small objects always fit, and their memory is used again; larger ones as long as those that are
+//! inflated at the same time have no more than [`LARGE`] bytes.
 
 use std::io::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cvmfs::object::{Decoder, Inflater, ObjectError};
 use parking_lot::Mutex;
@@ -13,10 +14,12 @@ use super::http::{Sink, SinkError};
 use super::{FetchError, Want};
 use crate::cache::{CacheError, DiskCache, Partial};
 
-/// Plain bytes of an object that is inflated in one go.
-const AT_ONCE: u64 = 2 << 20;
-/// The same of one whose memory is kept for the next.
-const KEPT: u64 = 512 << 10;
+/// Plain bytes of an object that is inflated in one go: any chunk of the usual sizes.
+const AT_ONCE: u64 = 16 << 20;
+/// The same of one that always is, and whose memory is kept for the next.
+const SMALL: u64 = 512 << 10;
+/// The same of all others together.
+const LARGE: u64 = 48 << 20;
 
 /// Memory for one object.
 #[derive(Debug, Default)]
@@ -25,19 +28,35 @@ struct Bench {
     decoder: Decoder,
 }
 
-/// Memory that no download uses at the moment.
+/// Memory that no download uses at the moment, and what is in use for large objects.
 #[derive(Debug, Default)]
-pub(super) struct Benches(Mutex<Vec<Bench>>);
+pub(super) struct Benches {
+    small: Mutex<Vec<Bench>>,
+    large: AtomicU64,
+}
 
 impl Benches {
-    fn take(&self, limit: u64) -> Option<Bench> {
-        if limit <= KEPT { self.0.lock().pop() } else { None }
-    }
-
-    fn put(&self, bench: Bench, limit: u64) {
-        if limit <= KEPT {
-            self.0.lock().push(bench);
+    /// Memory for an object of so many plain bytes, if there is any.
+    fn take(&self, size: u64) -> Option<(Bench, Option<Large<'_>>)> {
+        if size <= SMALL {
+            return Some((self.small.lock().pop().unwrap_or_default(), None));
         }
+        let more = |used: u64| used.checked_add(size).filter(|used| *used <= LARGE);
+        let fits = size <= AT_ONCE && self.large.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
+        fits.then(|| (Bench::default(), Some(Large { used: &self.large, size })))
+    }
+}
+
+/// Memory in use for a large object.
+#[derive(Debug)]
+struct Large<'a> {
+    used: &'a AtomicU64,
+    size: u64,
+}
+
+impl Drop for Large<'_> {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.size, Ordering::Relaxed);
     }
 }
 
@@ -46,7 +65,7 @@ impl Benches {
 enum Way<'a> {
     /// No attempt has begun.
     None,
-    AtOnce(Bench),
+    AtOnce(Bench, Option<Large<'a>>),
     Streamed(Box<Inflater<Partial<'a>>>),
     Finished(Partial<'a>, u64),
 }
@@ -89,17 +108,19 @@ impl Sink for ObjectSink<'_> {
         self.received = 0;
         // Takes the memory, or drops the file, of the attempt before.
         let kept = match std::mem::replace(&mut self.way, Way::None) {
-            Way::AtOnce(bench) => Some(bench),
+            Way::AtOnce(bench, large) => Some((bench, large)),
             _ => None,
         };
-        self.way = if self.want.size.is_some_and(|size| size <= AT_ONCE) {
-            let mut bench = kept.or_else(|| self.benches.take(self.want.limit)).unwrap_or_default();
-            bench.stored.clear();
-            Way::AtOnce(bench)
-        } else {
-            let partial = self.begin(self.want.size)?;
-            let Want { object, compression, limit, .. } = *self.want;
-            Way::Streamed(Box::new(Inflater::new(object, compression, limit, partial)))
+        self.way = match kept.or_else(|| self.benches.take(self.want.size?)) {
+            Some((mut bench, large)) => {
+                bench.stored.clear();
+                Way::AtOnce(bench, large)
+            }
+            None => {
+                let partial = self.begin(self.want.size)?;
+                let Want { object, compression, limit, .. } = *self.want;
+                Way::Streamed(Box::new(Inflater::new(object, compression, limit, partial)))
+            }
         };
         Ok(())
     }
@@ -114,7 +135,7 @@ impl Sink for ObjectSink<'_> {
             return Err(SinkError::Corrupt(format!("more than {limit} bytes, and no end")));
         }
         match &mut self.way {
-            Way::AtOnce(bench) => bench.stored.extend_from_slice(bytes),
+            Way::AtOnce(bench, _) => bench.stored.extend_from_slice(bytes),
             Way::Streamed(inflater) => inflater.push(bytes).map_err(failure)?,
             Way::None | Way::Finished(..) => unreachable!("restart comes first"),
         }
@@ -124,12 +145,14 @@ impl Sink for ObjectSink<'_> {
     fn finish(&mut self) -> Result<(), SinkError> {
         let Want { object, compression, limit, .. } = *self.want;
         self.way = match std::mem::replace(&mut self.way, Way::None) {
-            Way::AtOnce(mut bench) => {
+            Way::AtOnce(mut bench, large) => {
                 let plain = bench.decoder.decode(object, compression, &bench.stored, limit).map_err(failure)?;
                 let mut partial = self.begin(Some(plain.len() as u64))?;
                 partial.write_all(plain).map_err(|source| failure(ObjectError::Write(object, source)))?;
                 let size = plain.len() as u64;
-                self.benches.put(bench, limit);
+                if large.is_none() {
+                    self.benches.small.lock().push(bench);
+                }
                 Way::Finished(partial, size)
             }
             Way::Streamed(inflater) => {
@@ -149,5 +172,26 @@ fn failure(error: ObjectError) -> SinkError {
             Err(source) => SinkError::Local(Box::new(ObjectError::Write(object, source))),
         },
         error => SinkError::Corrupt(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_for_large_objects_is_bounded_and_given_back() {
+        let benches = Benches::default();
+        let take = |size| benches.take(size);
+        assert!(take(AT_ONCE + 1).is_none());
+        let small: Vec<_> = (0..100).map(|_| take(SMALL).unwrap()).collect();
+        assert!(small.iter().all(|(_, large)| large.is_none()), "they are bounded by the number of downloads");
+        let mut large: Vec<_> = (0..3).map(|_| take(AT_ONCE).unwrap()).collect();
+        assert!(take(SMALL + 1).is_none() && take(SMALL).is_some());
+        large.pop();
+        let next = take(AT_ONCE).unwrap();
+        assert!(take(SMALL + 1).is_none());
+        drop((large, next));
+        assert_eq!(benches.large.load(Ordering::Relaxed), 0);
     }
 }

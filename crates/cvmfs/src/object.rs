@@ -430,7 +430,8 @@ impl Decoder {
         }
         let size = usize::try_from(limit).map_err(|_| too_large())?;
         if self.buffer.len() < size {
-            self.buffer.resize(size, 0);
+            // Memory that the system gives zeroed is not written twice.
+            self.buffer = vec![0; size];
         }
         match self.engine.zlib_decompress(stored, &mut self.buffer[..size]) {
             Ok(plain) => Ok(&self.buffer[..plain]),
