@@ -310,7 +310,9 @@ fn open(path: &Path, wanted: Option<&str>, with_content: bool) -> io::Result<Ope
 
 /// The same where nothing has to come from a disk, so that a thread that serves others as well may do it.
 fn open_in_memory(path: &Path, wanted: Option<&str>, with_content: bool) -> Option<Opened> {
-    let file = openat2(CWD, path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::CACHED).ok()?;
+    let file =
+        openat2(CWD, path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::CACHED)
+            .ok()?;
     let read = |file: &File, bytes: &mut [u8], at: u64| {
         let length = bytes.len();
         match preadv2(file, &mut [IoSliceMut::new(bytes)], at, ReadWriteFlags::NOWAIT)? {
