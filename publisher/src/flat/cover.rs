@@ -23,8 +23,12 @@ use crate::rows::{FileContent, to_entry};
 /// The rows of a cover, in tree order; the first is its root.
 pub type CoverRows = BTreeMap<TreePath, (Entry, Vec<Chunk>)>;
 
-/// Files and directories with attributes that a cover has at most. It is part of a catalog that other images share.
-const MOST_WITH_ATTRIBUTES: usize = 128;
+/// Rows that are in a cover for the sake of attributes, and bytes of these and of lists of chunks. A cover is part of a catalog
+/// that other images share, and who mounts it looks through 256 rows at most.
+const MOST_ROWS: usize = 200;
+const MOST_BYTES: usize = 64 << 10;
+/// What a chunk takes in a catalog.
+const CHUNK_BYTES: usize = 64;
 
 /// The rows of a cover for these additions to an image.
 pub(super) fn cover<'a, C>(
@@ -70,8 +74,8 @@ pub(super) struct WithAttributes {
     /// the directories that are open, the root first
     above: Vec<(TreePath, Entry)>,
     rows: CoverRows,
-    count: usize,
-    /// rows that can't be taken, or too many
+    bytes: usize,
+    /// rows that can't be taken, or too much
     gave_up: bool,
 }
 
@@ -84,14 +88,14 @@ impl WithAttributes {
         while self.above.last().is_some_and(|(directory, _)| path.parent().is_none_or(|parent| parent != *directory)) {
             self.above.pop();
         }
-        if entry.xattrs.is_some() {
-            self.count += 1;
-            // Names of one file would have to stay together.
-            self.gave_up = self.count > MOST_WITH_ATTRIBUTES || group != 0;
+        if let Some(packed) = &entry.xattrs {
             for (directory, entry) in &self.above {
                 self.rows.entry(directory.clone()).or_insert_with(|| (entry.clone(), Vec::new()));
             }
             self.rows.insert(path.clone(), (entry.clone(), chunks.to_vec()));
+            self.bytes += packed.len() + chunks.len() * CHUNK_BYTES;
+            // Names of one file would have to stay together.
+            self.gave_up = group != 0 || self.rows.len() > MOST_ROWS || self.bytes > MOST_BYTES;
         }
         if entry.is_directory() {
             self.above.push((path.clone(), entry.clone()));

@@ -135,9 +135,17 @@ fn what_has_attributes_is_in_the_cover_as_well_where_it_is_little() {
     let over = [dir("usr/lib").xattr("user.x", "1"), file("usr/lib/a", "a"), capable("usr/lib/large".into())];
     let linked = [capable("ping".into()), hardlink("ping4", "ping")];
     let many: Vec<_> = (0..200).map(|number| capable(format!("f{number}"))).collect();
+    let deep: Vec<_> = (1..=250).map(|depth| dir(vec!["d"; depth].join("/")).xattr("user.x", "1")).collect();
+    let full = |file: Member| (0..40).fold(file, |file, number| file.xattr(format!("user.{number}"), "v".repeat(250)));
+    let heavy: Vec<_> = (0..9).map(|number| full(file(format!("f{number}"), ""))).collect();
     let covered: &[&str] = &["usr", "usr/bin", "usr/bin/ping", "usr/lib", "usr/lib/large"];
-    let cases: [(&str, &[&[Member]], &[&str]); 3] =
-        [("few", &[&ping, &over], covered), ("linked", &[&linked], &[]), ("many", &[&many], &[])];
+    let cases: [(&str, &[&[Member]], &[&str]); 5] = [
+        ("few", &[&ping, &over], covered),
+        ("linked", &[&linked], &[]),
+        ("many", &[&many], &[]),
+        ("deep", &[&deep], &[]),
+        ("heavy", &[&heavy], &[]),
+    ];
     for (tag, layers, expected) in cases {
         let pushed = Image::of(layers).push(&registry, "lab/x", tag);
         site.convert(&[wish(&registry, &format!("lab/x:{tag}"))]);
