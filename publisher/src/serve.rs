@@ -10,8 +10,8 @@
 //! - A request never becomes a path by itself: its path has to be one of the names above, letter by letter. There is
 //!   nothing to decode, so nothing can be smuggled in (`..`, `%2e`, `data/txn`).
 //! - Memory is bounded a request: small files are read whole, large ones streamed in pieces.
-//! - What the kernel has in memory is read in place, everything else on blocking threads; `TCP_NODELAY` is on, or small answers would wait for delayed
-//!   acknowledgements.
+//! - What the kernel has in memory is read in place, everything else on blocking threads.
+//! - `TCP_NODELAY` is on, or small answers would wait for delayed acknowledgements.
 //! - No validators (`ETag`, `Last-Modified`) are sent, as in the stock Apache configuration, so caches go by age alone.
 //!
 //! Types and ages follow the format's serving hints: 61 s for what changes (Squid does not cache 60 s and less), three
@@ -240,16 +240,14 @@ impl Site {
             .flatten();
         let shown = path.clone();
         let opened = match open_in_memory(&path, wanted.as_deref(), with_content) {
-            Some(opened) => Ok(Ok(opened)),
-            None => tokio::task::spawn_blocking(move || open(&path, wanted.as_deref(), with_content)).await,
+            Some(opened) => Ok(opened),
+            None => tokio::task::spawn_blocking(move || open(&path, wanted.as_deref(), with_content))
+                .await
+                .unwrap_or_else(|panic| Err(panic.into())),
         };
         let opened = match opened {
-            Ok(Ok(opened)) => opened,
-            Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => return refuse(StatusCode::NOT_FOUND),
-            Ok(Err(error)) => {
-                tracing::error!(path = %shown.display(), %error, "cannot read");
-                return refuse(StatusCode::INTERNAL_SERVER_ERROR);
-            }
+            Ok(opened) => opened,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return refuse(StatusCode::NOT_FOUND),
             Err(error) => {
                 tracing::error!(path = %shown.display(), %error, "cannot read");
                 return refuse(StatusCode::INTERNAL_SERVER_ERROR);
@@ -305,7 +303,13 @@ fn size(span: &Range<u64>) -> u64 {
 
 /// Opens a file and reads the wanted part if it is small.
 fn open(path: &Path, wanted: Option<&str>, with_content: bool) -> io::Result<Opened> {
-    opened(File::open(path)?, wanted, with_content, File::read_exact_at)
+    let read = |file: &File, bytes: &mut [u8], at: u64| {
+        file.read_exact_at(bytes, at).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => io::Error::new(error.kind(), "the file became shorter while it was read"),
+            _ => error,
+        })
+    };
+    opened(File::open(path)?, wanted, with_content, read)
 }
 
 /// The same where nothing has to come from a disk, so that a thread that serves others as well may do it.

@@ -37,9 +37,10 @@ pub const MARKER: &[u8] = b".cvmfscatalog";
 const SMALLEST_PART: u64 = 10;
 /// Bytes that count as one row of the budget; an ordinary row, with its part of the indexes, takes fewer.
 const ROW_BYTES: usize = 256;
-/// What a row takes besides its name, link target and attributes; and what a chunk does.
+/// What a row takes besides its name, link target and attributes.
 const ROW_FIXED: usize = 128;
-const CHUNK_BYTES: usize = 64;
+/// Bytes that a chunk of a file takes in a catalog.
+pub const CHUNK_BYTES: usize = 64;
 
 /// What a row counts for in the budget: clients fetch bytes, not rows.
 fn weight(entry: &Entry, chunks: usize) -> u64 {

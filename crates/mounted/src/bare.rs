@@ -32,13 +32,10 @@ pub fn covers(cover: &Path, directory: &Path) -> io::Result<bool> {
         Some(sum) => Some(sum),
         None => looked_through(directory)?,
     };
-    let mut hidden = 0;
-    let is_whole = visit(cover, Path::new(""), &mut MOST.clone(), &mut |path, has_any| {
-        let is_over = has_any && has_attributes(&directory.join(path)).or_else(if_absent)?;
-        hidden += u64::from(is_over);
-        Ok(())
-    })?;
-    Ok(is_whole && all == Some(hidden))
+    let is_hidden = |path: &Path| {
+        Ok(has_attributes(&cover.join(path))? && has_attributes(&directory.join(path)).or_else(if_absent)?)
+    };
+    Ok(all.is_some() && counted(cover, is_hidden)? == all)
 }
 
 /// Entries with attributes, by the catalog.
@@ -53,34 +50,27 @@ fn count(counters: &[u8]) -> Option<u64> {
 
 /// The same, counted one by one; nothing if there is too much.
 fn looked_through(directory: &Path) -> io::Result<Option<u64>> {
-    let mut found = 0;
-    let is_whole = visit(directory, Path::new(""), &mut MOST.clone(), &mut |_, has_any| {
-        found += u64::from(has_any);
-        Ok(())
-    })?;
-    Ok(is_whole.then_some(found))
+    counted(directory, |path| has_attributes(&directory.join(path)))
 }
 
-/// Shows each path below a directory, itself first, and whether it has attributes; false if there are too many.
-fn visit(
-    top: &Path,
-    path: &Path,
-    left: &mut usize,
-    see: &mut impl FnMut(&Path, bool) -> io::Result<()>,
-) -> io::Result<bool> {
-    let Some(fewer) = left.checked_sub(1) else { return Ok(false) };
-    *left = fewer;
-    let full = top.join(path);
-    see(path, has_attributes(&full)?)?;
-    if !full.symlink_metadata()?.is_dir() {
-        return Ok(true);
-    }
-    for entry in full.read_dir()? {
-        if !visit(top, &path.join(entry?.file_name()), left, see)? {
-            return Ok(false);
+/// How many paths below a directory, itself included, are `wanted`; nothing if there are too many to look at.
+fn counted(directory: &Path, wanted: impl Fn(&Path) -> io::Result<bool>) -> io::Result<Option<u64>> {
+    let (mut ahead, mut known, mut found) = (vec![PathBuf::new()], 1, 0);
+    while let Some(path) = ahead.pop() {
+        found += u64::from(wanted(&path)?);
+        let full = directory.join(&path);
+        if !full.symlink_metadata()?.is_dir() {
+            continue;
+        }
+        for entry in full.read_dir()? {
+            known += 1;
+            if known > MOST {
+                return Ok(None);
+            }
+            ahead.push(path.join(entry?.file_name()));
         }
     }
-    Ok(true)
+    Ok(Some(found))
 }
 
 /// Of a link itself, not of what it leads to.

@@ -11,9 +11,9 @@
 //! never sees those rows of the flat.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry as Slot;
 
 use cvmfs::entry::{Chunk, Entry};
+use cvmfs::subtree::CHUNK_BYTES;
 use image::layer::StoreError;
 use image::rootfs::TreeLookup;
 use image::tree::{Node, NodeKind, TreePath};
@@ -27,8 +27,6 @@ pub type CoverRows = BTreeMap<TreePath, (Entry, Vec<Chunk>)>;
 /// that other images share, and who mounts it looks through 256 rows at most.
 const MOST_ROWS: usize = 200;
 const MOST_BYTES: usize = 64 << 10;
-/// What a chunk takes in a catalog.
-const CHUNK_BYTES: usize = 64;
 
 /// The rows of a cover for these additions to an image.
 pub(super) fn cover<'a, C>(
@@ -85,7 +83,8 @@ impl WithAttributes {
         if self.gave_up {
             return;
         }
-        while self.above.last().is_some_and(|(directory, _)| path.parent().is_none_or(|parent| parent != *directory)) {
+        let parent = path.parent();
+        while self.above.last().is_some_and(|(directory, _)| parent.as_ref() != Some(directory)) {
             self.above.pop();
         }
         if let Some(packed) = &entry.xattrs {
@@ -106,9 +105,7 @@ impl WithAttributes {
     pub(super) fn complete(self, cover: &mut CoverRows) {
         if !self.gave_up {
             for (path, row) in self.rows {
-                if let Slot::Vacant(slot) = cover.entry(path) {
-                    slot.insert(row);
-                }
+                cover.entry(path).or_insert(row);
             }
         }
     }

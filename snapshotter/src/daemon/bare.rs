@@ -1,4 +1,4 @@
-//! Containers on a mount without extended attributes, where what they stand on has none.
+//! Containers on a mount without extended attributes, where what they stand on has none, or the cover of a flat hides it.
 //!
 //! Which directories have none is asked once: what is published does not change. Whether the mount is there is asked each
 //! time: clients come and go. Where anything is in doubt, containers get the usual paths.
