@@ -2,12 +2,14 @@
 //!
 //! What fits is collected in memory, verified and inflated in one go, which takes half the time, and written once; the
 //! rest as it comes. Small objects always fit, and their memory is used again; larger ones as long as those that are
-//! inflated at the same time have no more than [`LARGE`] bytes.
+//! inflated at the same time take no more than [`LARGE`] bytes.
 
 use std::io::Write as _;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cvmfs::object::{Decoder, Inflater, ObjectError};
+use memmap2::MmapMut;
 use parking_lot::Mutex;
 
 use super::http::{Sink, SinkError};
@@ -18,14 +20,69 @@ use crate::cache::{CacheError, DiskCache, Partial};
 const AT_ONCE: u64 = 16 << 20;
 /// The same of one that always is, and whose memory is kept for the next.
 const SMALL: u64 = 512 << 10;
-/// The same of all others together.
-const LARGE: u64 = 48 << 20;
+/// What all others together take, as they come and plain.
+const LARGE: u64 = 72 << 20;
 
-/// Memory for one object.
-#[derive(Debug, Default)]
+/// Memory for one object, as it comes and plain.
+#[derive(Debug)]
 struct Bench {
-    stored: Vec<u8>,
+    stored: Memory,
+    filled: usize,
+    plain: Memory,
+    /// Plain bytes the object may have.
+    room: usize,
     decoder: Decoder,
+}
+
+#[derive(Debug)]
+enum Memory {
+    Kept(Vec<u8>),
+    /// Given back to the system at once: an allocator keeps it, for each of many threads.
+    Mapped(MmapMut),
+}
+
+impl Deref for Memory {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Memory::Kept(bytes) => bytes,
+            Memory::Mapped(map) => map,
+        }
+    }
+}
+
+impl DerefMut for Memory {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Memory::Kept(bytes) => bytes,
+            Memory::Mapped(map) => map,
+        }
+    }
+}
+
+impl Memory {
+    /// At least so many bytes, whatever is in them.
+    fn grow(&mut self, size: usize) {
+        if self.len() < size {
+            // Memory that the system gives zeroed is not written twice.
+            *self = Memory::Kept(vec![0; size]);
+        }
+    }
+}
+
+impl Bench {
+    fn small() -> Bench {
+        let none = || Memory::Kept(Vec::new());
+        Bench { stored: none(), filled: 0, plain: none(), room: 0, decoder: Decoder::default() }
+    }
+
+    /// Of so many bytes as it comes and plain; `None` if the system has none.
+    fn large(stored: u64, plain: u64) -> Option<Bench> {
+        let map = |size| MmapMut::map_anon(usize::try_from(size).ok()?).ok().map(Memory::Mapped);
+        let (stored, plain, room) = (map(stored)?, map(plain)?, usize::try_from(plain).ok()?);
+        Some(Bench { stored, filled: 0, plain, room, decoder: Decoder::default() })
+    }
 }
 
 /// Memory that no download uses at the moment, and what is in use for large objects.
@@ -36,14 +93,22 @@ pub(super) struct Benches {
 }
 
 impl Benches {
-    /// Memory for an object of so many plain bytes, if there is any.
-    fn take(&self, size: u64) -> Option<(Bench, Option<Large<'_>>)> {
-        if size <= SMALL {
-            return Some((self.small.lock().pop().unwrap_or_default(), None));
+    /// Memory for an object of so many bytes as it comes, at most, and plain, if there is any.
+    fn take(&self, stored: u64, plain: u64) -> Option<(Bench, Option<Large<'_>>)> {
+        if plain <= SMALL {
+            let mut bench = self.small.lock().pop().unwrap_or_else(Bench::small);
+            bench.stored.grow(stored as usize);
+            bench.plain.grow(plain as usize);
+            bench.room = plain as usize;
+            return Some((bench, None));
         }
+        let size = stored.saturating_add(plain);
         let more = |used: u64| used.checked_add(size).filter(|used| *used <= LARGE);
-        let fits = size <= AT_ONCE && self.large.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
-        fits.then(|| (Bench::default(), Some(Large { used: &self.large, size })))
+        if plain > AT_ONCE || self.large.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
+            return None;
+        }
+        let large = Large { used: &self.large, size };
+        Some((Bench::large(stored, plain)?, Some(large)))
     }
 }
 
@@ -111,9 +176,9 @@ impl Sink for ObjectSink<'_> {
             Way::AtOnce(bench, large) => Some((bench, large)),
             _ => None,
         };
-        self.way = match kept.or_else(|| self.benches.take(self.want.size?)) {
+        self.way = match kept.or_else(|| self.benches.take(self.want.stored_limit(), self.want.size?)) {
             Some((mut bench, large)) => {
-                bench.stored.clear();
+                bench.filled = 0;
                 Way::AtOnce(bench, large)
             }
             None => {
@@ -135,7 +200,10 @@ impl Sink for ObjectSink<'_> {
             return Err(SinkError::Corrupt(format!("more than {limit} bytes, and no end")));
         }
         match &mut self.way {
-            Way::AtOnce(bench, _) => bench.stored.extend_from_slice(bytes),
+            Way::AtOnce(bench, _) => {
+                bench.stored[bench.filled..][..bytes.len()].copy_from_slice(bytes);
+                bench.filled += bytes.len();
+            }
             Way::Streamed(inflater) => inflater.push(bytes).map_err(failure)?,
             Way::None | Way::Finished(..) => unreachable!("restart comes first"),
         }
@@ -143,10 +211,12 @@ impl Sink for ObjectSink<'_> {
     }
 
     fn finish(&mut self) -> Result<(), SinkError> {
-        let Want { object, compression, limit, .. } = *self.want;
+        let Want { object, compression, .. } = *self.want;
         self.way = match std::mem::replace(&mut self.way, Way::None) {
             Way::AtOnce(mut bench, large) => {
-                let plain = bench.decoder.decode(object, compression, &bench.stored, limit).map_err(failure)?;
+                let Bench { stored, filled, plain, room, decoder } = &mut bench;
+                let (stored, room) = (&stored[..*filled], &mut plain[..*room]);
+                let plain = decoder.decode(object, compression, stored, room).map_err(failure)?;
                 let mut partial = self.begin(Some(plain.len() as u64))?;
                 partial.write_all(plain).map_err(|source| failure(ObjectError::Write(object, source)))?;
                 let size = plain.len() as u64;
@@ -182,15 +252,15 @@ mod tests {
     #[test]
     fn memory_for_large_objects_is_bounded_and_given_back() {
         let benches = Benches::default();
-        let take = |size| benches.take(size);
+        let take = |size| benches.take(size / 2, size);
         assert!(take(AT_ONCE + 1).is_none());
         let small: Vec<_> = (0..100).map(|_| take(SMALL).unwrap()).collect();
         assert!(small.iter().all(|(_, large)| large.is_none()), "they are bounded by the number of downloads");
         let mut large: Vec<_> = (0..3).map(|_| take(AT_ONCE).unwrap()).collect();
-        assert!(take(SMALL + 1).is_none() && take(SMALL).is_some());
+        assert!(take(SMALL + 1).is_some() && benches.take(SMALL, SMALL + 1).is_none() && take(SMALL).is_some());
         large.pop();
         let next = take(AT_ONCE).unwrap();
-        assert!(take(SMALL + 1).is_none());
+        assert!(benches.take(SMALL, SMALL + 1).is_none());
         drop((large, next));
         assert_eq!(benches.large.load(Ordering::Relaxed), 0);
     }
