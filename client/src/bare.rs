@@ -37,6 +37,18 @@ struct Running {
     session: JoinHandle<io::Result<()>>,
 }
 
+/// Takes away what clients of `mountpoint` that were killed have left. What is in use by others stays: it is no empty
+/// directory.
+pub(crate) fn clear_away(mountpoint: &Path) -> Result<(), MountError> {
+    for place in control::bare_of_all(mountpoint) {
+        if mount::is_dead(&place) {
+            mount::detach(&place).map_err(|source| MountError::Mountpoint { path: place.clone(), source })?;
+        }
+        let _ = std::fs::remove_dir(place);
+    }
+    Ok(())
+}
+
 impl Bare {
     /// Of `fs`, which is mounted at `mountpoint`.
     pub fn new(fs: Arc<FileSystem>, config: &Config, mountpoint: &Path) -> Bare {
@@ -56,14 +68,8 @@ impl Bare {
     }
 
     fn start(&self) -> Result<Running, MountError> {
+        clear_away(&self.mountpoint)?;
         let unusable = |source| MountError::Mountpoint { path: self.place.clone(), source };
-        // Left by clients that were killed. Those of others stay: they are no empty directories.
-        for place in control::bare_of_all(&self.mountpoint) {
-            if mount::is_dead(&place) {
-                mount::detach(&place).map_err(unusable)?;
-            }
-            let _ = std::fs::remove_dir(place);
-        }
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.place).map_err(unusable)?;
         let fuse = Fuse::new(self.fs.clone(), &self.config);
         let kernel = fuse.kernel();

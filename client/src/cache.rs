@@ -6,7 +6,7 @@
 //! <cache>/quota         bytes used and reserved, see `quota`
 //! <cache>/00..ff/REST   plain, verified content; name = hash of the *stored* object
 //!                       REST.joined: chunks of one file put together; name = hash of their list
-//! <cache>/txn/          files being written; renamed into place when verified
+//!                       .object…: being written; renamed when verified
 //! <cache>/inodes/       inode numbers, one database a mount (or in the workspace)
 //! <cache>/breadcrumb.*  newest root catalog known of a repository (or in the workspace)
 //! ```

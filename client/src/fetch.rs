@@ -414,7 +414,7 @@ impl Objects {
         }
         self.stats.downloads.add(1);
         tracing::debug!(%object, ahead, received, plain, took = ?began.elapsed(), "downloaded");
-        Ok(self.cache.commit(partial, want.key())?)
+        Ok(self.cache.commit(partial)?)
     }
 }
 

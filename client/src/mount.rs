@@ -19,7 +19,7 @@ use fuser::{Config as FuseConfig, MountOption, Session, SessionACL};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::bare::Bare;
+use crate::bare::{self, Bare};
 use crate::cache::CacheError;
 use crate::config::Config;
 use crate::control::{self, Control, Shown};
@@ -244,7 +244,7 @@ fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
     }
     match control::ask_status(&control::socket(&path)) {
         Ok(status) => Err(MountError::Busy { path, fqrn: status.fqrn, pid: status.pid }),
-        Err(_) => Ok(path),
+        Err(_) => bare::clear_away(&path).map(|()| path),
     }
 }
 
@@ -344,7 +344,8 @@ fn fusermount(mountpoint: &Path, how: &str) -> io::Result<()> {
 pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
     let fail = |hint| move |source| MountError::Unmount { path: mountpoint.to_owned(), hint, source };
     if is_dead(mountpoint) {
-        return detach(mountpoint).map_err(fail(""));
+        detach(mountpoint).map_err(fail(""))?;
+        return bare::clear_away(&mountpoint.canonicalize().map_err(fail(""))?);
     }
     let path = mountpoint.canonicalize().map_err(fail(""))?;
     let client = control::ask_status(&control::socket(&path)).ok();

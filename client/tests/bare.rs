@@ -176,3 +176,47 @@ fn it_is_made_again_after_its_end() {
     next.unmount();
     assert!(!is_mounted(&again) && !again.exists());
 }
+
+#[test]
+fn what_a_killed_client_has_left_is_known_for_it_and_goes() {
+    if !has_fuse() {
+        return;
+    }
+    let world = World::new("basic");
+    let killed = || {
+        let mount = world.mount(&[]);
+        let bare = ask(&mount);
+        assert!(mounted::bare::is_same(&bare, &mount.path));
+        let held = world.directory.path().join("held");
+        std::fs::create_dir_all(&held).unwrap();
+        bind(&bare, &held);
+        assert!(mounted::bare::is_same(&held, &mount.path));
+        let pid = mount.status().pid;
+        kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+        ends(pid);
+        (mount, bare, held)
+    };
+    let (mount, bare, held) = killed();
+    let path = mount.path.clone();
+    std::mem::forget(mount);
+    let next = world.mount(&[]);
+    assert!(!is_mounted(&bare) && !bare.exists(), "a new mount clears it away");
+    // Who still has it sees what the kernel remembers.
+    assert_eq!(held.metadata().unwrap().ino(), next.path.metadata().unwrap().ino());
+    assert!(!mounted::bare::is_same(&held, &next.path));
+    next.unmount();
+    unbind(&held);
+    let (mount, bare, held) = killed();
+    std::mem::forget(mount);
+    client::mount::unmount(&path, false).unwrap();
+    assert!(!is_mounted(&path) && !is_mounted(&bare) && !bare.exists(), "so does its unmounting");
+    unbind(&held);
+}
+
+fn bind(from: &Path, to: &Path) {
+    nix::mount::mount(Some(from), to, None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>).unwrap();
+}
+
+fn unbind(path: &Path) {
+    nix::mount::umount2(path, nix::mount::MntFlags::MNT_DETACH).unwrap();
+}

@@ -46,7 +46,7 @@ impl Client {
 /// Objects in a cache, and files that are being written.
 fn cached(cache: &Path) -> Vec<PathBuf> {
     let directories = std::fs::read_dir(cache).into_iter().flatten().flatten().map(|e| e.path());
-    let directories = directories.filter(|d| d.is_dir() && (d.ends_with("txn") || d.file_name().unwrap().len() == 2));
+    let directories = directories.filter(|d| d.is_dir() && d.file_name().unwrap().len() == 2);
     directories.flat_map(|d| std::fs::read_dir(d).unwrap().map(|e| e.unwrap().path())).collect()
 }
 

@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime};
 use cvmfs::hash::ContentHash;
 use cvmfs::object::Compression;
 
-use super::quota::{Quota, Reservation};
+use super::quota::{Quota, Reservation, UNFINISHED};
 use super::{CacheError, Sharing, io_error};
 
 const FORMAT: &str = "cvmfs-client cache 1\n";
@@ -82,18 +82,13 @@ impl DiskCache {
     pub fn open_for(sharing: Sharing, directory: &Path, limit: Option<u64>) -> Result<DiskCache, CacheError> {
         sharing.make(directory).map_err(io_error("create", directory))?;
         check_format(directory, sharing)?;
-        for name in ["txn", "inodes"] {
-            let path = directory.join(name);
-            sharing.make(&path).map_err(io_error("create", &path))?;
-        }
+        let inodes = directory.join("inodes");
+        sharing.make(&inodes).map_err(io_error("create", &inodes))?;
         let lock_path = directory.join("lock");
         let lock = File::options().create(true).append(true).open(&lock_path).map_err(io_error("open", &lock_path))?;
         sharing.give(&lock).map_err(io_error("share", &lock_path))?;
         // Whoever is alone cleans up what killed clients have left.
         let alone = lock.try_lock().is_ok();
-        if alone {
-            remove_unfinished(&directory.join("txn"));
-        }
         let quota = Quota::open(directory, limit, alone, sharing)?;
         lock.lock_shared().map_err(io_error("lock", &lock_path))?;
         Ok(DiskCache { directory: directory.to_owned(), sharing, quota, _lock: lock })
@@ -137,35 +132,33 @@ impl DiskCache {
         Some(file)
     }
 
-    /// Begins to write an object, with room reserved for `size` bytes where the size is known.
-    pub fn begin(&self, size: Option<u64>) -> Result<Partial<'_>, CacheError> {
+    /// Begins to write an object, with room reserved for `size` bytes where the size is known. It is written where it will
+    /// be: a file that stays in its directory is created and renamed without waiting for all the others.
+    pub fn begin(&self, key: CacheKey, size: Option<u64>) -> Result<Partial<'_>, CacheError> {
         let reservation = self.quota.reserve(size.unwrap_or(0))?;
-        let directory = self.directory.join("txn");
-        let file = tempfile::Builder::new()
-            .prefix("object")
-            .permissions(Permissions::from_mode(0o600))
-            .tempfile_in(&directory);
-        let file = file.map_err(io_error("create a file in", &directory))?;
-        self.sharing.give(file.as_file()).map_err(io_error("share a file in", directory))?;
-        Ok(Partial { file, reservation, written: 0 })
+        let path = self.directory.join(key.path());
+        let bucket = path.parent().unwrap_or(&self.directory);
+        let create = || {
+            tempfile::Builder::new().prefix(UNFINISHED).permissions(Permissions::from_mode(0o600)).tempfile_in(bucket)
+        };
+        let file = match create() {
+            // The first object of its bucket.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                self.sharing.make(bucket).map_err(io_error("create", bucket))?;
+                create()
+            }
+            result => result,
+        };
+        let file = file.map_err(io_error("create a file in", bucket))?;
+        self.sharing.give(file.as_file()).map_err(io_error("share a file in", bucket))?;
+        Ok(Partial { file, path, reservation, written: 0 })
     }
 
     /// Puts a completely written and verified object under its name and gives it back for reading.
-    pub fn commit(&self, partial: Partial<'_>, key: CacheKey) -> Result<File, CacheError> {
-        let path = self.directory.join(key.path());
-        let size = partial.file.as_file().metadata().map_err(io_error("examine", &path))?.len();
-        let Partial { file, reservation, .. } = partial;
-        reservation.commit(size)?;
-        match file.persist(&path) {
-            Ok(file) => Ok(file),
-            // The first object of its bucket.
-            Err(e) if e.error.kind() == io::ErrorKind::NotFound => {
-                let bucket = path.parent().unwrap_or(&self.directory);
-                self.sharing.make(bucket).map_err(io_error("create", bucket))?;
-                e.file.persist(&path).map_err(|e| io_error("rename an object to", path)(e.error))
-            }
-            Err(e) => Err(io_error("rename an object to", path)(e.error)),
-        }
+    pub fn commit(&self, partial: Partial<'_>) -> Result<File, CacheError> {
+        let Partial { file, path, reservation, written } = partial;
+        reservation.commit(written)?;
+        file.persist(&path).map_err(|e| io_error("rename an object to", path)(e.error))
     }
 
     /// Removes an object that turned out to be unusable.
@@ -182,6 +175,8 @@ impl DiskCache {
 #[derive(Debug)]
 pub struct Partial<'a> {
     file: tempfile::NamedTempFile,
+    /// Where it will be.
+    path: PathBuf,
     reservation: Reservation<'a>,
     written: u64,
 }
@@ -226,12 +221,6 @@ fn is_left_over(name: &str) -> bool {
     name == "lost+found" || ["startup.", "breadcrumb."].iter().any(|prefix| name.starts_with(prefix))
 }
 
-fn remove_unfinished(directory: &Path) {
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        let _ = std::fs::remove_file(entry.path());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;
@@ -241,11 +230,10 @@ mod tests {
     use super::*;
 
     pub(crate) fn put(cache: &DiskCache, content: &[u8]) -> Result<CacheKey, CacheError> {
-        let hash = ContentHash::of(Algorithm::Sha1, content);
-        let key = CacheKey { hash, form: Form::Stored(Compression::Zlib) };
-        let mut partial = cache.begin(Some(content.len() as u64))?;
+        let key = key(content);
+        let mut partial = cache.begin(key, Some(content.len() as u64))?;
         partial.write_all(content).unwrap();
-        cache.commit(partial, key)?;
+        cache.commit(partial)?;
         Ok(key)
     }
 
@@ -255,18 +243,55 @@ mod tests {
         bytes
     }
 
+    fn key(content: &[u8]) -> CacheKey {
+        CacheKey { hash: ContentHash::of(Algorithm::Sha1, content), form: Form::Stored(Compression::Zlib) }
+    }
+
+    /// Names of all files in the bucket of an object.
+    fn bucket(directory: &Path, key: CacheKey) -> Vec<std::ffi::OsString> {
+        let path = directory.join(key.path());
+        let entries = std::fs::read_dir(path.parent().unwrap()).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect()
+    }
+
     #[test]
     fn keeps_objects_over_a_restart_and_drops_unfinished_ones() {
+        // Whether the other client, which was not killed, came to an orderly end; and what the killed one had written.
+        for (orderly, written) in [(true, &b"half"[..]), (true, b""), (false, b"half")] {
+            let directory = tempfile::tempdir().unwrap();
+            let cache = DiskCache::open(directory.path(), None).unwrap();
+            let key = put(&cache, b"content").unwrap();
+            let mut unfinished = cache.begin(key, None).unwrap();
+            unfinished.write_all(written).unwrap();
+            std::mem::forget(unfinished);
+            assert_eq!(bucket(directory.path(), key).len(), 2);
+            if orderly {
+                cache.close();
+            }
+            drop(cache);
+            let cache = DiskCache::open(directory.path(), None).unwrap();
+            assert_eq!(read(cache.get(key, Some(7)).unwrap()), b"content");
+            assert_eq!(bucket(directory.path(), key).len(), 1, "{orderly} {written:?}");
+            assert_eq!(cache.usage().0, 4096);
+        }
+    }
+
+    #[test]
+    fn what_is_being_written_is_neither_counted_nor_evicted() {
         let directory = tempfile::tempdir().unwrap();
-        let cache = DiskCache::open(directory.path(), None).unwrap();
-        let key = put(&cache, b"content").unwrap();
-        cache.close();
-        let unfinished = directory.path().join("txn/objectXYZ");
-        std::fs::write(&unfinished, b"half").unwrap();
-        drop(cache);
-        let cache = DiskCache::open(directory.path(), None).unwrap();
-        assert_eq!(read(cache.get(key, Some(7)).unwrap()), b"content");
-        assert!(!unfinished.exists());
+        let limit = 100 * 4096;
+        let cache = DiskCache::open(directory.path(), Some(limit)).unwrap();
+        let other = DiskCache::open(directory.path(), Some(limit)).unwrap();
+        let mut slow = cache.begin(key(b"slow"), Some(4)).unwrap();
+        slow.write_all(b"slow").unwrap();
+        let old = FileTimes::new().set_accessed(SystemTime::UNIX_EPOCH);
+        slow.file.as_file().set_times(old).unwrap();
+        for i in 0..500u32 {
+            put(&other, &i.to_le_bytes()).unwrap();
+        }
+        assert!(other.evictions() > 0);
+        cache.commit(slow).unwrap();
+        assert_eq!(read(cache.get(key(b"slow"), Some(4)).unwrap()), b"slow");
     }
 
     #[test]
@@ -278,7 +303,7 @@ mod tests {
         let object = key.path();
         let bucket = object.parent().unwrap().to_owned();
         let mode = |path: &Path| std::fs::metadata(directory.join(path)).unwrap().permissions().mode() & 0o7777;
-        for path in ["", "txn", bucket.to_str().unwrap()] {
+        for path in ["", "inodes", bucket.to_str().unwrap()] {
             assert_eq!(mode(Path::new(path)), 0o770, "{path}");
         }
         for path in ["format", "lock", "quota", object.to_str().unwrap()] {
@@ -356,7 +381,7 @@ mod tests {
     fn an_object_of_unknown_size_cannot_outgrow_the_cache() {
         let directory = tempfile::tempdir().unwrap();
         let cache = DiskCache::open(directory.path(), Some(4 << 20)).unwrap();
-        let mut endless = cache.begin(None).unwrap();
+        let mut endless = cache.begin(key(b"endless"), None).unwrap();
         let piece = vec![0; 1 << 16];
         let written = (0..1000).take_while(|_| endless.write_all(&piece).is_ok()).count();
         assert!((32..=64).contains(&written), "{written} pieces of 64 KiB in a cache of 4 MiB");
@@ -371,7 +396,7 @@ mod tests {
         put(&cache, b"content").unwrap();
         let used = cache.usage().0;
         // A reservation that is never given back stands for a killed client.
-        std::mem::forget(cache.begin(Some(500_000)).unwrap());
+        std::mem::forget(cache.begin(key(b"killed"), Some(500_000)).unwrap());
         std::mem::forget(cache);
         // The forgotten lock file stays open in this process, hence a new place for the same files.
         let moved = tempfile::tempdir().unwrap();

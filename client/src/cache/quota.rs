@@ -7,8 +7,11 @@
 //! Room is made before an object is downloaded: when used plus reserved would exceed the limit, the objects
 //! with the oldest access times are removed, a fifth of the limit in one go, so that the scan it takes
 //! happens rarely. Files under a shared `flock` (attached catalogs) are skipped.
+//!
+//! Whoever writes has room reserved. So when nobody uses the directory and there is some, a client was killed, and what it
+//! wrote is removed.
 
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +19,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use super::{CacheError, Sharing, io_error};
+
+/// What the names of files begin with that are being written; no object has such a name.
+pub const UNFINISHED: &str = ".object";
 
 /// Objects are counted in blocks of this size, as they take them on disk.
 const BLOCK: u64 = 4096;
@@ -57,7 +63,8 @@ impl Quota {
         let quota = Quota { directory, path, limit, file: Mutex::new(file), glance, evictions };
         if alone {
             quota.change(|account| {
-                if !account.clean {
+                if !account.clean || account.reserved > 0 {
+                    quota.remove_unfinished();
                     account.used = quota.scan().iter().map(|object| object.size).sum();
                 }
                 account.reserved = 0;
@@ -85,7 +92,7 @@ impl Quota {
 
     /// Takes room for an object of `size` bytes, removing old objects if necessary.
     pub fn reserve(&self, size: u64) -> Result<Reservation<'_>, CacheError> {
-        let size = blocks(size);
+        let size = blocks(size.max(1));
         self.change(|account| {
             self.make_room(account, size)?;
             account.reserved = account.reserved.saturating_add(size);
@@ -142,17 +149,25 @@ impl Quota {
     }
 
     fn scan(&self) -> Vec<Object> {
-        let mut objects = Vec::new();
-        for bucket in 0..=255u8 {
-            let entries =
-                std::fs::read_dir(self.directory.join(format!("{bucket:02x}"))).into_iter().flatten().flatten();
-            for entry in entries {
-                let Ok(metadata) = entry.metadata() else { continue };
-                let (size, accessed) = (blocks(metadata.len()), (metadata.atime(), metadata.atime_nsec()));
-                objects.push(Object { bucket, name: entry.file_name().into(), size, accessed });
-            }
+        let object = |(bucket, entry): (u8, DirEntry)| {
+            let metadata = entry.metadata().ok()?;
+            let (size, accessed) = (blocks(metadata.len()), (metadata.atime(), metadata.atime_nsec()));
+            Some(Object { bucket, name: entry.file_name().into(), size, accessed })
+        };
+        self.files().filter(|(_, entry)| !is_unfinished(entry)).filter_map(object).collect()
+    }
+
+    fn remove_unfinished(&self) {
+        for (_, entry) in self.files().filter(|(_, entry)| is_unfinished(entry)) {
+            let _ = std::fs::remove_file(entry.path());
         }
-        objects
+    }
+
+    fn files(&self) -> impl Iterator<Item = (u8, DirEntry)> {
+        (0..=255u8).flat_map(|bucket| {
+            let entries = std::fs::read_dir(self.directory.join(format!("{bucket:02x}")));
+            entries.into_iter().flatten().flatten().map(move |entry| (bucket, entry))
+        })
     }
 
     /// Reads, changes and writes the account under the lock.
@@ -166,6 +181,10 @@ impl Quota {
         let _ = file.unlock();
         written.and(result)
     }
+}
+
+fn is_unfinished(entry: &DirEntry) -> bool {
+    entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes())
 }
 
 fn read_account(file: &File) -> Account {
@@ -208,9 +227,10 @@ impl Reservation<'_> {
         if size <= self.reserved {
             return Ok(());
         }
-        let step = STEP.min(self.quota.limit.map_or(STEP, |limit| limit / 16));
-        let more = blocks((size - self.reserved).max(step));
-        let whole = self.reserved.saturating_add(more);
+        let step = STEP.min(self.quota.limit.map_or(STEP, |limit| limit / 16)).max(1);
+        let next = (self.reserved / step).saturating_add(1).saturating_mul(step);
+        let whole = blocks(size.max(next));
+        let more = whole - self.reserved;
         self.quota.change(|account| {
             if let Some(limit) = self.quota.limit.filter(|limit| whole > *limit) {
                 return Err(CacheError::TooLarge { size: whole, limit });

@@ -65,7 +65,7 @@ impl FileSystem {
 
     fn join(&self, node: &Node, wants: &[Want], key: CacheKey) -> io::Result<File> {
         let cache = self.objects().cache();
-        let mut whole = cache.begin(Some(node.entry.size)).map_err(io::Error::other)?;
+        let mut whole = cache.begin(key, Some(node.entry.size)).map_err(io::Error::other)?;
         let mut buffer = vec![0; BLOCK];
         for (want, chunk) in wants.iter().zip(node.chunks.iter()) {
             let piece = self.objects().cached(want).ok_or(io::ErrorKind::NotFound)?;
@@ -77,7 +77,7 @@ impl FileSystem {
                 at += part.len() as u64;
             }
         }
-        cache.commit(whole, key).map_err(io::Error::other)
+        cache.commit(whole).map_err(io::Error::other)
     }
 }
 

@@ -446,7 +446,10 @@ impl Getter {
 
     /// Files that downloads have left behind.
     pub fn unfinished(&self) -> usize {
-        std::fs::read_dir(self.cache.path().join("cache/txn")).unwrap().count()
+        let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().map(|entry| entry.unwrap());
+        let buckets = entries(&self.cache.path().join("cache")).filter(|entry| entry.file_name().len() == 2);
+        let files = buckets.flat_map(|bucket| entries(&bucket.path()).collect::<Vec<_>>());
+        files.filter(|file| file.file_name().to_string_lossy().starts_with(".object")).count()
     }
 
     /// Server that the next request goes to.

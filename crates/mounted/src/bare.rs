@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use nix::sys::statvfs::statvfs;
 use serde::Deserialize;
 
 use crate::startup;
@@ -85,7 +86,9 @@ fn if_absent(error: io::Error) -> io::Result<bool> {
 /// Are these two the same directory of one client? Its numbers are the same in all its mounts.
 pub fn is_same(one: &Path, other: &Path) -> bool {
     let known = |path: &Path| path.symlink_metadata().map(|found| (found.ino(), found.mode(), found.mtime())).ok();
-    known(one).is_some_and(|found| Some(found) == known(other))
+    // The kernel remembers what a client has said that was killed, and the next one says the same. This asks the client.
+    let answers = |path: &Path| statvfs(path).is_ok();
+    known(one).is_some_and(|found| Some(found) == known(other)) && answers(one) && answers(other)
 }
 
 /// Asks the client at a control socket for its mount without attributes.
