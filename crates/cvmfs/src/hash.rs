@@ -121,9 +121,9 @@ impl ContentHash {
 
 impl fmt::Display for ContentHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for byte in self.digest {
-            write!(f, "{byte:02x}")?;
-        }
+        let mut digits = [0; 2 * DIGEST_LEN];
+        hex::encode_to_slice(self.digest, &mut digits).map_err(|_| fmt::Error)?;
+        f.write_str(std::str::from_utf8(&digits).map_err(|_| fmt::Error)?)?;
         f.write_str(self.algorithm.id())
     }
 }
