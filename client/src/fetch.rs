@@ -130,9 +130,9 @@ impl Want {
         Want { object, compression: Compression::Zlib, size: None, limit, source: Source::Store }
     }
 
-    /// Most bytes the object can have as it is stored: what can't be compressed grows a little.
+    /// Most bytes the object can have as it is stored.
     fn stored_limit(&self) -> u64 {
-        self.limit.saturating_add(self.limit / 16).saturating_add(64 * 1024)
+        stored_limit(self.limit)
     }
 
     /// Whether it is what readers of files wait for, and no catalog or certificate.
@@ -143,6 +143,11 @@ impl Want {
     fn key(&self) -> CacheKey {
         CacheKey { hash: self.object.hash, form: Form::Stored(self.compression) }
     }
+}
+
+/// Most bytes that so many plain ones are stored in: what can't be compressed grows a little.
+const fn stored_limit(plain: u64) -> u64 {
+    plain.saturating_add(plain / 16).saturating_add(64 * 1024)
 }
 
 /// Whether an operation may wait for the network.

@@ -165,10 +165,7 @@ fn it_is_made_again_after_its_end() {
     assert_eq!(ask(&mount), bare);
     assert!(is_mounted(&bare) && bare.join(".").read_dir().unwrap().count() > 0);
     // A client that was killed leaves both mounts behind.
-    let pid = mount.status().pid;
-    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
-    ends(pid);
-    std::mem::forget(mount);
+    killed(mount);
     let next = world.mount(&[]);
     let again = ask(&next);
     assert!(again != bare && again.read_dir().unwrap().count() > 0);
@@ -183,22 +180,17 @@ fn what_a_killed_client_has_left_is_known_for_it_and_goes() {
         return;
     }
     let world = World::new("basic");
-    let killed = || {
+    let held = world.directory.path().join("held");
+    std::fs::create_dir_all(&held).unwrap();
+    let left = || {
         let mount = world.mount(&[]);
         let bare = ask(&mount);
         assert!(mounted::bare::is_same(&bare, &mount.path));
-        let held = world.directory.path().join("held");
-        std::fs::create_dir_all(&held).unwrap();
         bind(&bare, &held);
         assert!(mounted::bare::is_same(&held, &mount.path));
-        let pid = mount.status().pid;
-        kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
-        ends(pid);
-        (mount, bare, held)
+        (killed(mount), bare)
     };
-    let (mount, bare, held) = killed();
-    let path = mount.path.clone();
-    std::mem::forget(mount);
+    let (_, bare) = left();
     let next = world.mount(&[]);
     assert!(!is_mounted(&bare) && !bare.exists(), "a new mount clears it away");
     // Who still has it sees what the kernel remembers.
@@ -206,11 +198,19 @@ fn what_a_killed_client_has_left_is_known_for_it_and_goes() {
     assert!(!mounted::bare::is_same(&held, &next.path));
     next.unmount();
     unbind(&held);
-    let (mount, bare, held) = killed();
-    std::mem::forget(mount);
+    let (path, bare) = left();
     client::mount::unmount(&path, false).unwrap();
     assert!(!is_mounted(&path) && !is_mounted(&bare) && !bare.exists(), "so does its unmounting");
     unbind(&held);
+}
+
+/// Kills the client of a mount; where it was.
+fn killed(mount: Mount) -> PathBuf {
+    let (pid, path) = (mount.status().pid, mount.path.clone());
+    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+    ends(pid);
+    std::mem::forget(mount);
+    path
 }
 
 fn bind(from: &Path, to: &Path) {

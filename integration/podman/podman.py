@@ -91,7 +91,7 @@ class Case(Steps):
     def leave(self):
         """Ends what an ordinary user's namespace is kept by, for it keeps the repository's other mounts as well."""
         self.lab.run(*self.podman.become("podman", "system", "migrate"), ok=None)
-        for pid in [pid for pid, command in processes() if command[0] == str(OPT / "cvmfs-client") and mine(self, pid, command)]:
+        for pid in clients(self):
             os.kill(pid, signal.SIGTERM)
 
     def unmount(self):
@@ -329,7 +329,7 @@ def client_restart(case):
     """The client is killed and mounted again."""
     with case.step("cvmfs-client: kill -9, mounted again"):
         name, _ = case.start("twelve")
-        for pid in (found := [pid for pid, command in processes() if command[0].endswith("cvmfs-client") and FQRN in command and mine(case, pid, command)]):
+        for pid in (found := clients(case)):
             os.kill(pid, signal.SIGKILL)
         case.check("there was a client", found)
         lost = case.podman("exec", name, "cat", "/opt/odd/old", ok=None)
@@ -344,10 +344,11 @@ def client_restart(case):
         case.equal("what starts has them", case.output("twelve", "cat", "/opt/odd/old"), "from 1970\n")
 
 
-def mine(case, pid, command):
-    """Whether a client is that of the case: of its user, and with a cache of its own if other cases have the same user."""
-    is_of_case = case.podman.way == "root" or any(word.startswith(f"{case.podman.home}/") for word in command)
-    return is_of_case and os.stat(f"/proc/{pid}").st_uid == case.podman.user
+def clients(case):
+    """Process IDs of the case's clients: of its user, and with a cache of its own if other cases have the same user."""
+    ours = lambda command: case.podman.way == "root" or any(word.startswith(f"{case.podman.home}/") for word in command)
+    found = [pid for pid, command in processes() if command[0].endswith("cvmfs-client") and FQRN in command and ours(command)]
+    return [pid for pid in found if os.stat(f"/proc/{pid}").st_uid == case.podman.user]
 
 
 def first_output(case):

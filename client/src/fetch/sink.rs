@@ -5,7 +5,6 @@
 //! inflated at the same time take no more than [`LARGE`] bytes.
 
 use std::io::Write as _;
-use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cvmfs::object::{Decoder, Inflater, ObjectError};
@@ -13,7 +12,7 @@ use memmap2::{Advice, MmapMut};
 use parking_lot::Mutex;
 
 use super::http::{Sink, SinkError};
-use super::{FetchError, Want};
+use super::{FetchError, Want, stored_limit};
 use crate::cache::{CacheError, DiskCache, Partial};
 
 /// Plain bytes of an object that is inflated in one go: any chunk of the usual sizes.
@@ -23,70 +22,21 @@ const SMALL: u64 = 512 << 10;
 /// What all others together take, as they come and plain.
 const LARGE: u64 = 72 << 20;
 
-/// Memory for one object, as it comes and plain.
+/// Memory for one object, as it comes and plain. It is mapped, so it is taken page by page as it is used, and given back at
+/// once: an allocator keeps it, for each of many threads.
 #[derive(Debug)]
 struct Bench {
-    stored: Memory,
+    stored: MmapMut,
     filled: usize,
-    plain: Memory,
-    /// Plain bytes the object may have.
-    room: usize,
+    plain: MmapMut,
     decoder: Decoder,
 }
 
-#[derive(Debug)]
-enum Memory {
-    Kept(Vec<u8>),
-    /// Given back to the system at once: an allocator keeps it, for each of many threads.
-    Mapped(MmapMut),
-}
-
-impl Deref for Memory {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Memory::Kept(bytes) => bytes,
-            Memory::Mapped(map) => map,
-        }
-    }
-}
-
-impl DerefMut for Memory {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        match self {
-            Memory::Kept(bytes) => bytes,
-            Memory::Mapped(map) => map,
-        }
-    }
-}
-
-impl Memory {
-    /// At least so many bytes, whatever is in them.
-    fn grow(&mut self, size: usize) {
-        if self.len() < size {
-            // Memory that the system gives zeroed is not written twice.
-            *self = Memory::Kept(vec![0; size]);
-        }
-    }
-}
-
 impl Bench {
-    fn small() -> Bench {
-        let none = || Memory::Kept(Vec::new());
-        Bench { stored: none(), filled: 0, plain: none(), room: 0, decoder: Decoder::default() }
-    }
-
-    /// Of so many bytes as it comes and plain; `None` if the system has none.
-    fn large(stored: u64, plain: u64) -> Option<Bench> {
-        let map = |size| {
-            let map = MmapMut::map_anon(usize::try_from(size).ok()?).ok()?;
-            // Fewer faults, where the kernel can do it.
-            let _ = map.advise(Advice::HugePage);
-            Some(Memory::Mapped(map))
-        };
-        let (stored, plain, room) = (map(stored)?, map(plain)?, usize::try_from(plain).ok()?);
-        Some(Bench { stored, filled: 0, plain, room, decoder: Decoder::default() })
+    /// For so many bytes as it comes and plain; `None` if the system has none.
+    fn new(stored: u64, plain: u64) -> Option<Bench> {
+        let map = |size| MmapMut::map_anon(usize::try_from(size).ok()?).ok();
+        Some(Bench { stored: map(stored)?, filled: 0, plain: map(plain)?, decoder: Decoder::default() })
     }
 }
 
@@ -101,11 +51,8 @@ impl Benches {
     /// Memory for an object of so many bytes as it comes, at most, and plain, if there is any.
     fn take(&self, stored: u64, plain: u64) -> Option<(Bench, Option<Large<'_>>)> {
         if plain <= SMALL {
-            let mut bench = self.small.lock().pop().unwrap_or_else(Bench::small);
-            bench.stored.grow(stored as usize);
-            bench.plain.grow(plain as usize);
-            bench.room = plain as usize;
-            return Some((bench, None));
+            let kept = self.small.lock().pop();
+            return Some((kept.or_else(|| Bench::new(stored_limit(SMALL), SMALL))?, None));
         }
         let size = stored.saturating_add(plain);
         let more = |used: u64| used.checked_add(size).filter(|used| *used <= LARGE);
@@ -113,7 +60,12 @@ impl Benches {
             return None;
         }
         let large = Large { used: &self.large, size };
-        Some((Bench::large(stored, plain)?, Some(large)))
+        let bench = Bench::new(stored, plain)?;
+        for memory in [&bench.stored, &bench.plain] {
+            // Fewer faults, where the kernel can do it.
+            let _ = memory.advise(Advice::HugePage);
+        }
+        Some((bench, Some(large)))
     }
 }
 
@@ -181,14 +133,15 @@ impl Sink for ObjectSink<'_> {
             Way::AtOnce(bench, large) => Some((bench, large)),
             _ => None,
         };
-        self.way = match kept.or_else(|| self.benches.take(self.want.stored_limit(), self.want.size?)) {
+        let Want { object, compression, size, limit, .. } = *self.want;
+        let take = || size.and_then(|_| self.benches.take(self.want.stored_limit(), limit));
+        self.way = match kept.or_else(take) {
             Some((mut bench, large)) => {
                 bench.filled = 0;
                 Way::AtOnce(bench, large)
             }
             None => {
-                let partial = self.begin(self.want.size)?;
-                let Want { object, compression, limit, .. } = *self.want;
+                let partial = self.begin(size)?;
                 Way::Streamed(Box::new(Inflater::new(object, compression, limit, partial)))
             }
         };
@@ -216,11 +169,11 @@ impl Sink for ObjectSink<'_> {
     }
 
     fn finish(&mut self) -> Result<(), SinkError> {
-        let Want { object, compression, .. } = *self.want;
+        let Want { object, compression, limit, .. } = *self.want;
         self.way = match std::mem::replace(&mut self.way, Way::None) {
             Way::AtOnce(mut bench, large) => {
-                let Bench { stored, filled, plain, room, decoder } = &mut bench;
-                let (stored, room) = (&stored[..*filled], &mut plain[..*room]);
+                let Bench { stored, filled, plain, decoder } = &mut bench;
+                let (stored, room) = (&stored[..*filled], &mut plain[..limit as usize]);
                 let plain = decoder.decode(object, compression, stored, room).map_err(failure)?;
                 let mut partial = self.begin(Some(plain.len() as u64))?;
                 partial.write_all(plain).map_err(|source| failure(ObjectError::Write(object, source)))?;

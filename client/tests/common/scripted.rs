@@ -448,7 +448,7 @@ impl Getter {
     pub fn unfinished(&self) -> usize {
         let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().map(|entry| entry.unwrap());
         let buckets = entries(&self.cache.path().join("cache")).filter(|entry| entry.file_name().len() == 2);
-        let files = buckets.flat_map(|bucket| entries(&bucket.path()).collect::<Vec<_>>());
+        let files = buckets.flat_map(|bucket| entries(&bucket.path()));
         files.filter(|file| file.file_name().to_string_lossy().starts_with(".object")).count()
     }
 
