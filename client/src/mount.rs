@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use fuser::{Config as FuseConfig, MountOption, Session, SessionACL};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::bare::{self, Bare};
 use crate::cache::CacheError;
@@ -128,6 +129,12 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
 
     let fuse = Fuse::new(fs.clone(), config);
     let kernel = fuse.kernel();
+    let heed = |kind| {
+        let _runtime = runtime.enter();
+        signal(kind).map_err(system("heed signals"))
+    };
+    // Before there is a mount: a signal that nobody heeds would leave it dead.
+    let signals = [heed(SignalKind::terminate())?, heed(SignalKind::interrupt())?];
     let mut session = open_session(fuse, config, &mountpoint)?;
     let device = session.as_fd().try_clone_to_owned().map_err(system("keep the connection to the kernel"))?;
     let invalidator = Invalidator::new(device, kernel.clone());
@@ -162,7 +169,7 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
         }
     };
     let updates = spawn("update", Box::new(update))?;
-    runtime.spawn(unmount_on_signal(mountpoint.clone()));
+    runtime.spawn(unmount_on_signal(signals, mountpoint.clone()));
     // Until the session runs, requests wait in the kernel.
     let unmounter = session.unmount_callable();
     ready();
@@ -300,12 +307,7 @@ fn apply_limits(config: &Config) {
     }
 }
 
-async fn unmount_on_signal(mountpoint: PathBuf) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return;
-    };
+async fn unmount_on_signal([mut terminate, mut interrupt]: [Signal; 2], mountpoint: PathBuf) {
     loop {
         tokio::select! {
             _ = terminate.recv() => {}

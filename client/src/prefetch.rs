@@ -20,6 +20,7 @@
 //! - After failures in a row it rests for a while, and says so once.
 
 mod announcement;
+mod eagerness;
 mod jobs;
 mod learned;
 mod learner;
@@ -126,13 +127,14 @@ impl Prefetcher {
     /// Fetches ahead from `objects` what `view` shows.
     pub fn new(config: &Config, objects: &Arc<Objects>, view: &Arc<RwLock<Arc<View>>>, pool: &Pool) -> Prefetcher {
         let learned = config.prefetch.learns.then(|| Learned::new(&config.workspace, &config.fqrn));
+        let most = objects.transport().lanes().for_ahead();
         let shared = Shared {
             objects: objects.clone(),
             view: view.clone(),
             pool: pool.clone(),
             limits: config.prefetch,
-            most: objects.transport().lanes().for_ahead(),
-            state: Mutex::default(),
+            most,
+            state: Mutex::new(State::new(most)),
             ended: Condvar::new(),
             needs: Mutex::default(),
             neighbours: Mutex::default(),
@@ -157,15 +159,16 @@ impl Prefetcher {
         if !shared.limits.enabled {
             return false;
         }
+        // Who has a list need not guess.
+        let guesses = guessed != Some(false) && !entry.flags.is_external() && !shared.state.lock().queue.has_lists();
+        // Who reads all files does so for other reasons than that others name them.
+        if guesses && shared.walks_by(path, Some(guessed.is_none())) {
+            return false;
+        }
         if shared.limits.bundles && shared.has_bundle(path) {
             shared.push(Job::Bundle(path.clone()));
         }
-        // Who has a list need not guess.
-        if guessed == Some(false) || entry.flags.is_external() || shared.state.lock().queue.has_lists() {
-            return false;
-        }
-        // Who reads all files does so for other reasons than that others name them.
-        if shared.walks_by(path) {
+        if !guesses {
             return false;
         }
         if entry.size <= SMALL && !entry.flags.is_chunked() {
@@ -174,7 +177,7 @@ impl Prefetcher {
                 shared.push(Job::Neighbours(path.clone(), count));
             }
         }
-        shared.names_pay() && needs::may_name(path, entry)
+        shared.is_far() && needs::may_name(path, entry)
     }
 
     /// What a file names is looked for; of a large one this is the first chunk.
@@ -186,7 +189,7 @@ impl Prefetcher {
     pub fn may_name(&self, path: &RepoPath, entry: &Entry) -> bool {
         let shared = &self.shared;
         shared.limits.enabled
-            && shared.names_pay()
+            && shared.is_far()
             && needs::may_name(path, entry)
             && !shared.state.lock().queue.has_lists()
     }
@@ -202,7 +205,7 @@ impl Prefetcher {
     pub fn passes(&self, path: &RepoPath) {
         let shared = &self.shared;
         if shared.limits.enabled && !shared.state.lock().queue.has_lists() {
-            shared.walks_by(path);
+            shared.walks_by(path, None);
         }
     }
 
@@ -305,8 +308,9 @@ impl Prefetcher {
 }
 
 impl Shared {
-    /// A file is read that was not in the cache, or only because it was fetched ahead; whether it belongs to a walk.
-    fn walks_by(self: &Arc<Shared>, path: &RepoPath) -> bool {
+    /// A file is read that was not in the cache, or only because it was fetched ahead; whether it belongs to a walk. `waits`:
+    /// whether the reader waits for it, as far as that is known.
+    fn walks_by(self: &Arc<Shared>, path: &RepoPath, waits: Option<bool>) -> bool {
         let (expected, ask) = {
             let mut walks = self.walks.lock();
             let top = || {
@@ -315,14 +319,21 @@ impl Shared {
             };
             (walks.expects(path), walks.read(path, top))
         };
+        if expected && let Some(waits) = waits {
+            self.walked(waits);
+        }
         if let Some(ask) = ask {
+            if !ask.fetch {
+                self.state.lock().eagerness.begins();
+            }
             self.push(Job::Walk(ask));
         }
         expected
     }
 
-    /// Whether a round trip costs more than looking into files and fetching some in vain.
-    fn names_pay(&self) -> bool {
+    /// Whether a round trip takes longer than what processors have to do for it: then names are worth looking for, and
+    /// lanes are there to be used.
+    fn is_far(&self) -> bool {
         !self.objects.pace().is_below(self.limits.latency)
     }
 

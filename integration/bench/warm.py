@@ -7,8 +7,8 @@ The science image of bench/subjects.py and a large file are published and mounte
 an upper directory in memory, as an engine does, and imports numpy and scipy in it, in turn: over the layers on the local disk, over the
 layers of the mount, over the flat with its cover, and over these on the mount without extended attributes, which is what containers get
 from the snapshotter; with passthrough as well. The requests of a start are counted by the kernel. Then the large file is read from its pages,
-and again when the mount's pages were dropped. At last every file of the image is read with an empty cache, beside the floor: verifying,
-inflating and writing the same objects with one thread. BEFORE is a directory with an older cvmfs-client to compare with. Needs root.
+and again when the mount's pages were dropped. At last every file of the image is read with an empty cache, in turn with the floor:
+verifying, inflating and writing the same objects with one thread. BEFORE is a directory with an older cvmfs-client to compare with. Needs root.
 """
 
 import argparse
@@ -88,19 +88,22 @@ def read(file, drop=False):
 
 
 def read_all(directories):
-    """(seconds, files, bytes) of reading every regular file below directories, one after another."""
+    """(seconds, files, bytes) of reading every regular file below directories, one after another: as a copy does it, the files of
+    a directory before the directories in it."""
     begin, files, size = time.monotonic(), 0, 0
-    buffer = bytearray(BLOCK)
-    for directory in directories:
-        for base, _, names in os.walk(directory):
-            for name in names:
-                path = os.path.join(base, name)
-                if os.path.islink(path) or not os.path.isfile(path):
-                    continue
-                with open(path, "rb", buffering=0) as content:
-                    files += 1
-                    while count := content.readinto(buffer):
-                        size += count
+    buffers = [bytearray(BLOCK)]
+    left = [str(directory) for directory in reversed(directories)]
+    while left:
+        with os.scandir(left.pop()) as entries:
+            entries = list(entries)
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                content = os.open(entry.path, os.O_RDONLY)
+                files += 1
+                while count := os.readv(content, buffers):
+                    size += count
+                os.close(content)
+        left.extend(entry.path for entry in reversed(entries) if entry.is_dir(follow_symlinks=False))
     return time.monotonic() - begin, files, size
 
 
@@ -188,15 +191,16 @@ class Bench:
             found[name] = (from_pages, min(read(file, drop=True) for _ in range(3)) if name != "local disk" else None)
         return found
 
-    def cold(self):
-        """(seconds, files, bytes, requests) of reading the whole image with an empty cache, and the floor in seconds."""
-        point, layers, unmount = self.mount("cold", "cache-cold")
-        counts, (seconds, files, size) = self.requests.counted(point, lambda: read_all(layers[:-1]))
+    def cold(self, number):
+        """Reading the whole image with an empty cache: seconds, files, bytes, objects, and the floor."""
+        cache = f"cache-cold-{number}"
+        point, layers, unmount = self.mount(f"cold-{number}", cache)
+        seconds, files, size = read_all(layers[:-1])
         status = json.loads(self.lab.run(self.repository.client, "status", "--json", point).stdout)
         unmount()
-        objects = self.lab.dir / "cache-cold"
-        floor = json.loads(self.lab.run(Path(self.args.bin) / "examples/fetch", self.repository.storage, objects, self.lab.path("floor")).stdout)
-        return {"seconds": seconds, "files": files, "bytes": size, "requests": counts, "downloads": status["downloads"], "floor": floor}
+        floor, target = Path(self.args.bin) / "examples/fetch", self.lab.path(f"floor-{number}")
+        floor = json.loads(self.lab.run(floor, self.repository.storage, self.lab.dir / cache, target).stdout)
+        return {"seconds": seconds, "files": files, "bytes": size, "downloads": status["downloads"], "floor": floor}
 
 
 def table(bench, starts, large, cold):
@@ -213,10 +217,12 @@ def table(bench, starts, large, cold):
     for name, (warm, dropped) in large.items():
         again = f"   {size / dropped:7.0f} MB/s when the mount's pages are dropped" if dropped else ""
         yield f"  {name:12}{size / warm:8.0f} MB/s  of local {pages / warm:5.2f}{again}"
-    floor = cold["floor"]
-    yield f"all {cold['files']} files of the image, {cold['bytes'] / 1e6:.0f} MB, with an empty cache"
-    yield f"  {'mount':12}{cold['seconds']:8.2f} s   of floor {cold['seconds'] / floor['seconds']:5.2f}   {cold['downloads']} objects"
-    yield f"  {'floor':12}{floor['seconds']:8.2f} s   verify, inflate, write {floor['objects']} objects, {floor['bytes'] / 1e6:.0f} MB, one thread"
+    first, floor = cold[0], cold[0]["floor"]
+    yield f"all {first['files']} files of the image, {first['bytes'] / 1e6:.0f} MB, with an empty cache, {len(cold)} times in turn"
+    seconds, below = (statistics.median(values) for values in ((one["seconds"] for one in cold), (one["floor"]["seconds"] for one in cold)))
+    each = ", ".join(f"{one['seconds'] / one['floor']['seconds']:.2f}" for one in cold)
+    yield f"  {'mount':12}{seconds:8.2f} s   of floor {seconds / below:5.2f}   {first['downloads']} objects   (each: {each})"
+    yield f"  {'floor':12}{below:8.2f} s   verify, inflate, write {floor['objects']} objects, {floor['bytes'] / 1e6:.0f} MB, one thread"
 
 
 def scenario():
@@ -229,7 +235,7 @@ def scenario():
         ways = bench.ways()
         starts = bench.starts(ways)
         large = bench.large(ways)
-        cold = bench.cold()
+        cold = [bench.cold(number) for number in range(args.cold)]
         print("\n" + "\n".join(table(bench, starts, large, cold)))
         if args.json:
             args.json.write_text(json.dumps({"starts": starts, "large": large, "cold": cold}, indent=1) + "\n")
@@ -243,6 +249,7 @@ def arguments():
     parser.add_argument("--megabytes", type=int, default=1600, help="size of the image, plain")
     parser.add_argument("--large", type=int, default=1000, help="size of the large file in MB")
     parser.add_argument("--repeat", type=int, default=9, help="how often each is measured; the median counts")
+    parser.add_argument("--cold", type=int, default=3, help="how often the whole image is read with an empty cache; the median counts")
     parser.add_argument("--json", type=Path, help="a file for all figures")
     return parser.parse_args()
 

@@ -42,7 +42,7 @@ impl Shared {
             Job::Neighbours(path, count) => self.neighbours(&path, count),
             Job::Needs(path, file) => self.needs(&path, &file),
             Job::Need(need) => self.need(&need),
-            Job::Guess(want) => self.guess(&want).map(drop),
+            Job::Guess(want) | Job::Step(want) => self.guess(&want).map(drop),
         }
     }
 
@@ -185,7 +185,7 @@ impl Shared {
         }
         self.walks.lock().found(ask.walk, course, &files);
         if ask.fetch {
-            guesses.into_iter().for_each(|want| self.push(Job::Guess(want)));
+            guesses.into_iter().for_each(|want| self.push(Job::Step(want)));
         }
         Ok(())
     }

@@ -79,6 +79,8 @@ pub enum Job {
     Need(Need),
     /// Fetch a file that may be wanted.
     Guess(Want),
+    /// Fetch a file of a tree that is being read through.
+    Step(Want),
 }
 
 /// Work that waits.
@@ -93,6 +95,7 @@ pub struct Queue {
     /// first: who reads a file with names goes into depth.
     needs: [VecDeque<Job>; MOST_STEPS as usize],
     guesses: VecDeque<Job>,
+    steps: VecDeque<Job>,
 }
 
 impl Queue {
@@ -103,6 +106,7 @@ impl Queue {
             Job::Catalog(_) | Job::Part(_) | Job::Listed(..) => (&mut self.parts, MAX_PARTS),
             Job::Needs(..) => (&mut self.looks, MAX_LOOKS),
             Job::Need(ref need) => (&mut self.needs[usize::from(need.steps() - 1)], MAX_NEEDS),
+            Job::Step(_) => (&mut self.steps, MAX_GUESSES),
             Job::Tree(_) | Job::Bundle(_) | Job::Walk(_) | Job::Neighbours(..) | Job::Guess(_) => {
                 (&mut self.guesses, MAX_GUESSES)
             }
@@ -126,8 +130,8 @@ impl Queue {
         fits
     }
 
-    /// The next thing to do.
-    pub fn pop(&mut self) -> Option<Job> {
+    /// The next thing to do; `walks`: whether that may be a step.
+    pub fn pop(&mut self, walks: bool) -> Option<Job> {
         let first = self.pop_look().or_else(|| self.chunks.pop_front()).or_else(|| self.parts.pop_front());
         if first.is_some() {
             return first;
@@ -138,7 +142,8 @@ impl Queue {
                 return Some(Job::Listed(run, next));
             }
         }
-        self.needs.iter_mut().find_map(VecDeque::pop_front).or_else(|| self.guesses.pop_front())
+        let guess = self.needs.iter_mut().find_map(VecDeque::pop_front).or_else(|| self.guesses.pop_front());
+        guess.or_else(|| walks.then(|| self.steps.pop_front()).flatten())
     }
 
     /// The next file to look into, which takes no time on the network.
@@ -151,6 +156,11 @@ impl Queue {
         !self.runs.is_empty()
     }
 
+    /// Steps that wait.
+    pub fn steps(&self) -> usize {
+        self.steps.len()
+    }
+
     /// Jobs and files of lists that wait.
     pub fn count(&self) -> usize {
         let listed = self.runs.iter().map(|(run, next)| run.list.files.len() - next).sum::<usize>();
@@ -160,6 +170,7 @@ impl Queue {
             + self.looks.len()
             + self.needs.iter().map(VecDeque::len).sum::<usize>()
             + self.guesses.len()
+            + self.steps.len()
     }
 }
 
@@ -188,6 +199,7 @@ mod tests {
             Job::Chunk(want) => format!("chunk{}", want.limit),
             Job::Part(want) => format!("part{}", want.limit),
             Job::Guess(want) => format!("guess{}", want.limit),
+            Job::Step(want) => format!("step{}", want.limit),
             Job::Walk(ask) => format!("walk{}", ask.walk),
             Job::Need(need) => need.path().to_string(),
             Job::Neighbours(path, _)
@@ -202,6 +214,7 @@ mod tests {
     fn the_most_certain_comes_first_and_lists_take_turns() {
         let mut queue = Queue::default();
         let path = |text: &str| RepoPath::parse(text).unwrap();
+        queue.push(Job::Step(want(5)));
         queue.push(Job::Guess(want(1)));
         queue.push(Job::Neighbours(path("/near"), 3));
         queue.push_run(run("a", 3, 0));
@@ -214,12 +227,14 @@ mod tests {
             queue.push(Job::Need(Need::of(path(name), want(4), steps)));
         }
         queue.push(Job::Needs(path("/read"), Arc::new(tempfile::tempfile().unwrap())));
-        assert_eq!(queue.count(), 13);
-        let order: Vec<String> = std::iter::from_fn(|| queue.pop()).map(shown).collect();
+        assert_eq!(queue.count(), 14);
+        let order: Vec<String> = std::iter::from_fn(|| queue.pop(false)).map(shown).collect();
         assert_eq!(
             order,
             ["/read", "chunk3", "part2", "a0", "b0", "a1", "a2", "/late", "/early", "/far", "/tree", "guess1", "/near"]
         );
+        assert_eq!((queue.count(), queue.steps()), (1, 1));
+        assert_eq!(queue.pop(true).map(shown).as_deref(), Some("step5"));
         assert_eq!(queue.count(), 0);
     }
 
@@ -230,6 +245,7 @@ mod tests {
         assert_eq!(taken(Job::Chunk), MAX_CHUNKS);
         assert_eq!(taken(Job::Part), MAX_PARTS);
         assert_eq!(taken(Job::Guess), MAX_GUESSES);
+        assert_eq!(taken(Job::Step), MAX_GUESSES);
         let list = run("a", 10, 0);
         assert_eq!((0..100).filter(|_| queue.push_run(list.clone())).count(), MAX_RUNS);
     }

@@ -7,6 +7,7 @@ use cvmfs::path::RepoPath;
 use cvmfs::startup::StartupList;
 
 use super::Shared;
+use super::eagerness::Eagerness;
 use super::queue::{Job, Queue, Run};
 use crate::catalogs::AttachError;
 use crate::fetch::FetchError;
@@ -16,10 +17,13 @@ use crate::fs::FsError;
 const MAX_FAILURES: u32 = 3;
 const REST: Duration = Duration::from_secs(30);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct State {
     pub(super) queue: Queue,
     pub(super) workers: usize,
+    /// Workers that fetch files of trees which are being read through.
+    stepping: usize,
+    pub(super) eagerness: Eagerness,
     /// Whether there is one more who merely looks into files.
     looks: bool,
     pub(super) closed: bool,
@@ -60,10 +64,21 @@ impl Shared {
     }
 
     fn employ(self: &Arc<Shared>, state: &mut State) {
-        if state.workers < self.most.min(state.queue.count() + state.workers) {
+        if state.workers < self.most && state.has_work() {
             state.workers += 1;
             let shared = self.clone();
             self.pool.run(move || shared.work());
+        }
+    }
+
+    /// A file of a tree that is being read through was read: whether the reader waits for it.
+    pub(super) fn walked(self: &Arc<Shared>, waits: bool) {
+        let mut state = self.state.lock();
+        if waits {
+            state.eagerness.waited();
+            (state.stepping..state.eagerness.files()).for_each(|_| self.employ(&mut state));
+        } else if !self.is_far() {
+            state.eagerness.found();
         }
     }
 
@@ -106,11 +121,12 @@ impl Shared {
         loop {
             let job = {
                 let mut state = self.state.lock();
-                match state.queue.pop() {
+                match state.next() {
                     Some(job) if !state.closed => job,
                     _ => return,
                 }
             };
+            let _step = matches!(job, Job::Step(_)).then(|| Step(self));
             match self.run(job) {
                 Ok(()) => self.state.lock().failures = 0,
                 Err(error) => self.failed(&error),
@@ -137,6 +153,36 @@ impl Shared {
 }
 
 impl State {
+    /// Nothing to do, and at most so many files of trees at the same time.
+    pub(super) fn new(most: usize) -> State {
+        State {
+            queue: Queue::default(),
+            workers: 0,
+            stepping: 0,
+            eagerness: Eagerness::new(most),
+            looks: false,
+            closed: false,
+            failures: 0,
+            rest: None,
+        }
+    }
+
+    fn may_step(&self) -> bool {
+        self.stepping < self.eagerness.files()
+    }
+
+    /// Whether one more worker would find something to do.
+    fn has_work(&self) -> bool {
+        let steps = self.queue.steps();
+        self.queue.count() > steps || (steps > 0 && self.may_step())
+    }
+
+    fn next(&mut self) -> Option<Job> {
+        let job = self.queue.pop(self.may_step())?;
+        self.stepping += usize::from(matches!(job, Job::Step(_)));
+        Some(job)
+    }
+
     fn is_at_rest(&self) -> bool {
         self.closed || self.rest.as_ref().is_some_and(|(until, _)| Instant::now() < *until)
     }
@@ -149,6 +195,15 @@ impl Drop for Worker<'_> {
     fn drop(&mut self) {
         self.0.state.lock().workers -= 1;
         self.0.ended.notify_all();
+    }
+}
+
+/// Counts a step out, however it ends.
+struct Step<'a>(&'a Shared);
+
+impl Drop for Step<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().stepping -= 1;
     }
 }
 
@@ -175,5 +230,40 @@ impl Failure {
             _ => return false,
         };
         matches!(**error, FetchError::Abandoned(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cvmfs::hash::{Algorithm, ContentHash, ObjectKind};
+    use cvmfs::object::Compression;
+
+    use super::*;
+    use crate::fetch::Want;
+
+    #[test]
+    fn a_tree_is_read_with_as_few_workers_as_its_reader_needs() {
+        let mut state = State::new(4);
+        let want = |number: u64| {
+            let hash = ContentHash::of(Algorithm::Sha1, &number.to_le_bytes());
+            Want::sized(hash.object(ObjectKind::File), Compression::Zlib, number)
+        };
+        let taken = |state: &mut State| std::iter::from_fn(|| state.next()).count();
+        (0..20).for_each(|number| assert!(state.queue.push(Job::Step(want(number)))));
+        assert_eq!(taken(&mut state), 4);
+        assert!(!state.has_work());
+        // Everything was found: two are enough.
+        (0..1000).for_each(|_| state.eagerness.found());
+        state.stepping -= 2;
+        assert_eq!(taken(&mut state), 0);
+        state.stepping -= 1;
+        assert!(state.has_work());
+        assert_eq!(taken(&mut state), 1);
+        state.eagerness.waited();
+        assert_eq!(taken(&mut state), 1);
+        // What is no step is held up by none.
+        assert!(state.queue.push(Job::Guess(want(100))) && state.has_work());
+        assert_eq!(taken(&mut state), 1);
+        assert_eq!(state.queue.steps(), 14);
     }
 }
