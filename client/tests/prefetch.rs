@@ -453,10 +453,12 @@ fn scattered(directories: usize, size: usize) -> (Vec<String>, World) {
 fn a_tree_that_is_read_through_is_fetched_ahead_with_bounded_waste() {
     const SIZE: usize = 20_000;
     let (paths, world) = scattered(100, SIZE);
-    for (waste, most) in [(0, 100), (1, 180)] {
+    // From far away and from nearby, where fewer are fetched at a time.
+    for (latency, waste, most) in [(0, 0, 100), (0, 1, 180), (1000, 0, 100), (1000, 1, 180)] {
         let asked = |number: usize| world.server.requests(&World::object(&content(number, SIZE)));
         let before: usize = (0..paths.len()).map(asked).sum();
-        let client = world.open(&[OFF, &format!("CVMFS_PREFETCH_WASTE={waste}")]);
+        let (latency, limit) = (format!("CVMFS_PREFETCH_LATENCY={latency}"), format!("CVMFS_PREFETCH_WASTE={waste}"));
+        let client = world.open(&[OFF, &latency, &limit]);
         let mut read = 0;
         client.read_through("/t", &mut |path, found| {
             let number: usize = path.rsplit('.').next().unwrap().parse().unwrap();

@@ -162,7 +162,7 @@ pub const TABLE: &[Parameter] = &[
     flag("CVMFS_PREFETCH", "yes", "fetch ahead what will be wanted: lists, bundles, the next files and chunks"),
     number("CVMFS_PREFETCH_BUDGET", "512", "MiB that one start-up list or bundle may fetch, at most a quarter of the cache"),
     number("CVMFS_PREFETCH_WASTE", "8", "MiB that may be guessed in vain, beside as much as was asked for"),
-    number("CVMFS_PREFETCH_LATENCY", "3", "ms from which on an answer takes long enough to fetch what files name; 0 = always"),
+    number("CVMFS_PREFETCH_LATENCY", "3", "ms from which on answers take long: what files name is fetched, and trees with all requests at a time; 0 = always"),
     flag("CVMFS_PREFETCH_LEARN", "yes", "keep what a start has touched for the next one"),
     flag("CVMFS_PREFETCH_FILEBUNDLES", "yes", "fetch what .cvmfsbundle-NAME says when NAME is opened"),
     silent("CVMFS_BUNDLE_POOL_SIZE", "threads for bundles", "three quarters of CVMFS_PARALLEL_DOWNLOADS"),

@@ -95,6 +95,7 @@ pub struct Queue {
     /// first: who reads a file with names goes into depth.
     needs: [VecDeque<Job>; MOST_STEPS as usize],
     guesses: VecDeque<Job>,
+    /// Files of trees that are being read through: who takes one says how many may be fetched at the same time.
     steps: VecDeque<Job>,
 }
 
@@ -175,14 +176,14 @@ impl Queue {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use cvmfs::hash::{Algorithm, ContentHash, ObjectKind};
     use cvmfs::object::Compression;
     use cvmfs::startup::Touched;
 
     use super::*;
 
-    fn want(number: u64) -> Want {
+    pub(in crate::prefetch) fn want(number: u64) -> Want {
         let hash = ContentHash::of(Algorithm::Sha1, &number.to_le_bytes());
         Want::sized(hash.object(ObjectKind::File), Compression::Zlib, number)
     }

@@ -235,19 +235,12 @@ impl Failure {
 
 #[cfg(test)]
 mod tests {
-    use cvmfs::hash::{Algorithm, ContentHash, ObjectKind};
-    use cvmfs::object::Compression;
-
+    use super::super::queue::tests::want;
     use super::*;
-    use crate::fetch::Want;
 
     #[test]
     fn a_tree_is_read_with_as_few_workers_as_its_reader_needs() {
         let mut state = State::new(4);
-        let want = |number: u64| {
-            let hash = ContentHash::of(Algorithm::Sha1, &number.to_le_bytes());
-            Want::sized(hash.object(ObjectKind::File), Compression::Zlib, number)
-        };
         let taken = |state: &mut State| std::iter::from_fn(|| state.next()).count();
         (0..20).for_each(|number| assert!(state.queue.push(Job::Step(want(number)))));
         assert_eq!(taken(&mut state), 4);
