@@ -108,6 +108,11 @@ class Node:
         """Removes an image and waits for containerd's garbage collection."""
         self.ctr("images", "rm", "--sync", image, namespace=namespace)
 
+    def collect(self):
+        """Has containerd collect garbage and waits for it: of itself it overlooks what is removed while it collects, until the next removal."""
+        self.ctr("leases", "create", "--id", "collect")
+        self.ctr("leases", "rm", "--sync", "collect")
+
     def blobs(self, namespace="default"):
         """Digests of all that containerd keeps of images."""
         return set(self.ctr("content", "ls", "--quiet", namespace=namespace).stdout.split())

@@ -93,7 +93,8 @@ class Case(Steps):
                     node.ctr("snapshots", "--snapshotter", snapshotter, "rm", key, namespace=namespace, ok=None)
             found = node.ctr("images", "ls", "--quiet", namespace=namespace).stdout.split()
             if found:
-                node.ctr("images", "rm", "--sync", *found, namespace=namespace)
+                node.ctr("images", "rm", *found, namespace=namespace)
+        node.collect()
         left = lambda: [rows for namespace in NAMESPACES if (rows := node.snapshots(namespace) or node.blobs(namespace))]
         clean = within(10, lambda: not left())
         self.check("garbage collection leaves no snapshot and no blob", clean, f"{[sorted(rows)[:3] for rows in left()]}, leases {self.all_leases()}")

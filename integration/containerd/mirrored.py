@@ -210,7 +210,7 @@ def mirror_ends(case):
 
 def nothing_left(case, what):
     """Checks that a pull that failed left neither image nor snapshot; blobs wait for garbage collection."""
-    left = lambda: case.all_snapshots() or case.node.directories()
+    left = lambda: case.node.collect() or case.all_snapshots() or case.node.directories()
     case.check(f"{what}: no snapshot is left", within(15, lambda: not left()), left())
     case.equal(f"{what}: no image is left", case.all_images(), [])
 

@@ -79,6 +79,7 @@ class DockerCase(Case):
         if found := docker.list("images", "--all", "--quiet"):
             docker.docker("image", "rm", "--force", *dict.fromkeys(found))
         docker.docker("system", "prune", "--all", "--force")
+        self.node.collect()
         left = lambda: (sorted(self.node.snapshots(MOBY)), sorted(self.node.blobs(MOBY)), self.leases())
         self.check("no snapshot, no blob, no lease is left to Docker", within(10, lambda: not any(left())), left())
         super().sweep()
@@ -378,6 +379,7 @@ def remove(case):
         case.equal("what another image needs stays", len([kind for _, kind in case.node.snapshots(MOBY).values() if kind == "Committed"]), 61)
         case.docker.docker("container", "prune", "--force")
         case.docker.docker("image", "rm", case.reference("sixty"))
+        case.node.collect()
         left = lambda: (sorted(case.node.snapshots(MOBY)), sorted(case.node.blobs(MOBY)), case.node.directories())
         case.check("nothing is left", within(10, lambda: not any(left())), left())
 
