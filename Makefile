@@ -67,6 +67,7 @@ smoke-engines: scenarios ## one test an engine: the demo with every result check
 	@$(MAKE) --no-print-directory test-s3 PROFILE=$(PROFILE) ROUNDS=3
 	@$(MAKE) --no-print-directory test-watch PROFILE=$(PROFILE) KILLS=5
 	@$(MAKE) --no-print-directory test-crowd PROFILE=$(PROFILE) SAMPLE=1
+	@$(MAKE) --no-print-directory test-units PROFILE=$(PROFILE)
 
 .PHONY: engines
 engines: scenarios
@@ -130,6 +131,12 @@ test-crowd: PROFILE = dev
 test-crowd: engines ## 1, 10 and 100 containers of an image at once, and 20 cold nodes behind a real Squid: each object once (SAMPLE=1 fewer)
 	@integration/setup proxies
 	integration/crowd/crowd.py $(BIN) $(if $(SAMPLE),--containers 1 10 --nodes 4)
+
+.PHONY: test-units
+test-units: PROFILE = dev
+test-units: engines ## a node and a publisher under a real systemd: kills, power cuts, boots; mounts by unit, fstab and autofs
+	@integration/setup units
+	integration/units/units.py $(BIN)
 
 .PHONY: test-watch
 test-watch: PROFILE = dev

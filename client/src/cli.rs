@@ -11,6 +11,7 @@ use cvmfs::path::RepoPath;
 
 use crate::config::{self, Config, ConfigError, Flags};
 use crate::control::{self, Status};
+use crate::helper::{self, Wish};
 use crate::log;
 use crate::mount::{self, MountError};
 use crate::prefetch::{Announcement, Summary};
@@ -253,10 +254,25 @@ impl Failure {
 
 /// Reads the command line, does what it says, and gives the exit status.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let mut words: Vec<OsString> = std::env::args_os().collect();
+    let helper = helper::wish(&words);
+    let is_helper = helper.is_some();
+    match helper {
+        Some(Wish::Mount(ours)) => words = ours,
+        Some(Wish::Nothing) => return ExitCode::SUCCESS,
+        Some(Wish::Remount) => {
+            eprintln!(
+                "Error: the options of a mount stay what they are: unmount it and mount it again.\n\
+                 For a new revision: cvmfs-client remount DIRECTORY"
+            );
+            return ExitCode::from(helper::FAILED);
+        }
+        None => {}
+    }
+    let cli = Cli::parse_from(&words);
     log::start(&cli.log_level);
     let child = matches!(&cli.command, Command::Mount(arguments) if arguments.background_child);
-    match run(&cli) {
+    match run(&cli, &words) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let mut text = format!("Error: {failure}\n");
@@ -274,14 +290,14 @@ pub fn main() -> ExitCode {
             } else {
                 eprint!("{text}");
             }
-            ExitCode::from(failure.exit_code())
+            ExitCode::from(if is_helper { helper::FAILED } else { failure.exit_code() })
         }
     }
 }
 
-fn run(cli: &Cli) -> Result<(), Failure> {
+fn run(cli: &Cli, words: &[OsString]) -> Result<(), Failure> {
     match &cli.command {
-        Command::Mount(arguments) => mount(cli, arguments),
+        Command::Mount(arguments) => mount(cli, arguments, words),
         Command::Umount { mountpoint, lazy } => Ok(mount::unmount(mountpoint, *lazy)?),
         Command::Status { mountpoint, metrics: true, .. } => metrics(mountpoint.as_deref()),
         Command::Status { mountpoint, json, .. } => status(mountpoint.as_deref().unwrap_or(Path::new("")), *json),
@@ -293,7 +309,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     }
 }
 
-fn mount(cli: &Cli, arguments: &MountArgs) -> Result<(), Failure> {
+fn mount(cli: &Cli, arguments: &MountArgs, words: &[OsString]) -> Result<(), Failure> {
     let flags = arguments.source.flags();
     let config = Config::load(&arguments.fqrn, &arguments.source.config_dir, &flags)?;
     for remark in config::table::remarks(&config.parameters) {
@@ -301,20 +317,21 @@ fn mount(cli: &Cli, arguments: &MountArgs) -> Result<(), Failure> {
     }
     let mountpoint = std::path::absolute(&arguments.mountpoint)?;
     if arguments.background_child {
-        mount::leave_session();
+        // Nobody's directory is kept in use.
+        let _ = std::env::set_current_dir("/");
         return Ok(mount::run(&config, &mountpoint, mount::say_ready)?);
     }
     if arguments.foreground {
-        return Ok(mount::run(&config, &mountpoint, || ())?);
+        return Ok(mount::run(&config, &mountpoint, mount::notify)?);
     }
     // The cache may be new; the background process checks whether it is one of ours.
     let log = match arguments.log_file.as_ref().or(config.log_file.as_ref()) {
         Some(log) => std::path::absolute(log)?,
         None => default_log(&config)?,
     };
-    let mut again: Vec<OsString> = vec!["--log-level".into(), (&cli.log_level).into(), "mount".into()];
-    again.extend(std::env::args_os().skip(1).skip_while(|argument| argument != "mount").skip(1));
-    again.push("--background-child".into());
+    let mut again: Vec<OsString> =
+        ["--log-level", &cli.log_level, "mount", "--background-child"].map(OsString::from).into();
+    again.extend(words.iter().skip(1).skip_while(|word| *word != "mount").skip(1).cloned());
     Ok(mount::in_background(&again, &log)?)
 }
 
@@ -405,6 +422,9 @@ fn describe(status: &Status) -> String {
     ];
     if let Some(seconds) = status.switched {
         lines.insert(5, ("SWITCHED", format!("{seconds} s ago, from a server or proxy that failed")));
+    }
+    if status.detached {
+        lines.insert(2, ("DETACHED", "unmounted, and kept for those who still use it".into()));
     }
     if let Some(why) = &status.prefetch.resting {
         lines.push(("RESTING", format!("nothing is fetched ahead for a while: {why}")));

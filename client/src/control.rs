@@ -12,7 +12,7 @@
 //! | `record stop DIRECTORY` | `{"list": TEXT}`: the start-up list of what was touched below a directory of the repository |
 //!
 //! The socket's name follows from the mountpoint, so commands find it without a registry; other programs find it in the
-//! attribute `user.control` of the mountpoint; a name left over by a killed client is taken over.
+//! attribute `user.control` of the mountpoint; a name left over by a killed client is taken over, as is that of a client whose mount is out of sight.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::bare::Bare;
 use crate::fs::FileSystem;
 use crate::fuse::Kernel;
+use crate::place::Place;
 use crate::prefetch::{Announced, Announcement, MAX_ANNOUNCEMENT, Summary};
 use crate::remount::{Outcome, Updater};
 use crate::revision::Chain;
@@ -48,6 +49,9 @@ pub struct Status {
     pub fqrn: String,
     /// Where it is mounted.
     pub mountpoint: String,
+    /// It was unmounted lazily, and serves those who still use it. Another client may take its place.
+    #[serde(default)]
+    pub detached: bool,
     /// Process.
     pub pid: u32,
     /// Version of the program.
@@ -122,7 +126,7 @@ pub struct Status {
 #[derive(Debug)]
 pub struct Shown {
     /// Where it is mounted.
-    pub mountpoint: PathBuf,
+    pub place: Place,
     /// What is shown there.
     pub fs: Arc<FileSystem>,
     /// Who looks for new revisions.
@@ -175,6 +179,8 @@ pub fn key(mountpoint: &Path) -> String {
 pub struct Control {
     listener: UnixListener,
     path: PathBuf,
+    /// Inode of the socket: by its name somebody else may listen meanwhile.
+    inode: u64,
 }
 
 impl Control {
@@ -189,10 +195,13 @@ impl Control {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
         }
         let is_socket = std::fs::symlink_metadata(&path).is_ok_and(|m| m.file_type().is_socket());
-        if is_socket && UnixStream::connect(&path).is_err() {
+        let is_free = || UnixStream::connect(&path).is_err() || ask_status(&path).is_ok_and(|status| status.detached);
+        if is_socket && is_free() {
             std::fs::remove_file(&path)?;
         }
-        Ok(Control { listener: UnixListener::bind(&path)?, path })
+        let listener = UnixListener::bind(&path)?;
+        let inode = std::fs::symlink_metadata(&path)?.ino();
+        Ok(Control { listener, path, inode })
     }
 
     /// Where it listens.
@@ -215,13 +224,13 @@ impl Control {
 
     /// Another handle for the same socket, for the thread that serves it.
     pub fn try_clone(&self) -> io::Result<Control> {
-        Ok(Control { listener: self.listener.try_clone()?, path: PathBuf::new() })
+        Ok(Control { listener: self.listener.try_clone()?, path: PathBuf::new(), inode: 0 })
     }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
-        if !self.path.as_os_str().is_empty() {
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -277,7 +286,7 @@ fn recorded(fs: &FileSystem, request: &str) -> Result<String, String> {
 }
 
 fn status(shown: &Shown) -> Status {
-    let Shown { mountpoint, fs, updater, kernel, bare } = shown;
+    let Shown { place, fs, updater, kernel, bare } = shown;
     let view = fs.view();
     let (stats, objects) = (fs.stats(), fs.objects());
     let (inodes, open_files, ..) = fs.held();
@@ -286,7 +295,8 @@ fn status(shown: &Shown) -> Status {
     Status {
         schema: 1,
         fqrn: fs.info().fqrn.clone(),
-        mountpoint: mountpoint.display().to_string(),
+        mountpoint: place.mountpoint().display().to_string(),
+        detached: !place.is_mounted(),
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").into(),
         uptime: fs.info().since.elapsed().as_secs(),

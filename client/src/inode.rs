@@ -96,10 +96,10 @@ struct State {
 }
 
 impl Numbers {
-    /// Opens or makes the database at `path`.
-    pub fn open(path: &Path) -> Result<Numbers, InodeError> {
+    /// Opens or makes the database at `path`; waits so long for somebody else who has it.
+    pub fn open(path: &Path, patience: Duration) -> Result<Numbers, InodeError> {
         let error = |source| InodeError::Database { path: path.to_owned(), source };
-        let state = match State::open(path) {
+        let state = match State::open(path, patience) {
             Ok(state) => state,
             Err(rusqlite::Error::SqliteFailure(e, _))
                 if matches!(e.code, rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) =>
@@ -111,7 +111,7 @@ impl Numbers {
                 for suffix in ["-wal", "-shm"] {
                     let _ = std::fs::remove_file(format!("{}{suffix}", path.display()));
                 }
-                State::open(path).map_err(error)?
+                State::open(path, patience).map_err(error)?
             }
             Err(e) => return Err(error(e)),
         };
@@ -171,9 +171,9 @@ impl Numbers {
 }
 
 impl State {
-    fn open(path: &Path) -> rusqlite::Result<State> {
+    fn open(path: &Path, patience: Duration) -> rusqlite::Result<State> {
         let database = Connection::open(path)?;
-        database.busy_timeout(Duration::from_secs(5))?;
+        database.busy_timeout(patience)?;
         // WAL: a commit is one write without waiting for the disk, and a power failure cannot damage the file.
         database.execute_batch(
             "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;
@@ -346,11 +346,11 @@ mod tests {
     fn numbers_survive_a_restart_and_are_never_given_twice() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("inodes");
-        let numbers = Numbers::open(&path).unwrap();
+        let numbers = Numbers::open(&path, Duration::ZERO).unwrap();
         let first = numbers.of(&[identity(1), identity(2), identity(1)]).unwrap();
         assert_eq!(first, [2, 3, 2]);
         drop(numbers);
-        let numbers = Numbers::open(&path).unwrap();
+        let numbers = Numbers::open(&path, Duration::ZERO).unwrap();
         assert_eq!(numbers.of(&[identity(3), identity(2), identity(1)]).unwrap(), [4, 3, 2]);
         assert_eq!(numbers.next(), 5);
     }
@@ -360,7 +360,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("inodes");
         std::fs::write(&path, vec![b'x'; 8192]).unwrap();
-        assert_eq!(Numbers::open(&path).unwrap().of(&[identity(1)]).unwrap(), [2]);
+        assert_eq!(Numbers::open(&path, Duration::ZERO).unwrap().of(&[identity(1)]).unwrap(), [2]);
         assert!(path.with_extension("damaged").exists());
     }
 
@@ -368,14 +368,14 @@ mod tests {
     fn the_last_number_is_not_passed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("inodes");
-        Numbers::open(&path)
+        Numbers::open(&path, Duration::ZERO)
             .unwrap()
             .state
             .lock()
             .database
             .execute("UPDATE next SET number = ?1", [u32::MAX - 1])
             .unwrap();
-        let numbers = Numbers::open(&path).unwrap();
+        let numbers = Numbers::open(&path, Duration::ZERO).unwrap();
         assert_eq!(numbers.of(&[identity(1)]).unwrap(), [u32::MAX - 1]);
         assert!(matches!(numbers.of(&[identity(2)]), Err(InodeError::Exhausted(_))));
         assert_eq!(numbers.of(&[identity(1)]).unwrap(), [u32::MAX - 1], "known numbers stay usable");

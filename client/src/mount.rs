@@ -15,7 +15,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fuser::{Config as FuseConfig, MountOption, Session, SessionACL};
+use fuser::{Config as FuseConfig, Session, SessionACL};
+use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -24,10 +25,12 @@ use crate::bare::{self, Bare};
 use crate::cache::CacheError;
 use crate::config::Config;
 use crate::control::{self, Control, Shown};
+use crate::device;
 use crate::fetch::Objects;
 use crate::fs::FileSystem;
 use crate::fuse::{Fuse, Invalidator};
 use crate::inode::{InodeError, Numbers};
+use crate::place::Place;
 use crate::remount::{Ended, Updater};
 use crate::revision::{Repository, RevisionError};
 use crate::stats::Stats;
@@ -104,7 +107,7 @@ pub(crate) fn system(what: &'static str) -> impl FnOnce(io::Error) -> MountError
 
 /// Shows a repository at `mountpoint` until it is unmounted; calls `ready` as soon as it can be used.
 pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(), MountError> {
-    let mountpoint = prepare(mountpoint)?;
+    let (mountpoint, follows) = prepare(mountpoint)?;
     apply_limits(config);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -116,7 +119,7 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
     let objects = Arc::new(Objects::new(config, runtime.handle(), &stats)?);
     let repository = Repository::new(config, &objects)?;
     let mounted = repository.mount()?;
-    let numbers = open_numbers(config, &mountpoint)?;
+    let numbers = open_numbers(config, &mountpoint, follows)?;
     let fs = FileSystem::new(config, objects, mounted.revision, numbers, repository.master_keys());
     let fs = Arc::new(fs);
     let hidden = if config.xattrs { 0 } else { fs.attributed() };
@@ -135,7 +138,7 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
     };
     // Before there is a mount: a signal that nobody heeds would leave it dead.
     let signals = [heed(SignalKind::terminate())?, heed(SignalKind::interrupt())?];
-    let mut session = open_session(fuse, config, &mountpoint)?;
+    let (session, place) = open_session(fuse, config, &mountpoint)?;
     let device = session.as_fd().try_clone_to_owned().map_err(system("keep the connection to the kernel"))?;
     let invalidator = Invalidator::new(device, kernel.clone());
     let bare = Arc::new(Bare::new(fs.clone(), config, &mountpoint));
@@ -156,22 +159,18 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
     let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
         std::thread::Builder::new().name(name.into()).spawn(run).map_err(system("start a thread"))
     };
-    let (listener, served, place) =
-        (control.try_clone().map_err(system("share the control socket"))?, updater.clone(), mountpoint.clone());
-    let shown = Shown { mountpoint: place, fs: fs.clone(), updater: served, kernel, bare: bare.clone() };
+    let (listener, served) = (control.try_clone().map_err(system("share the control socket"))?, updater.clone());
+    let shown = Shown { place: place.clone(), fs: fs.clone(), updater: served, kernel, bare: bare.clone() };
     spawn("control", Box::new(move || listener.serve(&Arc::new(shown))))?;
-    let updating = updater.clone();
-    let place = mountpoint.clone();
+    let (updating, revoked) = (updater.clone(), place.clone());
     let update = move || {
-        // As on a signal: out of sight at once, gone with the last user.
-        if updating.run() == Ended::Revoked && unmount_now(&place).or_else(|_| detach(&place)).is_err() {
-            tracing::error!(mountpoint = %place.display(), "cannot unmount it");
+        if updating.run() == Ended::Revoked && hide(&revoked).is_err() {
+            tracing::error!(mountpoint = %revoked.mountpoint().display(), "cannot unmount it");
         }
     };
     let updates = spawn("update", Box::new(update))?;
-    runtime.spawn(unmount_on_signal(signals, mountpoint.clone()));
+    runtime.spawn(unmount_on_signal(signals, place.clone()));
     // Until the session runs, requests wait in the kernel.
-    let unmounter = session.unmount_callable();
     ready();
     let view = fs.view();
     tracing::info!(
@@ -182,8 +181,7 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
         "mounted"
     );
     drop(view);
-    let ended = session.run();
-    drop(unmounter);
+    let ended = serve(session, &place);
     drop(control);
     bare.close();
     fs.prefetcher().close();
@@ -201,37 +199,47 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
     }
 }
 
+/// Answers the kernel until nobody uses the mount any more.
+pub(crate) fn serve(session: Session<Fuse>, place: &Place) -> io::Result<()> {
+    let ended = session.run();
+    // Nobody would answer.
+    let _ = hide(place);
+    ended
+}
+
 /// Whether the connection ended because nobody uses the mount any more.
 pub(crate) fn is_end(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ECONNABORTED))
 }
 
-pub(crate) fn open_session(fuse: Fuse, config: &Config, mountpoint: &Path) -> Result<Session<Fuse>, MountError> {
-    // The binding would only say "permission denied", without saying to what.
+/// Mounts a file system; it is served by [`serve`].
+pub(crate) fn open_session(
+    fuse: Fuse,
+    config: &Config,
+    mountpoint: &Path,
+) -> Result<(Session<Fuse>, Place), MountError> {
+    // The kernel would only say "permission denied", without saying to what.
     std::fs::File::options()
         .read(true)
         .write(true)
         .open("/dev/fuse")
         .map_err(system("use /dev/fuse: load the kernel module fuse, and give users access (mode 0666)"))?;
-    // The name that `df` shows; scripts of the field look for it.
-    let mut options =
-        vec![MountOption::FSName("cvmfs2".into()), MountOption::RO, MountOption::NoSuid, MountOption::NoDev];
-    if config.check_permissions {
-        options.push(MountOption::DefaultPermissions);
-    }
-    if config.noexec {
-        options.push(MountOption::NoExec);
-    }
+    // Other users may look unless the system forbids it to ordinary users.
+    let allow_others = may_allow_others();
+    let options = device::Options { noexec: config.noexec, check_permissions: config.check_permissions, allow_others };
     let mut fuse_config = FuseConfig::default();
-    fuse_config.mount_options = options;
     // Readers of requests answer from memory and cache; more than cores, because a long listing takes a while.
     let threads = || std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 16);
     fuse_config.n_threads = Some(config.threads.unwrap_or_else(threads));
     fuse_config.clone_fd = true;
-    // Other users may look unless the system forbids it to ordinary users.
-    fuse_config.acl = if may_allow_others() { SessionACL::All } else { SessionACL::Owner };
-    Session::new(fuse, mountpoint, &fuse_config)
-        .map_err(|source| MountError::Fuse { path: mountpoint.to_owned(), source })
+    let acl = if allow_others { SessionACL::All } else { SessionACL::Owner };
+    let failed = |source| MountError::Fuse { path: mountpoint.to_owned(), source };
+    let device = device::mount_on(mountpoint, options).map_err(failed)?;
+    let place = Place::of(mountpoint);
+    let session = Session::from_fd(fuse, device, acl, fuse_config).inspect_err(|_| {
+        let _ = hide(&place);
+    });
+    Ok((session.map_err(failed)?, place))
 }
 
 fn may_allow_others() -> bool {
@@ -239,42 +247,48 @@ fn may_allow_others() -> bool {
     nix::unistd::geteuid().is_root() || std::fs::read_to_string("/etc/fuse.conf").is_ok_and(allowed)
 }
 
-/// Absolute path of a directory that something can be mounted on; a dead mount of ours is cleared away.
-fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
+/// Absolute path of a directory that something can be mounted on, and whether a client that was mounted there serves others
+/// still; a dead mount of ours is cleared away.
+fn prepare(mountpoint: &Path) -> Result<(PathBuf, bool), MountError> {
     let wrong = |source| MountError::Mountpoint { path: mountpoint.to_owned(), source };
     if is_dead(mountpoint) {
         detach(mountpoint).map_err(wrong)?;
     }
     let path = mountpoint.canonicalize().map_err(wrong)?;
-    if !path.is_dir() {
-        return Err(wrong(io::ErrorKind::NotADirectory.into()));
-    }
-    match control::ask_status(&control::socket(&path)) {
-        Ok(status) => Err(MountError::Busy { path, fqrn: status.fqrn, pid: status.pid }),
-        Err(_) => bare::clear_away(&path).map(|()| path),
-    }
+    device::place(&path).map_err(wrong)?;
+    let follows = match control::ask_status(&control::socket(&path)) {
+        Ok(status) if !status.detached => {
+            return Err(MountError::Busy { path, fqrn: status.fqrn, pid: status.pid });
+        }
+        other => other.is_ok(),
+    };
+    bare::clear_away(&path)?;
+    Ok((path, follows))
 }
 
 /// Whether the client behind a mountpoint is gone. `stat` would not tell while the kernel has its answer cached.
 pub(crate) fn is_dead(mountpoint: &Path) -> bool {
+    let Ok(place) = device::place(mountpoint) else { return false };
     // Who asks while it dies is told that the connection was aborted.
-    matches!(nix::sys::statvfs::statvfs(mountpoint), Err(nix::errno::Errno::ENOTCONN | nix::errno::Errno::ECONNABORTED))
+    matches!(nix::sys::statvfs::fstatvfs(&place), Err(Errno::ENOTCONN | Errno::ECONNABORTED))
 }
 
 /// The list of numbers of this mountpoint; the first free one if somebody else uses a mountpoint of the same
-/// name (in another mount namespace).
-fn open_numbers(config: &Config, mountpoint: &Path) -> Result<Numbers, InodeError> {
+/// name (in another mount namespace, or `follows`: before us).
+fn open_numbers(config: &Config, mountpoint: &Path, follows: bool) -> Result<Numbers, InodeError> {
+    // Somebody who is about to end is waited for.
+    let patience = if follows { Duration::ZERO } else { Duration::from_secs(5) };
     let directory = config.workspace.join("inodes");
     // When it cannot be made, opening a file in it says why.
     let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
     let base = format!("{}@{}", config.fqrn, control::key(mountpoint));
-    let mut result = Numbers::open(&directory.join(&base));
+    let mut result = Numbers::open(&directory.join(&base), patience);
     for other in 2..=16 {
         match &result {
             Err(InodeError::Database { source: rusqlite::Error::SqliteFailure(e, _), .. })
                 if e.code == rusqlite::ErrorCode::DatabaseBusy =>
             {
-                result = Numbers::open(&directory.join(format!("{base}.{other}")));
+                result = Numbers::open(&directory.join(format!("{base}.{other}")), Duration::ZERO);
             }
             _ => break,
         }
@@ -307,29 +321,36 @@ fn apply_limits(config: &Config) {
     }
 }
 
-async fn unmount_on_signal([mut terminate, mut interrupt]: [Signal; 2], mountpoint: PathBuf) {
+async fn unmount_on_signal([mut terminate, mut interrupt]: [Signal; 2], place: Place) {
     loop {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        tracing::info!(mountpoint = %mountpoint.display(), "unmounting on a signal");
-        let place = mountpoint.clone();
-        // In use: out of sight at once, gone with the last user.
-        let _ = tokio::task::spawn_blocking(move || unmount_now(&place).or_else(|_| detach(&place))).await;
+        tracing::info!(mountpoint = %place.mountpoint().display(), "unmounting on a signal");
+        let place = place.clone();
+        let _ = tokio::task::spawn_blocking(move || hide(&place)).await;
     }
+}
+
+/// Takes a mount of this process out of sight, gone with its last user.
+fn hide(place: &Place) -> io::Result<()> {
+    if !place.is_mounted() {
+        return Ok(());
+    }
+    unmount_now(place.mountpoint()).or_else(|_| detach(place.mountpoint()))
 }
 
 fn unmount_now(mountpoint: &Path) -> io::Result<()> {
     match umount2(mountpoint, MntFlags::UMOUNT_NOFOLLOW) {
-        Err(nix::errno::Errno::EPERM) => fusermount(mountpoint, "-u"),
+        Err(Errno::EPERM) => fusermount(mountpoint, "-u"),
         result => Ok(result?),
     }
 }
 
 pub(crate) fn detach(mountpoint: &Path) -> io::Result<()> {
     match umount2(mountpoint, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-        Err(nix::errno::Errno::EPERM) => fusermount(mountpoint, "-uz"),
+        Err(Errno::EPERM) => fusermount(mountpoint, "-uz"),
         result => Ok(result?),
     }
 }
@@ -387,19 +408,21 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
 /// First word of the line by which the background process says that all is well.
 const READY: &str = "ready";
 
-/// Says to the waiting first run that the mount can be used, and lets go of its pipe.
+/// Says to systemd that the mount can be used, if it is systemd who started us.
+pub fn notify() {
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+}
+
+/// Leaves the session of whoever started us, says to the waiting first run that the mount can be used, and lets go of its
+/// pipe.
 pub fn say_ready() {
+    // Not before there is a mount: until then, autofs lets nobody have a look at its place but the processes of its own group.
+    let _ = nix::unistd::setsid();
     let mut out = io::stdout();
     let _ = writeln!(out, "{READY}").and_then(|()| out.flush());
     if let Ok(null) = std::fs::File::options().write(true).open("/dev/null") {
         let _ = nix::unistd::dup2_stdout(&null);
     }
-}
-
-/// Leaves session and directory of whoever started us.
-pub fn leave_session() {
-    let _ = nix::unistd::setsid();
-    let _ = std::env::set_current_dir("/");
 }
 
 /// Runs this program again with `arguments` in the background; returns when the mount can be used. What it

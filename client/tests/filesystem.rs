@@ -54,7 +54,7 @@ impl Client {
         let objects = Arc::new(Objects::new(&config, runtime.handle(), &Arc::new(Stats::default())).unwrap());
         let repository = Repository::new(&config, &objects).unwrap();
         let mounted = repository.mount()?;
-        let numbers = Numbers::open(&config.cache.join("inodes/test")).unwrap();
+        let numbers = Numbers::open(&config.cache.join("inodes/test"), Duration::ZERO).unwrap();
         let fs = Arc::new(FileSystem::new(&config, objects, mounted.revision, numbers, repository.master_keys()));
         let offline = mounted.offline;
         let automatic = config.auto_update;
@@ -368,7 +368,7 @@ fn two_clients_share_a_cache() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let objects = Arc::new(Objects::new(&config, runtime.handle(), &Arc::default()).unwrap());
     let repository = Repository::new(&config, &objects).unwrap();
-    let numbers = Numbers::open(&world.cache().join("inodes/second")).unwrap();
+    let numbers = Numbers::open(&world.cache().join("inodes/second"), Duration::ZERO).unwrap();
     let revision = repository.mount().unwrap().revision;
     let two = FileSystem::new(&config, objects, revision, numbers, String::new());
     let Lookup::Found(directory) = two.lookup(ROOT, b"sizes", Wait::No).unwrap() else { panic!("no /sizes") };

@@ -65,7 +65,7 @@ impl World {
         let objects = Arc::new(Objects::new(&config, runtime.handle(), &Arc::new(Stats::default())).unwrap());
         let repository = Repository::new(&config, &objects).unwrap();
         let revision = repository.mount().unwrap().revision;
-        let numbers = Numbers::open(&config.workspace.join("numbers")).unwrap();
+        let numbers = Numbers::open(&config.workspace.join("numbers"), Duration::ZERO).unwrap();
         let fs = Arc::new(FileSystem::new(&config, objects, revision, numbers, repository.master_keys()));
         Client { fs, _runtime: runtime }
     }

@@ -69,7 +69,7 @@ pub(super) fn apply(options: &[String], parameters: &mut Parameters) -> Result<b
                 _ if OVERRULED.contains(&name) => {
                     tracing::warn!(option = name, "ignored: the mount is always ro,nosuid,nodev");
                 }
-                _ if IGNORED.contains(&name) || name.starts_with("x-") => {}
+                _ if IGNORED.contains(&name) || name.starts_with("x-") || name.starts_with("X-") => {}
                 _ => match &mut current {
                     // A comma inside of a value.
                     Some((_, value)) => {

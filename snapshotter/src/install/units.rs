@@ -35,7 +35,7 @@ mod tests {
         let [(_, service), (_, socket)] = texts(&settings, Path::new("/opt/bin/cvmfs-snapshotter"));
         assert!(service.contains("\nExecStart=/opt/bin/cvmfs-snapshotter serve\n"));
         assert!(socket.contains("\nListenStream=/run/other.sock\n"));
-        for line in ["Type=notify", "KillMode=process", "Restart=always", "RestartSec=1", "OOMScoreAdjust=-999"] {
+        for line in ["Type=notify", "KillMode=process", "Restart=always", "RestartSec=100ms", "OOMScoreAdjust=-999"] {
             assert!(service.lines().any(|found| found == line), "{line}");
         }
     }
