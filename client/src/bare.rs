@@ -73,11 +73,11 @@ impl Bare {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.place).map_err(unusable)?;
         let fuse = Fuse::new(self.fs.clone(), &self.config);
         let kernel = fuse.kernel();
-        let (session, place) = mount::open_session(fuse, &self.config, &self.place)?;
+        let (session, mounted) = mount::open_session(fuse, &self.config, &self.place)?;
         let device = session.as_fd().try_clone_to_owned();
         let device = device.map_err(mount::system("keep the connection to the kernel"))?;
         let invalidator = Arc::new(Invalidator::new(device, kernel));
-        let run = move || mount::serve(session, &place);
+        let run = move || mount::serve(session, mounted);
         let session = std::thread::Builder::new().name("bare".into()).spawn(run);
         Ok(Running { invalidator, session: session.map_err(mount::system("start a thread"))? })
     }

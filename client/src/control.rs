@@ -12,7 +12,8 @@
 //! | `record stop DIRECTORY` | `{"list": TEXT}`: the start-up list of what was touched below a directory of the repository |
 //!
 //! The socket's name follows from the mountpoint, so commands find it without a registry; other programs find it in the
-//! attribute `user.control` of the mountpoint; a name left over by a killed client is taken over, as is that of a client whose mount is out of sight.
+//! attribute `user.control` of the mountpoint; a name left over by a killed client is taken over, as is that of
+//! a client whose mount is out of sight.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};

@@ -118,9 +118,9 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
     let stats = Arc::new(Stats::default());
     let objects = Arc::new(Objects::new(config, runtime.handle(), &stats)?);
     let repository = Repository::new(config, &objects)?;
-    let mounted = repository.mount()?;
+    let first = repository.mount()?;
     let numbers = open_numbers(config, &mountpoint, follows)?;
-    let fs = FileSystem::new(config, objects, mounted.revision, numbers, repository.master_keys());
+    let fs = FileSystem::new(config, objects, first.revision, numbers, repository.master_keys());
     let fs = Arc::new(fs);
     let hidden = if config.xattrs { 0 } else { fs.attributed() };
     if hidden > 0 {
@@ -138,7 +138,8 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
     };
     // Before there is a mount: a signal that nobody heeds would leave it dead.
     let signals = [heed(SignalKind::terminate())?, heed(SignalKind::interrupt())?];
-    let (session, place) = open_session(fuse, config, &mountpoint)?;
+    let (session, mounted) = open_session(fuse, config, &mountpoint)?;
+    let place = mounted.place().clone();
     let device = session.as_fd().try_clone_to_owned().map_err(system("keep the connection to the kernel"))?;
     let invalidator = Invalidator::new(device, kernel.clone());
     let bare = Arc::new(Bare::new(fs.clone(), config, &mountpoint));
@@ -148,7 +149,7 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
         repository,
         config.auto_update,
         config.max_ttl,
-        mounted.offline.as_ref(),
+        first.offline.as_ref(),
         Box::new(move |stale| {
             invalidator.forget(stale);
             beside.forget(stale);
@@ -169,7 +170,7 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
         }
     };
     let updates = spawn("update", Box::new(update))?;
-    runtime.spawn(unmount_on_signal(signals, place.clone()));
+    runtime.spawn(unmount_on_signal(signals, place));
     // Until the session runs, requests wait in the kernel.
     ready();
     let view = fs.view();
@@ -181,7 +182,7 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
         "mounted"
     );
     drop(view);
-    let ended = serve(session, &place);
+    let ended = serve(session, mounted);
     drop(control);
     bare.close();
     fs.prefetcher().close();
@@ -199,11 +200,26 @@ pub fn run(config: &Config, mountpoint: &Path, ready: impl FnOnce()) -> Result<(
     }
 }
 
+/// A mount of this process. It goes out of sight when this is dropped: nobody would answer.
+#[derive(Debug)]
+pub(crate) struct Mounted(Place);
+
+impl Mounted {
+    pub(crate) fn place(&self) -> &Place {
+        &self.0
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = hide(&self.0);
+    }
+}
+
 /// Answers the kernel until nobody uses the mount any more.
-pub(crate) fn serve(session: Session<Fuse>, place: &Place) -> io::Result<()> {
+pub(crate) fn serve(session: Session<Fuse>, mounted: Mounted) -> io::Result<()> {
     let ended = session.run();
-    // Nobody would answer.
-    let _ = hide(place);
+    drop(mounted);
     ended
 }
 
@@ -217,7 +233,7 @@ pub(crate) fn open_session(
     fuse: Fuse,
     config: &Config,
     mountpoint: &Path,
-) -> Result<(Session<Fuse>, Place), MountError> {
+) -> Result<(Session<Fuse>, Mounted), MountError> {
     // The kernel would only say "permission denied", without saying to what.
     std::fs::File::options()
         .read(true)
@@ -235,11 +251,9 @@ pub(crate) fn open_session(
     let acl = if allow_others { SessionACL::All } else { SessionACL::Owner };
     let failed = |source| MountError::Fuse { path: mountpoint.to_owned(), source };
     let device = device::mount_on(mountpoint, options).map_err(failed)?;
-    let place = Place::of(mountpoint);
-    let session = Session::from_fd(fuse, device, acl, fuse_config).inspect_err(|_| {
-        let _ = hide(&place);
-    });
-    Ok((session.map_err(failed)?, place))
+    let mounted = Mounted(Place::of(mountpoint));
+    let session = Session::from_fd(fuse, device, acl, fuse_config).map_err(failed)?;
+    Ok((session, mounted))
 }
 
 fn may_allow_others() -> bool {
@@ -333,9 +347,9 @@ async fn unmount_on_signal([mut terminate, mut interrupt]: [Signal; 2], place: P
     }
 }
 
-/// Takes a mount of this process out of sight, gone with its last user.
+/// Takes a mount of this process out of sight, gone with its last user. What others have mounted over it stays.
 fn hide(place: &Place) -> io::Result<()> {
-    if !place.is_mounted() {
+    if !place.is_seen() {
         return Ok(());
     }
     unmount_now(place.mountpoint()).or_else(|_| detach(place.mountpoint()))
@@ -371,7 +385,7 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
         return bare::clear_away(&mountpoint.canonicalize().map_err(fail(""))?);
     }
     let path = mountpoint.canonicalize().map_err(fail(""))?;
-    let client = control::ask_status(&control::socket(&path)).ok();
+    let client = control::ask_status(&control::socket(&path)).ok().filter(|client| !client.detached);
     if lazy {
         return detach(&path).map_err(fail(""));
     }

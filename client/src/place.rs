@@ -30,6 +30,12 @@ impl Place {
         let Some(device) = &self.device else { return true };
         devices(&table(), &self.mountpoint).any(|found| found == device)
     }
+
+    /// Whether it is what is seen there: nothing else is mounted over it.
+    pub fn is_seen(&self) -> bool {
+        let Some(device) = &self.device else { return true };
+        devices(&table(), &self.mountpoint).last().is_some_and(|found| found == device)
+    }
 }
 
 fn table() -> Vec<u8> {
@@ -87,8 +93,8 @@ mod tests {
     #[test]
     fn a_place_is_known_by_its_device() {
         let root = Place::of(Path::new("/"));
-        assert!(root.device.is_some() && root.is_mounted());
+        assert!(root.device.is_some() && root.is_mounted() && root.is_seen());
         let gone = Place { device: Some(b"0:0".to_vec()), ..root };
-        assert!(!gone.is_mounted());
+        assert!(!gone.is_mounted() && !gone.is_seen());
     }
 }

@@ -63,6 +63,24 @@ fn a_client_that_is_out_of_sight_leaves_its_follower_alone() {
 }
 
 #[test]
+fn a_mount_that_fails_half_way_leaves_nothing() {
+    if !has_fuse() {
+        return;
+    }
+    let world = World::new("basic");
+    let path = world.directory.path().join("mnt");
+    std::fs::create_dir(&path).unwrap();
+    // Where the control socket should be is something else.
+    let socket = client::control::socket(&path.canonicalize().unwrap());
+    std::fs::create_dir_all(&socket).unwrap();
+    let output = world.try_mount(&[]).err().unwrap();
+    std::fs::remove_dir(&socket).unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("control socket"), "{output:?}");
+    assert!(std::fs::read_dir(&path).unwrap().next().is_none(), "nothing is mounted, dead or alive");
+    world.mount(&[]).unmount();
+}
+
+#[test]
 fn mount_8_calls_the_same_program_by_another_name() {
     if !has_fuse() {
         return;
