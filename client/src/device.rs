@@ -41,11 +41,16 @@ impl Options {
     }
 }
 
-/// Mounts on a directory; requests wait on what is returned.
-pub fn mount_on(directory: &Path, options: Options) -> io::Result<OwnedFd> {
-    match by_the_kernel(directory, options) {
+/// Opens the kernel's FUSE, which nothing is mounted from yet.
+pub fn open() -> io::Result<OwnedFd> {
+    Ok(File::options().read(true).write(true).open("/dev/fuse")?.into())
+}
+
+/// Mounts on a directory; requests wait on what is returned: `device`, or the one of fusermount3.
+pub fn mount_on(directory: &Path, device: OwnedFd, options: Options) -> io::Result<OwnedFd> {
+    match by_the_kernel(directory, &device, options) {
         Err(Errno::EPERM) => by_fusermount(directory, options),
-        result => Ok(result?),
+        result => Ok(result.map(|()| device)?),
     }
 }
 
@@ -54,15 +59,12 @@ pub fn place(directory: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(directory)
 }
 
-fn by_the_kernel(directory: &Path, options: Options) -> Result<OwnedFd, Errno> {
-    let open = File::options().read(true).write(true).open("/dev/fuse");
-    let device = OwnedFd::from(open.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?);
+fn by_the_kernel(directory: &Path, device: &OwnedFd, options: Options) -> Result<(), Errno> {
     let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
     let data = format!("fd={},rootmode=40000,user_id={user},group_id={group}{}", device.as_raw_fd(), options.of_fuse());
     let mut flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     flags.set(MsFlags::MS_NOEXEC, options.noexec);
-    mount(Some(NAME), directory, Some("fuse"), flags, Some(data.as_str()))?;
-    Ok(device)
+    mount(Some(NAME), directory, Some("fuse"), flags, Some(data.as_str()))
 }
 
 fn by_fusermount(directory: &Path, options: Options) -> io::Result<OwnedFd> {

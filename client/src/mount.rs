@@ -235,10 +235,7 @@ pub(crate) fn open_session(
     mountpoint: &Path,
 ) -> Result<(Session<Fuse>, Mounted), MountError> {
     // The kernel would only say "permission denied", without saying to what.
-    std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/fuse")
+    let device = device::open()
         .map_err(system("use /dev/fuse: load the kernel module fuse, and give users access (mode 0666)"))?;
     // Other users may look unless the system forbids it to ordinary users.
     let allow_others = may_allow_others();
@@ -250,7 +247,7 @@ pub(crate) fn open_session(
     fuse_config.clone_fd = true;
     let acl = if allow_others { SessionACL::All } else { SessionACL::Owner };
     let failed = |source| MountError::Fuse { path: mountpoint.to_owned(), source };
-    let device = device::mount_on(mountpoint, options).map_err(failed)?;
+    let device = device::mount_on(mountpoint, device, options).map_err(failed)?;
     let mounted = Mounted(Place::of(mountpoint));
     let session = Session::from_fd(fuse, device, acl, fuse_config).map_err(failed)?;
     Ok((session, mounted))
