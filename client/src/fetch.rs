@@ -42,7 +42,7 @@ use crate::log::Seldom;
 use crate::stats::Stats;
 use http::{Transport, TransportError};
 use lanes::Lane;
-use ledger::Ledger;
+use ledger::{Guess, Ledger};
 use pace::Pace;
 use sink::{Benches, ObjectSink};
 use throttle::Throttle;
@@ -275,7 +275,7 @@ impl Objects {
             Wait::No => Ok(self.cached(want)),
             Wait::Yes => self.fetch(want).map(Some),
             Wait::For(process) => self.fetch_for(want, process).map(Some),
-            Wait::Ahead => self.fetch_ahead(want, false).map(Some),
+            Wait::Ahead => self.fetch_ahead(want, None).map(Some),
         }
     }
 
@@ -334,8 +334,8 @@ impl Objects {
         }
     }
 
-    /// The same for an object that nobody has asked for yet; `guessed` when nobody has said that it will be wanted.
-    pub(crate) fn fetch_ahead(&self, want: &Want, guessed: bool) -> Fetched {
+    /// The same for an object that nobody has asked for yet, by leave of the ledger if nobody has said that it will be wanted.
+    pub(crate) fn fetch_ahead(&self, want: &Want, guess: Option<Guess<'_>>) -> Fetched {
         let have = || self.cache.get(want.key(), want.size).map(Arc::new);
         if let Some(file) = have() {
             return Ok(file);
@@ -346,7 +346,7 @@ impl Objects {
         let landing = match self.board(want.key(), true) {
             Boarding::First(landing) => landing,
             Boarding::Taken(flight) => {
-                drop(lane);
+                drop((lane, guess));
                 return flight.wait();
             }
         };
@@ -360,8 +360,8 @@ impl Objects {
         {
             // Entered before it lands, so whoever opens it from now on takes it out again.
             match landing.flight.joined.load(Ordering::Acquire) {
-                true => self.ledger.claimed_early(size_of(file), guessed),
-                false => self.ledger.enter(want.key(), size_of(file), guessed),
+                true => self.ledger.claimed_early(size_of(file), guess),
+                false => self.ledger.enter(want.key(), size_of(file), guess),
             }
         }
         landing.land(result.map(Arc::new).map_err(Arc::new))

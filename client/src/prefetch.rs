@@ -33,7 +33,7 @@ mod workers;
 
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use cvmfs::entry::{Chunk, Entry};
@@ -84,8 +84,6 @@ struct Shared {
     needs: Mutex<Needs>,
     neighbours: Mutex<Neighbours>,
     walks: Mutex<Walks>,
-    /// Bytes of guesses that are being fetched.
-    guessing: AtomicU64,
     learner: Mutex<Learner>,
     recording: AtomicBool,
     recorder: Mutex<Option<Recorder>>,
@@ -139,7 +137,6 @@ impl Prefetcher {
             needs: Mutex::default(),
             neighbours: Mutex::default(),
             walks: Mutex::default(),
-            guessing: AtomicU64::new(0),
             learner: Mutex::new(Learner::new(learned)),
             recording: AtomicBool::new(false),
             recorder: Mutex::default(),

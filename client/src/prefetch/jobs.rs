@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use cvmfs::bundle;
 use cvmfs::catalog::Row;
@@ -47,7 +46,7 @@ impl Shared {
     }
 
     fn fetch(&self, want: &Want) -> Result<(), Failure> {
-        self.objects.fetch_ahead(want, false).map(drop).map_err(Failure::Fetch)
+        self.objects.fetch_ahead(want, None).map(drop).map_err(Failure::Fetch)
     }
 
     /// What a list says about a file.
@@ -192,19 +191,11 @@ impl Shared {
 
     /// Fetches what nobody has asked for, unless too much was guessed in vain.
     pub(super) fn guess(&self, want: &Want) -> Result<Option<Arc<File>>, Failure> {
-        let ledger = self.objects.ledger();
-        let allowed = self.limits.waste.saturating_add(ledger.demanded.bytes.get());
-        let room = |guessing: u64| {
-            let guessing = guessing.saturating_add(want.limit);
-            (ledger.unused_guesses().saturating_add(guessing) <= allowed).then_some(guessing)
-        };
-        if self.guessing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
+        let Some(guess) = self.objects.ledger().guess(want.limit, self.limits.waste) else {
             self.objects.stats().ahead_left_out.add(1);
             return Ok(None);
-        }
-        let result = self.objects.fetch_ahead(want, true);
-        self.guessing.fetch_sub(want.limit, Ordering::Relaxed);
-        result.map(Some).map_err(Failure::Fetch)
+        };
+        self.objects.fetch_ahead(want, Some(guess)).map(Some).map_err(Failure::Fetch)
     }
 
     pub(super) fn attached(&self, path: &RepoPath, side: Side, wait: Wait) -> Result<Arc<Attached>, AttachError> {
