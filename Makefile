@@ -92,7 +92,7 @@ test-containerd: engines ## containerd 1.6, 1.7 and 2 with the snapshotter (VERS
 
 .PHONY: test-docker
 test-docker: PROFILE = dev
-test-docker: engines ## Docker with the containerd image store and the snapshotter, and Docker 20.10 with the graph driver (SMOKE=1 a short pass)
+test-docker: engines ## Docker 26 and 28 with the snapshotter, Docker 20.10 and 26 with the graph driver (SMOKE=1 a short pass)
 	@status=0; \
 	integration/docker/docker.py $(BIN) $(if $(SMOKE),--smoke) $(if $(TABLE),--table $(TABLE)) || status=1; \
 	integration/docker/plugin.py $(BIN) $(if $(SMOKE),--smoke) $(if $(TABLE),--table $(TABLE)) || status=1; \

@@ -48,6 +48,7 @@ DOCKER = {
     "thin image": ["thin image, no registry"],
     "first output (ordinary)": ["seconds to first output"],
 }
+DOCKER_26 = DOCKER | {"registry down": ["registry-mirrors, no network"]}
 PLUGIN = {
     "pull or find": ["thin image: pull, run"],
     "run": ["thin image: pull, run", "ordinary images"],
@@ -85,8 +86,10 @@ ROWS = (
     Row("containerd 1.6", "containerd 1.6", _containerd([])),
     Row("containerd 1.7", "containerd 1.7", _containerd([])),
     Row("containerd 2", "containerd 2", _containerd(["ctr images pull"])),
-    Row("Docker, containerd image store", "Docker 28", DOCKER),
+    Row("Docker 26, containerd store", "Docker 26", DOCKER_26),
+    Row("Docker 28, containerd store", "Docker 28", DOCKER),
     Row("Docker 20.10, graph driver", "Docker 20.10 + plugin", PLUGIN),
+    Row("Docker 26, graph driver", "Docker 26 + plugin", PLUGIN),
     Row("Podman 4, root", "podman 4 root", PODMAN),
     Row("Podman 4, user", "podman 4 user", PODMAN),
     Row("Podman 5, root", "podman 5 root", PODMAN),

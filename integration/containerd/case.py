@@ -104,7 +104,7 @@ class Case(Steps):
 
     def all_leases(self):
         """(namespace, lease) of all that keeps something from garbage collection."""
-        listed = {namespace: self.node.ctr("leases", "ls", "--quiet", namespace=namespace).stdout.split() for namespace in NAMESPACES}
+        listed = {namespace: self.node.ctr("leases", "ls", "--quiet", namespace=namespace).stdout.split() for namespace in self.namespaces}
         return [(namespace, lease) for namespace, names in listed.items() for lease in names]
 
     def end_leases(self):

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Docker 20.10 with `thin-image graphdriver`: thin images run from the repository, and everything else works as with overlay2.
+"""Docker 20.10 and 26 with `thin-image graphdriver`: thin images run from the repository, and everything else works as with overlay2.
 
   make test-docker
-  integration/docker/plugin.py --bin target/debug --smoke
+  integration/docker/plugin.py --bin target/debug --version 26 --smoke
 
 The images of `containerd/` from a real registry, and thin images of them in the same one. What containers see is compared with what Docker's
 own overlay2 makes of the original, and with the layers themselves. `daemon-plugin.json` and `thin-image.toml` are the files that an admin
@@ -35,7 +35,9 @@ from lab import Daemon, Lab
 from table import Table
 from volumes import SOCKET, plugin_answers, volumes
 
-HOME = os.environ.get("DEMO_DIR", "target/demo")
+HOME = Path(os.environ.get("DEMO_DIR", "target/demo"))
+# Version → the Debian release it comes from.
+VERSIONS = {"20.10": "bookworm", "26": "trixie"}
 MANY = 4  # layers from which on containers get the flat root
 DATA = Path("/var/lib/docker/cvmfs")
 PLACES = ("/etc/containerd", "/run/containerd", "/var/lib/containerd", "/opt/containerd", "/etc/thin-image", "/var/lib/thin-image", "/etc/cvmfs", "/cvmfs", "/run/cvmfs-client")
@@ -44,17 +46,18 @@ PLACES = ("/etc/containerd", "/run/containerd", "/var/lib/containerd", "/opt/con
 class Machine:
     """Where the engine's programs are; what `Docker` wants of a node."""
 
-    engine = ENGINES / "bookworm/usr/bin"
-    path = f"PATH={engine}:{engine.parent}/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
+    def __init__(self, release):
+        self.engine = ENGINES / release / "usr/bin"
+        self.path = f"PATH={self.engine}:{self.engine.parent}/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class PluginCase(DockerCase):
-    """Docker 20.10, at first with overlay2 and then with the plugin."""
+    """Docker of a version, at first with overlay2 and then with the plugin."""
 
-    def __init__(self, lab, site, table):
-        self.lab, self.version, self.site, self.table = lab, "20.10", site, table
+    def __init__(self, lab, version, site, table):
+        self.lab, self.version, self.site, self.table = lab, version, site, table
         self.stack, self.relay, self.binaries = site.stack, site.relay, site.binaries
-        self.name, self.engine, self.prefix = "20.10", "Docker 20.10 + plugin", ""
+        self.name, self.engine, self.prefix = version, f"Docker {version} + plugin", ""
         self.mount = Path("/cvmfs") / FQRN
         self.pushed = set()
         for place in PLACES:
@@ -62,12 +65,12 @@ class PluginCase(DockerCase):
         self.mount.mkdir()
         self.mount_repository("cache")
         Path("/etc/thin-image/config.toml").write_text((Path(__file__).parent / "thin-image.toml").read_text())
-        self.node = Machine
+        self.node = Machine(VERSIONS[version])
         # Its own containerd would be a child of dockerd, and could not be told from its zombie after a kill -9 of that.
-        answers = lambda: lab.run("env", Machine.path, "ctr", "version", ok=None).returncode == 0
-        self.containerd = Daemon(lab, "containerd", ["env", Machine.path, "containerd"], answers, "does not answer")
+        answers = lambda: lab.run("env", self.node.path, "ctr", "version", ok=None).returncode == 0
+        self.containerd = Daemon(lab, "containerd", ["env", self.node.path, "containerd"], answers, "does not answer")
         self.containerd.start()
-        self.docker = Docker(lab, Machine, "daemon-plugin.json", **{"storage-driver": "overlay2"})
+        self.docker = Docker(lab, self.node, "daemon-plugin.json", **{"storage-driver": "overlay2"})
         lab.undo(self._end_everything)
         command = [self.binary("thin-image"), "graphdriver", "--volumes", "--client", self.binary("cvmfs-client")]
         self.plugin = Daemon(lab, "plugin", command, plugin_answers, f"does not answer on {SOCKET}")
@@ -77,7 +80,7 @@ class PluginCase(DockerCase):
         ours = os.readlink("/proc/self/ns/mnt")
         for pid, command in processes():
             with contextlib.suppress(OSError):
-                if command[0].startswith(("containerd", str(Machine.engine))) or os.readlink(f"/proc/{pid}/ns/mnt") != ours:
+                if command[0].startswith(("containerd", str(self.node.engine))) or os.readlink(f"/proc/{pid}/ns/mnt") != ours:
                     os.kill(pid, signal.SIGKILL)
         for line in reversed(mounts()):
             if line.split()[4].startswith(("/run/docker/", "/var/lib/docker/")):
@@ -144,7 +147,7 @@ class PluginCase(DockerCase):
 
 def first_output(case, *words):
     """Seconds until a command of Docker prints something, and all that it prints."""
-    command = ["env", *case.docker.environment, Machine.engine / "docker", *words]
+    command = ["env", *case.docker.environment, case.node.engine / "docker", *words]
     start = time.monotonic()
     with subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         first = os.read(process.stdout.fileno(), 1 << 16)
@@ -347,7 +350,7 @@ def killed_in_pulls(case):
     with case.step("plugin: kill -9 in pulls") as cell:
         through, count = 0, 6
         dice = random.Random(1)
-        command = ["env", *case.docker.environment, Machine.engine / "docker", "pull", case.reference("sixty")]
+        command = ["env", *case.docker.environment, case.node.engine / "docker", "pull", case.reference("sixty")]
         for _ in range(count):
             with subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as pull:
                 time.sleep(dice.uniform(0.1, 1.5))
@@ -492,29 +495,42 @@ def scenario():
     with Lab(HOME) as lab:
         start = time.monotonic()
         site = Site(lab, args)
-        case = PluginCase(lab, site, table)
-        print(f"ready after {time.monotonic() - start:.1f} s", flush=True)
-        case.docker.daemon.start()
-        steps = chosen(args)
-        if seconds in steps:
+        if seconds in chosen(args):
             registry.push(images.python_image(lab.home), site.url, "lab/python", "1")
             site.repository.wish(*(f"http://{site.reference(name)}" for name in ("one", "twelve", "sixty", "pause", "python")))
             site.repository.convert()
-            site.relay.reset()
-            taken, _ = first_output(case, "run", "--rm", "--network", "none", site.reference("python"))
-            case.python = taken, site.relay.received
-        overlay2(case, ("twelve",) if args.smoke else ("one", "twelve", "sixty"))
-        case.use_plugin()
-        print(f"Docker {case.docker.version()} with {case.docker.docker('info', '--format', '{{.Driver}} {{.DriverStatus}}').stdout.strip()}")
-        for step in steps:
-            step(case)
+        print(f"     images published in {time.monotonic() - start:.1f} s", flush=True)
+        for version in args.version:
+            start = time.monotonic()
+            site.reference_trees.clear()
+            with Lab(HOME / version) as inner:
+                tries(PluginCase(inner, version, site, table), args)
+            lab.passed += inner.passed
+            lab.failed += inner.failed
+            print(f"{version:5} took {time.monotonic() - start:.0f} s", flush=True)
         print(f"\n{table.text()}")
         return lab.verdict()
+
+
+def tries(case, args):
+    """All steps with one version."""
+    case.docker.daemon.start()
+    steps = chosen(args)
+    if seconds in steps:
+        case.relay.reset()
+        taken, _ = first_output(case, "run", "--rm", "--network", "none", case.reference("python"))
+        case.python = taken, case.relay.received
+    overlay2(case, ("twelve",) if args.smoke else ("one", "twelve", "sixty"))
+    case.use_plugin()
+    print(f"\nDocker {case.docker.version()} with {case.docker.docker('info', '--format', '{{.Driver}} {{.DriverStatus}}').stdout.strip()}", flush=True)
+    for step in steps:
+        step(case)
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", default="target/release", help="directory of our programs")
+    parser.add_argument("--version", nargs="+", choices=VERSIONS, default=list(VERSIONS), help="versions of Docker; all by default")
     parser.add_argument("--smoke", action="store_true", help="the shortest pass that has every kind of thing in it")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="only steps with these names")
     parser.add_argument("--table", help="a file to which the table's cells are added")

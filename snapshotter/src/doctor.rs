@@ -3,7 +3,6 @@
 //! | module | looks at |
 //! |---|---|
 //! | [`repositories`] | each configured repository, and how it is mounted |
-//! | [`mounts`] | the kernel's table of mounts |
 //! | [`machine`] | kernel, SELinux, the file system of the state directory |
 //! | [`daemon`] | our own sockets |
 //! | [`engine`] | containerd: its version, its plugins, its images |
@@ -18,7 +17,6 @@ use crate::config::Config;
 pub mod daemon;
 pub mod engine;
 pub mod machine;
-pub mod mounts;
 pub mod repositories;
 pub mod settings;
 

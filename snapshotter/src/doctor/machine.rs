@@ -5,11 +5,12 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
+use mountinfo::MountTable;
 use nix::libc;
 use rustix::fs::{Dir, FileType};
 use xattr::FileExt as _;
 
-use super::{Check, mounts};
+use super::Check;
 
 /// The boolean of SELinux that lets containers read file systems in user space.
 const BOOLEAN: &str = "virt_sandbox_use_fusefs";
@@ -67,8 +68,8 @@ fn state_directory(root: &Path) -> Check {
             "choose another root in the configuration",
         );
     };
-    let mounts = mounts::read();
-    let kind = mounts::around(&mounts, directory).map_or("unknown", |mount| mount.kind.as_str()).to_owned();
+    let mounts = MountTable::own().unwrap_or_default();
+    let kind = mounts.around(directory).map_or("unknown", |mount| mount.kind.as_str()).to_owned();
     let place = Place { kind, trusted: trusted(directory), types: types(directory) };
     judge(root, &place)
 }

@@ -6,9 +6,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use futures_util::future::join_all;
+use mountinfo::{MountPoint, MountTable};
 
 use super::Check;
-use super::mounts::{self, MountPoint};
 use crate::config::{Config, RepositoryConfig};
 
 /// Layers that are looked into.
@@ -48,7 +48,7 @@ pub struct Seen {
 
 /// Looks at all of them.
 pub async fn examine(config: &Config) -> Vec<Check> {
-    let mounts = mounts::read();
+    let mounts = MountTable::own().unwrap_or_default();
     let looks = config.repositories.iter().zip(config.repositories()).map(|(settings, repository)| async move {
         (settings, repository.look(|mountpoint| look(mountpoint).map(Some)).await.map(Option::unwrap_or_default))
     });
@@ -93,7 +93,7 @@ fn look(mountpoint: &Path) -> io::Result<Seen> {
 }
 
 /// What that means.
-fn judge(settings: &RepositoryConfig, seen: Result<Seen, String>, mounts: &[MountPoint]) -> Vec<Check> {
+fn judge(settings: &RepositoryConfig, seen: Result<Seen, String>, mounts: &MountTable) -> Vec<Check> {
     let (name, mountpoint) = (&settings.name, settings.mountpoint());
     let place = mountpoint.display();
     let title = format!("repository {name}");
@@ -123,7 +123,7 @@ fn judge(settings: &RepositoryConfig, seen: Result<Seen, String>, mounts: &[Moun
         ),
     });
     checks.extend(owners(&seen).map(|check| Check { name: format!("owners in {name}"), ..check }));
-    if let Some(mount) = mounts::at(mounts, &mountpoint).filter(|mount| mount.is_fuse()) {
+    if let Some(mount) = mounts.at(&mountpoint).next_back().filter(|mount| mount.is_fuse()) {
         let title = format!("mount of {name}");
         checks.push(if mount.has("nosuid") {
             Check::ok(title, "nosuid: set-id programs of images work in containers and nowhere else")
@@ -135,7 +135,8 @@ fn judge(settings: &RepositoryConfig, seen: Result<Seen, String>, mounts: &[Moun
             )
         });
     }
-    if let Some(automounter) = mounts::automounter(mounts, &mountpoint) {
+    let is_automounter = |mount: &&MountPoint| mount.kind == "autofs" && mountpoint.starts_with(&mount.place);
+    if let Some(automounter) = mounts.mounts.iter().find(is_automounter) {
         checks.push(Check::warn(
             format!("automounter of {name}"),
             format!("{} is autofs, which unmounts repositories that seem idle", automounter.place.display()),
@@ -187,7 +188,7 @@ mod tests {
     }
 
     fn states(seen: Result<Seen, String>, table: &str) -> Vec<(String, State)> {
-        let checks = judge(&RepositoryConfig::usual("a.b"), seen, &mounts::parse(table));
+        let checks = judge(&RepositoryConfig::usual("a.b"), seen, &MountTable::parse(table.as_bytes()));
         assert!(checks.iter().all(|check| (check.state == State::Ok) == check.advice.is_none()), "{checks:?}");
         checks.into_iter().map(|check| (check.name.replace("a.b", "X"), check.state)).collect()
     }

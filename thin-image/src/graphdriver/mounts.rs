@@ -2,9 +2,10 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use mountinfo::MountTable;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::jail;
@@ -76,13 +77,13 @@ pub fn unmount(merged: &Path) -> Result<(), Refusal> {
 
 /// Is something mounted on this path?
 pub fn is_mounted(path: &Path) -> Result<bool, Refusal> {
-    Ok(devices(&table("/proc/thread-self/mountinfo")?, path).next().is_some())
+    Ok(table()?.at(path).next().is_some())
 }
 
 /// Does another process see what is mounted on this path, in a mount namespace of its own? A running container does.
 pub fn is_used_elsewhere(path: &Path) -> Result<bool, Refusal> {
-    let own = table("/proc/thread-self/mountinfo")?;
-    let Some(device) = devices(&own, path).last().map(<[u8]>::to_vec) else { return Ok(false) };
+    let own = table()?;
+    let Some(device) = own.at(path).next_back().map(|mount| mount.device) else { return Ok(false) };
     let ours = fs::read_link("/proc/thread-self/ns/mnt").ok();
     let mut seen: Vec<PathBuf> = ours.into_iter().collect();
     let processes = fs::read_dir("/proc").map_err(Refusal::of("cannot read /proc"))?;
@@ -92,45 +93,16 @@ pub fn is_used_elsewhere(path: &Path) -> Result<bool, Refusal> {
             continue;
         }
         seen.push(namespace);
-        let Ok(table) = fs::read(process.path().join("mountinfo")) else { continue };
-        if table.split(|&b| b == b'\n').any(|line| line.split(|&b| b == b' ').nth(2) == Some(&device)) {
+        let Ok(table) = MountTable::of(&process.path()) else { continue };
+        if table.mounts.iter().any(|mount| mount.device == device) {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-fn table(path: &str) -> Result<Vec<u8>, Refusal> {
-    fs::read(path).map_err(Refusal::of(format!("cannot read {path}")))
-}
-
-/// The devices of what is mounted on a path, the visible one last.
-fn devices<'a>(table: &'a [u8], path: &'a Path) -> impl Iterator<Item = &'a [u8]> {
-    table.split(|&b| b == b'\n').filter_map(move |line| {
-        let mut fields = line.split(|&b| b == b' ');
-        let (device, place) = (fields.nth(2)?, fields.nth(1)?);
-        (unescape(place).as_os_str() == path.as_os_str()).then_some(device)
-    })
-}
-
-/// The kernel writes blanks, tabs, line ends and backslashes as `\` and three octal digits.
-fn unescape(field: &[u8]) -> std::ffi::OsString {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, after)) = rest.split_first() {
-        let octal = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(value) if byte == b'\\' => {
-                out.push(value);
-                rest = &after[3..];
-            }
-            _ => {
-                out.push(byte);
-                rest = after;
-            }
-        }
-    }
-    std::ffi::OsString::from_vec(out)
+fn table() -> Result<MountTable, Refusal> {
+    MountTable::own().map_err(Refusal::of("cannot read the kernel's table of mounts"))
 }
 
 /// A label that can stand between quotes.
@@ -153,18 +125,6 @@ mod tests {
         assert!(text.contains(",upperdir=diff,workdir=work,index=off,redirect_dir=off,metacopy=off,"), "{text}");
         let view = Stack { lowers: &lowers[..2], writable: false, label: "" };
         assert_eq!(options(&view, &OFF), "lowerdir=l/0:l/1");
-    }
-
-    #[test]
-    fn the_kernel_s_table_is_read() {
-        let table = b"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
-            40 22 0:50 / /a\\040b/merged rw shared:1 - overlay overlay rw\n\
-            41 40 0:51 / /a\\040b/merged rw - overlay overlay rw\n";
-        let found = |path: &str| devices(table, Path::new(path)).map(<[u8]>::to_vec).collect::<Vec<_>>();
-        assert_eq!(found("/a b/merged"), [b"0:50".to_vec(), b"0:51".to_vec()]);
-        assert_eq!(found("/"), [b"8:1".to_vec()]);
-        assert_eq!(found("/a"), Vec::<Vec<u8>>::new());
-        assert_eq!(unescape(b"a\\134\\9\\"), OsStr::new("a\\\\9\\"));
     }
 
     #[test]

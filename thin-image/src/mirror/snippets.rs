@@ -27,7 +27,7 @@ pub fn print(engine: Engine, listen: SocketAddr, resolve: bool, registries: &[St
                 "# /etc/containerd/certs.d/_default/hosts.toml\n\
                  # for all registries; without a server of its own, each registry stays the last resort.\n\
                  # config.toml has to say where certs.d is: config_path = \"/etc/containerd/certs.d\"\n\
-                 # Docker with the containerd image store reads it as /etc/docker/certs.d/_default/hosts.toml\n\
+                 # Docker 28 and newer with the containerd image store read it as /etc/docker/certs.d/_default/hosts.toml\n\
                  [host.\"http://{listen}\"]\n  capabilities = [{capabilities}]\n"
             )
         }
