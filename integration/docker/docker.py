@@ -254,7 +254,8 @@ def push(case):
         container = case.start("twelve")
         container.exec("sh", "-euc", CHANGES)
         expected = case.tree(container)
-        image = case.reference("pushed")
+        pushed = f"pushed-{case.name}"  # what one version has pushed is there for the other
+        image = case.reference(pushed)
         case.docker.docker("commit", container.name, image)
         refused = case.docker.docker("push", image, ok=None)
         case.check("push refuses what is not there", refused.returncode != 0 and "not found" in refused.stderr, refused.stderr)
@@ -263,9 +264,9 @@ def push(case):
         case.equal("save has it once it is there", case.saved("twelve"), case.stack.layers("twelve"))
         case.docker.docker("push", image)
         case.sweep()
-        case.pull("pushed")
+        case.pull(pushed)
         case.equal("no layer of the old image is downloaded", case.downloaded("twelve", MOBY), [])
-        case.same("what comes back is what was pushed", without_links(expected), without_links(case.tree(case.start("pushed"))))
+        case.same("what comes back is what was pushed", without_links(expected), without_links(case.tree(case.start(pushed))))
         cell.text = "after ctr content fetch"
 
 
