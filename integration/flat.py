@@ -102,7 +102,7 @@ def _tree(root, places):
 def process_of(command):
     """The ID of the process that runs a command, or will in a moment."""
     found = lambda: [pid for pid, words in processes() if words == command]
-    within(10, found)
+    within(30, found)
     if len(found()) != 1:
         raise Failure(f"{len(found())} processes run {command}")
     return found()[0]
@@ -115,5 +115,5 @@ def end(program):
         raise Failure(f"no {program} is running")
     for pid in found:
         os.kill(pid, signal.SIGTERM)
-    if not within(15, lambda: not [pid for pid, _ in processes() if pid in found]):
+    if not within(30, lambda: not [pid for pid, _ in processes() if pid in found]):
         raise Failure(f"{program} does not end")

@@ -7,7 +7,7 @@ The science image of bench/subjects.py and a large file are published and mounte
 an upper directory in memory, as an engine does, and imports numpy and scipy in it, in turn: over the layers on the local disk, over the
 layers of the mount, over the flat with its cover, and over these on the mount without extended attributes, which is what containers get
 from the snapshotter; with passthrough as well. The requests of a start are counted by the kernel. Then the large file is read from its pages,
-and again when the mount's pages were dropped. At last every file of the image is read with an empty cache, in turn with the floor:
+in turn as well, and again when the mount's pages were dropped. At last every file of the image is read with an empty cache, in turn with the floor:
 verifying, inflating and writing the same objects with one thread. BEFORE is a directory with an older cvmfs-client to compare with. Needs root.
 """
 
@@ -183,13 +183,15 @@ class Bench:
 
     def large(self, ways):
         """{way: (seconds from pages, seconds without the mount's own pages)}."""
-        found = {}
-        for name, (_, layers) in ways.items():
-            file = next(layer / LARGE for layer in layers if (layer / LARGE).exists())
+        files = {name: next(layer / LARGE for layer in layers if (layer / LARGE).exists()) for name, (_, layers) in ways.items()}
+        times = {name: [] for name in files}
+        for file in files.values():
             read(file)
-            from_pages = statistics.median(read(file) for _ in range(self.args.repeat))
-            found[name] = (from_pages, min(read(file, drop=True) for _ in range(3)) if name != "local disk" else None)
-        return found
+        for _ in range(self.args.repeat):
+            for name, file in files.items():
+                times[name].append(read(file))
+        dropped = lambda file: min(read(file, drop=True) for _ in range(3))
+        return {name: (statistics.median(times[name]), dropped(file) if name != "local disk" else None) for name, file in files.items()}
 
     def cold(self, number):
         """Reading the whole image with an empty cache: seconds, files, bytes, objects, and the floor."""

@@ -96,11 +96,11 @@ class Case(Steps):
                 node.ctr("images", "rm", *found, namespace=namespace)
         node.collect()
         left = lambda: [rows for namespace in NAMESPACES if (rows := node.snapshots(namespace) or node.blobs(namespace))]
-        clean = within(10, lambda: not left())
+        clean = within(30, lambda: not left())
         self.check("garbage collection leaves no snapshot and no blob", clean, f"{[sorted(rows)[:3] for rows in left()]}, leases {self.all_leases()}")
         self.end_leases()  # or they would fail all steps that follow
-        self.check("garbage collection leaves no directory", within(15, lambda: not node.directories()), node.directories())
-        self.check("no mount and no process is left", within(5, lambda: not node.leftovers()), node.leftovers())
+        self.check("garbage collection leaves no directory", within(30, lambda: not node.directories()), node.directories())
+        self.check("no mount and no process is left", within(30, lambda: not node.leftovers()), node.leftovers())
 
     def all_leases(self):
         """(namespace, lease) of all that keeps something from garbage collection."""

@@ -245,11 +245,11 @@ def cri(case, title, *uncommented):
         container = pods.call("run", pod, "main", image, "sh", "-c", "echo to the log; exec sleep 100000")
         case.equal("exec", pods.call("exec", container["container"], "cat", "/opt/stack/back")["stdout"], "here again\n")
         log = Path(container["log"])
-        case.check("log", within(5, lambda: log.read_text().endswith("stdout F to the log\n")), log.read_text())
+        case.check("log", within(30, lambda: log.read_text().endswith("stdout F to the log\n")), log.read_text())
         case.equal("container", pods.call("state", container["container"])["state"], "CONTAINER_RUNNING")
         case.equal("sandbox", pods.call("sandbox-state", pod)["state"], "SANDBOX_READY")
         second = pods.call("run", pod, "second", image, "sh", "-c", "exit 3")
-        ended = within(5, lambda: (state := pods.call("state", second["container"]))["state"] == "CONTAINER_EXITED" and state)
+        ended = within(30, lambda: (state := pods.call("state", second["container"]))["state"] == "CONTAINER_EXITED" and state)
         case.check("a container that ends has a status", ended and ended["exit_code"] == 3, ended)
         if case.version != "1.6":
             places = [about["mountpoint"] for about in pods.call("image-fs")["filesystems"]]
@@ -293,7 +293,7 @@ def restarts(case):
             case.equal("the container goes on without it", container.exec("cat", "/opt/odd/link-a").stdout, "two names, one file\n")
             node.snapshotter.start()
             start = time.monotonic()
-            case.check("new containers start", within(15, lambda: starts(case, "twelve")))
+            case.check("new containers start", within(30, lambda: starts(case, "twelve")))
             cell.text = f"new container after {time.monotonic() - start:.1f} s"
             case.equal("all snapshots are there", node.snapshots(), before)
             case.right("twelve", container)
@@ -313,7 +313,7 @@ def restarts_in_pulls(case):
             case.node.snapshotter.start()
             pull.join()
         # containerd waits a while before it dials again.
-        case.check("a pull succeeds afterwards", within(20, lambda: case.attempt("sixty")))
+        case.check("a pull succeeds afterwards", within(30, lambda: case.attempt("sixty")))
         case.lazy("sixty")
         case.right("sixty", case.container("sixty"))
         # Our own pull keeps what it has for a day when it fails, so that the next one goes on from there.
@@ -403,7 +403,7 @@ def start_up_list(case):
         cached = lambda: os.getxattr(listed, "user.lhash") != b"Not in cache"
         case.check("the file is not in the cache", not cached())
         case.run("twelve", "true")
-        case.check("a start that does not read it brings it into the cache", within(10, cached), case.node.snapshotter.log()[-1000:])
+        case.check("a start that does not read it brings it into the cache", within(30, cached), case.node.snapshotter.log()[-1000:])
         status = json.loads(case.lab.run(repository.client, "status", case.mount, "--json").stdout)
         status = status[0] if isinstance(status, list) else status
         case.check("the client counts it", status["prefetch"]["fetched"] > 0, status["prefetch"])

@@ -59,7 +59,7 @@ def thin_images(case):
                 error = refused(pull)
                 case.check(f"{name}, {how}: is refused and said why", error and says in error, error and error[-600:])
                 left = lambda: case.node.collect() or case.all_snapshots() or case.node.directories()
-                case.check(f"{name}, {how}: no snapshot is left", within(15, lambda: not left()), left())
+                case.check(f"{name}, {how}: no snapshot is left", within(30, lambda: not left()), left())
                 if how == "ctr" and case.version != "2":  # it names an image first and unpacks it then; what it named doesn't run
                     reference = case.reference(f"hostile-{name}")
                     done = case.node.run(reference, "hostile", "true", ok=None)

@@ -113,7 +113,7 @@ def kubelet(case, what, reference):
     pod = pods.call("sandbox", "pod")["sandbox"]
     container = pods.call("run", pod, "main", reference, "sh", "-c", "cat /opt/odd/link-a; exec sleep 100000")
     log = Path(container["log"])
-    case.check(f"{what}: runs", within(5, lambda: log.read_text().endswith("stdout F two names, one file\n")), log.read_text())
+    case.check(f"{what}: runs", within(30, lambda: log.read_text().endswith("stdout F two names, one file\n")), log.read_text())
     pods.call("remove", pod)
 
 
@@ -211,7 +211,7 @@ def mirror_ends(case):
 def nothing_left(case, what):
     """Checks that a pull that failed left neither image nor snapshot; blobs wait for garbage collection."""
     left = lambda: case.node.collect() or case.all_snapshots() or case.node.directories()
-    case.check(f"{what}: no snapshot is left", within(15, lambda: not left()), left())
+    case.check(f"{what}: no snapshot is left", within(30, lambda: not left()), left())
     case.equal(f"{what}: no image is left", case.all_images(), [])
 
 

@@ -178,7 +178,7 @@ def nodes(site, network, count):
     lab.check(f"{count} nodes: the server was asked once for each object", not repeated(requests), "\n    ".join(repeated(requests)[:5]))
     for point in points:
         lab.run(repository.client, "umount", point)
-        lab.check(f"{count} nodes: {point.name} is unmounted", within(10, lambda: not is_mounted(point)))
+        lab.check(f"{count} nodes: {point.name} is unmounted", within(30, lambda: not is_mounted(point)))
     cache.stop()
     return seconds, sum(asked.values()), sum(requests.values())
 

@@ -86,7 +86,7 @@ class DockerCase(Case):
         docker.docker("system", "prune", "--all", "--force")
         self.node.collect()
         left = lambda: (sorted(self.node.snapshots(MOBY)), sorted(self.node.blobs(MOBY)), self.leases())
-        self.check("no snapshot, no blob, no lease is left to Docker", within(10, lambda: not any(left())), left())
+        self.check("no snapshot, no blob, no lease is left to Docker", within(30, lambda: not any(left())), left())
         super().sweep()
 
     def restart(self, *uncommented):
@@ -381,7 +381,7 @@ def remove(case):
             case.pull(name)
         case.start("twelve").remove()
         stopped = case.start("sixty", "true")
-        case.check("a container ends", within(5, lambda: stopped.inspect(".State.Running") == "false"))
+        case.check("a container ends", within(30, lambda: stopped.inspect(".State.Running") == "false"))
         for name in ("twelve", "gap"):
             case.docker.docker("image", "rm", case.reference(name))
         case.equal("what another image needs stays", len([kind for _, kind in case.node.snapshots(MOBY).values() if kind == "Committed"]), 61)
@@ -389,7 +389,7 @@ def remove(case):
         case.docker.docker("image", "rm", case.reference("sixty"))
         case.node.collect()
         left = lambda: (sorted(case.node.snapshots(MOBY)), sorted(case.node.blobs(MOBY)), case.node.directories())
-        case.check("nothing is left", within(10, lambda: not any(left())), left())
+        case.check("nothing is left", within(30, lambda: not any(left())), left())
 
 
 def restarts(case):
@@ -405,7 +405,7 @@ def restarts(case):
             case.equal("the container goes on without it", container.exec("cat", "/opt/odd/link-a").stdout, "two names, one file\n")
             node.snapshotter.start()
             start = time.monotonic()
-            case.check("new containers start", within(15, lambda: starts(case)))
+            case.check("new containers start", within(30, lambda: starts(case)))
             cell.text = f"new container after {time.monotonic() - start:.1f} s"
             case.equal("all snapshots are there", node.snapshots(MOBY), before)
             case.right("twelve", container)
@@ -430,7 +430,7 @@ def daemon_restarts(case):
         for end in (docker.daemon.stop, docker.daemon.kill):
             end()
             docker.daemon.start()
-            case.check("the container ends with it", within(20, lambda: container.inspect(".State.Running") == "false"))
+            case.check("the container ends with it", within(30, lambda: container.inspect(".State.Running") == "false"))
             docker.docker("start", container.name)
             case.equal("its changes are kept", container.exec("cat", "/opt/kept", "/opt/odd/link-a").stdout, "kept\ntwo names, one file\n")
             case.equal("all snapshots are there", case.node.snapshots(MOBY), before)

@@ -131,12 +131,12 @@ class PluginCase(DockerCase):
         docker.docker("system", "prune", "--all", "--force", "--volumes")
         if found := docker.list("images", "--all", "--quiet"):
             docker.docker("image", "rm", "--force", *dict.fromkeys(found))
-        self.check("no layer is left", within(10, lambda: not self.layers()), self.layers())
+        self.check("no layer is left", within(30, lambda: not self.layers()), self.layers())
         self.check("no mount is left", not self.overlays(), self.overlays())
         left = [entry.name for place in ("new", "trash") if (DATA / place).exists() for entry in (DATA / place).iterdir()]
         self.check("nothing that was being made or removed is left", not left, left)
         shims = lambda: [command for _, command in processes() if "containerd-shim" in command[0]]
-        self.check("no process is left", within(5, lambda: not shims()), shims())
+        self.check("no process is left", within(30, lambda: not shims()), shims())
 
     def refused(self, title, reason, *words):
         """Checks that a command of Docker fails, with a text that has `reason` in it."""
@@ -340,7 +340,7 @@ def plugin_restarts(case):
             case.equal("all layers are there", case.layers(), before)
             case.equal("new containers start", case.output(image, "cat", "/opt/odd/link-b"), "two names, one file\n")
         case.docker.docker("stop", container.name)
-        case.check("a container's mount goes with it, also of a plugin that did not make it", within(5, lambda: not case.overlays()), case.overlays())
+        case.check("a container's mount goes with it, also of a plugin that did not make it", within(30, lambda: not case.overlays()), case.overlays())
         case.docker.docker("start", container.name)
         case.equal("its changes are kept", container.exec("cat", "/opt/kept").stdout, "kept\n")
 
@@ -386,8 +386,8 @@ def daemon_restarts(case):
         for end in (docker.daemon.stop, docker.daemon.kill, both):
             end()
             docker.daemon.start()
-            case.check("the container ends with it", within(20, lambda: container.inspect(".State.Running") == "false"))
-            case.check("its mount too", within(5, lambda: not case.overlays()), case.overlays())
+            case.check("the container ends with it", within(30, lambda: container.inspect(".State.Running") == "false"))
+            case.check("its mount too", within(30, lambda: not case.overlays()), case.overlays())
             docker.docker("start", container.name)
             case.equal("its changes are kept", container.exec("cat", "/opt/kept", "/opt/odd/link-a").stdout, "kept\ntwo names, one file\n")
             case.equal("all layers are there", case.layers(), before)

@@ -28,7 +28,7 @@ from lab import Lab
 from table import Table
 
 # How long a request may take to succeed after the daemon is back: containerd waits up to three seconds before it connects again.
-PATIENCE = 15
+PATIENCE = 30
 
 NAMES = ("one", "twelve", "sixty", "gap")
 

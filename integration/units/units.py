@@ -139,7 +139,7 @@ def snapshotter_restarts(s):
             s.machine.systemctl("restart", SERVICE)
         else:
             s.machine.kill(SERVICE)
-            within(10, lambda: not s.machine.has(f"/proc/{before}"))  # it may answer until the signal has arrived
+            within(30, lambda: not s.machine.has(f"/proc/{before}"))  # it may answer until the signal has arrived
         s.check(f"snapshotter, {way}: the first start goes through", s.node.begins(s.reference), s.node.said)
         s.check("it is another process", s.machine.main_process(SERVICE) not in (0, before))
         goes_on(s, f"snapshotter, {way}")
@@ -156,12 +156,12 @@ def client_restarts(s):
     s.starts("client, restart")
     s.check("the old client serves those that run", s.machine.has(f"/proc/{before}"), before)
     s.node.ctr("task", "kill", "--signal", "KILL", "watcher")
-    within(10, lambda: s.node.ctr("task", "rm", "--force", "watcher", ok=None).returncode == 0)
+    within(30, lambda: s.node.ctr("task", "rm", "--force", "watcher", ok=None).returncode == 0)
     s.node.ctr("containers", "rm", "watcher")
-    s.check("and ends with the last of them", within(20, lambda: not s.machine.has(f"/proc/{before}")), before)
+    s.check("and ends with the last of them", within(30, lambda: not s.machine.has(f"/proc/{before}")), before)
 
     s.machine.kill(CLIENT)
-    s.check("client, kill -9: it is mounted again", within(20, lambda: s.machine.is_active(CLIENT) and s.machine.has(f"{MOUNT}/.layers")))
+    s.check("client, kill -9: it is mounted again", within(30, lambda: s.machine.is_active(CLIENT) and s.machine.has(f"{MOUNT}/.layers")))
     s.starts("client, kill -9")
 
     s.machine.systemctl("stop", CLIENT)
@@ -169,7 +169,7 @@ def client_restarts(s):
     s.equal("it ended in order", s.machine.shows(CLIENT, "Result"), "success")
     s.machine.systemctl("start", CLIENT)
     s.machine.run("umount", MOUNT)
-    s.check("client, umount by hand: it stays unmounted", within(10, lambda: s.machine.shows(CLIENT, "ActiveState") == "inactive"))
+    s.check("client, umount by hand: it stays unmounted", within(30, lambda: s.machine.shows(CLIENT, "ActiveState") == "inactive"))
     s.machine.systemctl("start", CLIENT)
     s.check("and can be started again", s.machine.has(f"{MOUNT}/.layers"))
 
@@ -261,11 +261,11 @@ def docker_plugins(s):
         for way in ("restart", "kill -9"):
             before = machine.main_process(unit)
             machine.systemctl("restart", unit) if way == "restart" else machine.kill(unit)
-            s.check(f"{unit}, {way}: it is there again", within(20, lambda: machine.main_process(unit) not in (0, before) and machine.is_active(unit)))
+            s.check(f"{unit}, {way}: it is there again", within(30, lambda: machine.main_process(unit) not in (0, before) and machine.is_active(unit)))
             s.check(f"{unit}, {way}: the volume is still mounted", machine.has(f"{place['Mountpoint']}/.layers"))
         s.equal(f"{unit}: the volume is let go", call("VolumeDriver.Unmount", {"Name": f"{FQRN}@trunk", "ID": "container"}).get("Err", ""), "")
         s.equal(f"{unit}: and forgotten", call("VolumeDriver.Remove", {"Name": f"{FQRN}@trunk"}).get("Err", ""), "")
-        s.check(f"{unit}: nothing is mounted for it", within(10, lambda: not machine.has(f"{place['Mountpoint']}/.layers")))
+        s.check(f"{unit}: nothing is mounted for it", within(30, lambda: not machine.has(f"{place['Mountpoint']}/.layers")))
         machine.systemctl("stop", unit)
         s.equal(f"{unit}: it ended in order", machine.shows(unit, "Result"), "success")
 

@@ -123,12 +123,12 @@ def changed(lab, watch, repository, point):
     """The list changes under the running program, to something bad and back."""
     good = repository.wish_list.read_text()
     repository.wish_list.write_text("{")
-    lab.check("a bad list is said", within(20, lambda: "wishlist.yaml" in (watch.status()["list"]["error"] or "")), watch.status())
+    lab.check("a bad list is said", within(30, lambda: "wishlist.yaml" in (watch.status()["list"]["error"] or "")), watch.status())
     lab.check("and makes it unwell", "wishlist.yaml" in watch.ask("/healthz"), watch.ask("/healthz"))
     registry.push(image(lab, "late", 1), watch.url, "lab/late", "1")
     repository.wish_list.write_text(good + f"  - {watch.url}/lab/late:1\n")
     lab.check("a new wish is published", within(TTL + 30, lambda: shown(point, watch.url, "late") == "late 1\n"), watch.status())
-    lab.check("and it is well again", within(20, lambda: watch.ask("/healthz") == "ok\n"), watch.ask("/healthz"))
+    lab.check("and it is well again", within(30, lambda: watch.ask("/healthz") == "ok\n"), watch.ask("/healthz"))
 
 
 def ended(lab, watch):
@@ -156,7 +156,7 @@ def killed(lab, watch, repository, point, kills, dice):
     for name in names:
         expected = f"{name} {number[name]}\n"
         lab.check(f"after {kills} kills {name} is the last one", within(120, lambda: shown(point, watch.url, name) == expected), shown(point, watch.url, name))
-    lab.check("no event waits", within(20, lambda: watch.status().get("queue") == 0), watch.status())
+    lab.check("no event waits", within(30, lambda: watch.status().get("queue") == 0), watch.status())
     lab.equal("the repository is sound", repository.check("--data"), 0)
     published = json.loads(lab.run(*repository.publisher, "--json", "images", FQRN).stdout)
     lab.equal("each image is there once", len(published), 4)

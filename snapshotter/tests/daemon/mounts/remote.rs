@@ -58,7 +58,7 @@ fn a_repository_that_hangs_is_down_and_left_alone_for_a_while() {
         return;
     }
     let mut world = World::new();
-    let repository = world.repository_with(NAME, "timeout = 0.5\non_error = \"fail\"");
+    let repository = world.repository_with(NAME, "timeout = 2\non_error = \"fail\"");
     let chains = repository.index(&[repository.layer("base"), repository.layer("top")]);
     let daemon = world.start();
     let mut client = daemon.client();
@@ -70,12 +70,12 @@ fn a_repository_that_hangs_is_down_and_left_alone_for_a_while() {
         let start = Instant::now();
         let failure = client.lazily("k", &base, &top).expect_err("it hangs");
         assert_eq!(failure.code, Code::Unavailable);
-        if failure.text.contains("did not answer within 0.5 s") {
+        if failure.text.contains("did not answer within 2 s") {
             slow += 1;
-            assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+            assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
         } else {
             assert!(failure.text.contains("in a row"), "{failure:?}");
-            assert!(start.elapsed() < Duration::from_millis(400), "{:?}", start.elapsed());
+            assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
             quick += 1;
         }
     }
@@ -85,7 +85,7 @@ fn a_repository_that_hangs_is_down_and_left_alone_for_a_while() {
     client.prepare("plain", "", &[]).unwrap();
     client.stat(&base).unwrap();
     assert_eq!(client.everything().len(), 2);
-    assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
     assert_eq!(crate::common::http(&world.control(), "/readyz").unwrap().0, 503);
     drop(silent);
     let start = Instant::now();
