@@ -113,6 +113,16 @@ class Lab:
         self._undo.callback(shutil.rmtree, self.dir, ignore_errors=True)
         return self
 
+    @contextlib.contextmanager
+    def part(self, name):
+        """A lab below this one for a part of the run: what is checked there counts here. Says how long it took."""
+        start = time.monotonic()
+        with Lab(self.home / name) as inner:
+            yield inner
+        self.passed += inner.passed
+        self.failed += inner.failed
+        print(f"{name:5} took {time.monotonic() - start:.0f} s", flush=True)
+
     def __exit__(self, *exception):
         print("cleaning up", file=sys.stderr, flush=True)
         return self._undo.__exit__(*exception)

@@ -480,16 +480,12 @@ def scenario():
         site = Site(lab, args)
         print(f"     images published in {time.monotonic() - start:.1f} s", flush=True)
         for version in args.version:
-            start = time.monotonic()
             site.reference_trees.clear()
-            with Lab(HOME / version) as inner:
+            with lab.part(version) as inner:
                 case = Case(inner, version, site, table)
                 print(f"\n{case.node.ctr('version').stdout.split('Server:')[1].split()[1]} of {case.node.release}", flush=True)
                 for step in SMOKE if args.smoke else ALL:
                     step(case)
-            lab.passed += inner.passed
-            lab.failed += inner.failed
-            print(f"{version:4} took {time.monotonic() - start:.0f} s", flush=True)
         print(f"\n{table.text()}")
         return lab.verdict()
 

@@ -37,7 +37,6 @@ from volumes import plugin_answers, volumes
 
 # Version → that of containerd in the same release of Debian.
 VERSIONS = {"26": "1.7", "28": "2"}
-HOME = Path(os.environ.get("DEMO_DIR", "target/demo"))
 
 
 class Told(mirrored.Told):
@@ -521,21 +520,17 @@ def chosen(args, version):
 def scenario():
     args = arguments()
     table = Table(args.table)
-    with Lab(HOME) as lab:
+    with Lab(os.environ.get("DEMO_DIR", "target/demo")) as lab:
         start = time.monotonic()
         site = Site(lab, args)
         print(f"     images published in {time.monotonic() - start:.1f} s", flush=True)
         for version in args.version:
-            start = time.monotonic()
             site.reference_trees.clear()
-            with Lab(HOME / version) as inner:
+            with lab.part(version) as inner:
                 case = DockerCase(inner, version, site, table)
                 print(f"\nDocker {case.docker.version()} on containerd of {case.node.release}", flush=True)
                 for step in chosen(args, version):
                     step(case)
-            lab.passed += inner.passed
-            lab.failed += inner.failed
-            print(f"{version:4} took {time.monotonic() - start:.0f} s", flush=True)
         print(f"\n{table.text()}")
         return lab.verdict()
 
