@@ -34,7 +34,6 @@ class Site:
         self.repository.wish(*self.published)
         self.repository.convert()
         self.port = self.repository.serve()
-        self.reference_trees = {}
 
     def reference(self, name):
         """An image as engines call it."""
@@ -48,7 +47,7 @@ class Case(Steps):
 
     def __init__(self, lab, version, site, table):
         super().__init__(lab, table, f"containerd {version}")
-        self.version, self.site = version, site
+        self.version, self.site, self.reference_trees = version, site, {}
         self.stack, self.relay, self.binaries = site.stack, site.relay, site.binaries
         self.mount = Path("/cvmfs") / FQRN
         self.node = Node(lab, version, site.binaries, self.reference("pause"))
@@ -186,8 +185,8 @@ class Case(Steps):
     def right(self, name, container):
         """Checks the tree that a container sees."""
         found = container_tree(container.root())
-        if name in self.site.reference_trees:
-            self.same(f"{name}: the tree is the one that overlayfs shows", self.site.reference_trees[name], found)
+        if name in self.reference_trees:
+            self.same(f"{name}: the tree is the one that overlayfs shows", self.reference_trees[name], found)
         expected = {path: about for path, about in images.merged_tree(self.stack.layout(name)).items() if path not in MOUNTED}
         said = lambda path, about: {key: value for key, value in about.items() if key in expected.get(path, about)}
         found = {path: said(path, about) for path, about in found.items() if path != "."}

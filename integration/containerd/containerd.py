@@ -50,7 +50,7 @@ def overlayfs(case):
         for name in ("one", "twelve", "sixty"):
             case.node.pull(case.reference(name), snapshotter="overlayfs")
             container = case.container(name, "overlayfs")
-            case.site.reference_trees[name] = container_tree(container.root())
+            case.reference_trees[name] = container_tree(container.root())
             container.remove()
             case.local(name)
 
@@ -480,7 +480,6 @@ def scenario():
         site = Site(lab, args)
         print(f"     images published in {time.monotonic() - start:.1f} s", flush=True)
         for version in args.version:
-            site.reference_trees.clear()
             with lab.part(version) as inner:
                 case = Case(inner, version, site, table)
                 print(f"\n{case.node.ctr('version').stdout.split('Server:')[1].split()[1]} of {case.node.release}", flush=True)

@@ -136,8 +136,8 @@ class DockerCase(Case):
     def right(self, name, container):
         """Checks the tree that a container sees."""
         found = self.tree(container)
-        if name in self.site.reference_trees:
-            self.same(f"{name}: the tree is the one that overlayfs shows", self.site.reference_trees[name], found)
+        if name in self.reference_trees:
+            self.same(f"{name}: the tree is the one that overlayfs shows", self.reference_trees[name], found)
         expected = {path: about for path, about in images.merged_tree(self.stack.layout(name)).items() if path not in MOUNTED}
         said = lambda path, about: {key: value for key, value in about.items() if key in expected.get(path, about)}
         self.same(f"{name}: the tree is what the layers say", expected, {path: said(path, about) for path, about in found.items() if path != "."})
@@ -158,7 +158,7 @@ def overlayfs(case):
         for name in ("one", "twelve", "sixty"):
             case.node.pull(case.reference(name), snapshotter="overlayfs")
             container = case.container(name, "overlayfs")
-            case.site.reference_trees[name] = without(container_tree(container.root()))
+            case.reference_trees[name] = without(container_tree(container.root()))
             container.remove()
 
 
@@ -288,7 +288,7 @@ def build(case):
             case.check("lazy layers are used", lazy == 12 or environment == new and not pulled, f"{lazy} of 12")
             case.equal("RUN and COPY did", case.output("built:1", "cat", "/opt/built/run"), "two names, one file\ncopied\n")
             found = case.tree(case.docker.container("built:1", "sleep", "100000"))
-            expected = case.site.reference_trees["twelve"]
+            expected = case.reference_trees["twelve"]
             case.same("the rest is as before", expected, {path: about for path, about in found.items() if not path.startswith("opt/built")})
 
 
@@ -525,7 +525,6 @@ def scenario():
         site = Site(lab, args)
         print(f"     images published in {time.monotonic() - start:.1f} s", flush=True)
         for version in args.version:
-            site.reference_trees.clear()
             with lab.part(version) as inner:
                 case = DockerCase(inner, version, site, table)
                 print(f"\nDocker {case.docker.version()} on containerd of {case.node.release}", flush=True)

@@ -55,9 +55,9 @@ class PluginCase(DockerCase):
     """Docker of a version, at first with overlay2 and then with the plugin."""
 
     def __init__(self, lab, version, site, table):
-        self.lab, self.version, self.site, self.table = lab, version, site, table
+        self.lab, self.version, self.site, self.table, self.reference_trees = lab, version, site, table, {}
         self.stack, self.relay, self.binaries = site.stack, site.relay, site.binaries
-        self.name, self.engine, self.prefix = version, f"Docker {version} + plugin", ""
+        self.engine, self.prefix = f"Docker {version} + plugin", ""
         self.mount = Path("/cvmfs") / FQRN
         self.pushed = set()
         for place in PLACES:
@@ -171,7 +171,7 @@ def overlay2(case, names):
         for name in names:
             case.docker.docker("pull", case.reference(name))
             container = case.container(case.reference(name))
-            case.site.reference_trees[name] = case.tree(container)
+            case.reference_trees[name] = case.tree(container)
         for image, *command in ([case.reference("twelve")], [case.reference("twelve"), "env"]):
             case.expected = [*getattr(case, "expected", []), case.output(image, *command)]
 
@@ -179,7 +179,7 @@ def overlay2(case, names):
 def thin(case):
     """`docker pull` and `docker run` of thin images of 1, 12 and 60 layers."""
     with case.step("thin image: pull, run") as cell:
-        for name in [name for name in ("one", "twelve", "sixty") if name in case.site.reference_trees]:
+        for name in [name for name in ("one", "twelve", "sixty") if name in case.reference_trees]:
             image = case.pull(name)
             if name == "twelve":
                 cell.text = f"{case.relay.received / 1000:.1f} of {case.stack.size(name) / 1000:.0f} KB"
@@ -305,7 +305,7 @@ def built(case, image):
     """Checks what a build on a thin image made."""
     case.equal("RUN and COPY did", case.output(image, "cat", "/opt/built/run"), "two names, one file\ncopied\n")
     found = case.tree(case.container(image))
-    expected = {path: about for path, about in case.site.reference_trees["twelve"].items() if path != "opt/odd/pipe"}
+    expected = {path: about for path, about in case.reference_trees["twelve"].items() if path != "opt/odd/pipe"}
     case.same("the rest is as before", expected, {path: about for path, about in found.items() if not path.startswith("opt/built")})
 
 
@@ -501,7 +501,6 @@ def scenario():
             site.repository.convert()
         print(f"     images published in {time.monotonic() - start:.1f} s", flush=True)
         for version in args.version:
-            site.reference_trees.clear()
             with lab.part(version) as inner:
                 tries(PluginCase(inner, version, site, table), args)
         print(f"\n{table.text()}")

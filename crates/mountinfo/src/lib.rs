@@ -22,8 +22,8 @@ pub struct MountPoint {
     pub device: Device,
     /// Where it is.
     pub place: PathBuf,
-    /// Options of the mount, such as `nosuid`.
-    pub options: Vec<String>,
+    /// Options of the mount, such as `nosuid`, with commas between them.
+    pub options: String,
     /// Type of the file system, such as `fuse`.
     pub kind: String,
 }
@@ -74,7 +74,7 @@ impl MountPoint {
 
     /// Whether it has an option.
     pub fn has(&self, option: &str) -> bool {
-        self.options.iter().any(|found| found == option)
+        self.options.split(',').any(|found| found == option)
     }
 }
 
@@ -87,7 +87,7 @@ fn mount(line: &[u8]) -> Option<MountPoint> {
     Some(MountPoint {
         device: Device { major: major.parse().ok()?, minor: minor.parse().ok()? },
         place: PathBuf::from(OsString::from_vec(plain(place))),
-        options: String::from_utf8_lossy(options).split(',').map(str::to_owned).collect(),
+        options: String::from_utf8_lossy(options).into_owned(),
         kind: String::from_utf8_lossy(words.next()?).into_owned(),
     })
 }

@@ -209,6 +209,8 @@ mod tests {
         assert_eq!(states(Result::Ok(Seen::default()), ""), [("repository X".to_owned(), Warn)]);
         let found = states(Result::Ok(seen()), autofs);
         assert_eq!(found[2], ("automounter of X".to_owned(), Warn));
+        let elsewhere = states(Result::Ok(seen()), "1 0 0:1 / /cvm rw - autofs x rw\n");
+        assert!(elsewhere.iter().all(|(_, state)| *state == Ok), "{elsewhere:?}");
     }
 
     #[test]

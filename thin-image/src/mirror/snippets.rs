@@ -7,9 +7,9 @@ use clap::ValueEnum;
 /// An engine that can use a mirror.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Engine {
-    /// containerd, and with it Kubernetes, nerdctl, and Docker with the containerd image store
+    /// containerd, and with it Kubernetes, nerdctl, and Docker 28 and newer with the containerd image store
     Containerd,
-    /// Docker
+    /// Docker, for names of Docker Hub
     Docker,
     /// Podman, CRI-O, Buildah, Skopeo
     Podman,
